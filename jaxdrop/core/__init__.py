@@ -1,0 +1,1 @@
+"""From a key to a dropped activation: words, threshold, mask, apply."""

@@ -1,0 +1,56 @@
+"""The last arrow: unpack, rescale and select, so that only packed words are kept."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool
+
+from jaxdrop.core import validate
+from jaxdrop.core.compat import explicit_sharding
+from jaxdrop.core.mask import Mask
+
+Rescale: TypeAlias = Callable[[Mask, Array], Array]
+"""A rule `(mask, x) -> factor` for what survivors are multiplied by."""
+
+
+# Under `checkpoint` the backward pass keeps the inputs it needs, which are the
+# packed words, and unpacks them again. Unlike a custom rule this leaves
+# forward mode working.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
+    """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`."""
+    mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
+    factor = validate.factor(rule(mask, x), x.shape)
+    # A bad traced rate must show, whatever the rule makes of it.
+    factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
+    scaled = times(x, factor)
+    keep = unpack_for(mask, x)
+    return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
+
+
+def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:
+    """The mask's booleans, sharded like `x` where its type says how."""
+    return mask.layout.unpack(mask.words, mask.layout.sharding(explicit_sharding(x)))
+
+
+def compute_dtype(x: Array) -> jnp.dtype:
+    """The real dtype to compute factors in: float32, or float64 for 64-bit input."""
+    wide = x.dtype in (jnp.float64, jnp.complex128)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def times(x: Array, factor: Array) -> Array:
+    """The product in float32 or wider, for the caller to round once."""
+    real = compute_dtype(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(real) * factor.astype(real)
+    if jnp.issubdtype(factor.dtype, jnp.complexfloating):
+        return x * factor.astype(x.dtype)
+    # By parts: a complex product would turn an infinite part into NaN.
+    factor = factor.astype(real)
+    return lax.complex(x.real * factor, x.imag * factor)

@@ -1,0 +1,113 @@
+"""Masks with an exact number of survivors: those with the smallest random words."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Int, UInt32
+
+from jaxdrop.core import validate
+from jaxdrop.core.compat import debug_check
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.mask import Mask
+from jaxdrop.core.types import Axes, Key
+from jaxdrop.core.words import Words, draw_pair, grid_address, threefry_key
+
+
+def draw_fixed_count_mask(
+    key: Key,
+    shape: int | Sequence[int],
+    count: int | Int[Array, ""],
+    *,
+    axis: Axes = None,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Mask:
+    """Draws a mask in which exactly `count` elements survive.
+
+    Every set of `count` elements is equally likely, to within 2^-32 a element.
+    The count holds over the given axes together; what lies along the other
+    axes is drawn independently.
+
+    Args:
+      key: one random key, consumed here.
+      shape: sizes of the array to drop from.
+      count: how many survive, from 0 to the number of elements along `axis`
+        (shared axes count once); may be traced, and then a count outside
+        poisons what the mask is applied to with NaN and fails under `checkify`.
+      axis: axes that the count is taken over; None for all.
+      broadcast_dims: axes along which the mask is shared; it has size 1 there.
+
+    Returns:
+      A `Mask` whose `keep_prob` is `count` over the number of elements.
+
+    Raises:
+      TypeError: `key` is not one key, or the others are not integers.
+      ValueError: `count`, `axis` or `broadcast_dims` are out of range.
+
+    Example:
+      >>> mask = draw_fixed_count_mask(jax.random.key(0), (5, 10), 3, axis=1)
+      >>> mask.unpack().sum(axis=1).tolist()
+      [3, 3, 3, 3, 3]
+
+    References:
+      Fan, Muller and Rezucha, "Development of sampling plans by using
+      sequential (item by item) selection techniques", JASA 57 (1962).
+    """
+    key = validate.one_key("draw_fixed_count_mask", key)
+    sizes = validate.shape("draw_fixed_count_mask", shape)
+    shared = validate.axes("draw_fixed_count_mask", "broadcast_dims", broadcast_dims, len(sizes))
+    layout = mask_layout(sizes, shared)
+    over = tuple(range(len(sizes))) if axis is None else axis
+    over = validate.axes("draw_fixed_count_mask", "axis", over, len(sizes))
+    group = validate.size_of([layout.shape[i] for i in over])
+    count = validate.survivors("draw_fixed_count_mask", count, group)
+    return _fixed_count(key, count, layout, over)
+
+
+@partial(jax.jit, static_argnames=("layout", "axes"))
+def _fixed_count(
+    key: Key, count: int | Int[Array, ""], layout: Layout, axes: tuple[int, ...]
+) -> Mask:
+    size = validate.size_of([layout.shape[axis] for axis in axes])
+    count = jnp.asarray(count, jnp.int32)
+    valid = (count >= 0) & (count <= size)
+    debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
+    words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), np.uint32(0))
+    keep = _smallest(jnp.broadcast_to(words, layout.shape), count, axes)
+    share = count.astype(jnp.result_type(float)) / max(size, 1)
+    return Mask(layout.pack(keep), jnp.where(valid, share, jnp.nan), layout)
+
+
+def _smallest(
+    words: Words, count: Int[Array, ""], axes: tuple[int, ...]
+) -> Bool[Array, "..."]:
+    """True at the `count` smallest words over `axes`; equal ones by position."""
+    shape = [words.shape[axis] if axis in axes else 1 for axis in range(words.ndim)]
+    position = jnp.broadcast_to(grid_address(shape).low, shape)
+    words, position = jnp.broadcast_arrays(words, position)
+    bound = _order_statistic(words, jnp.ones_like(words, bool), count, axes)
+    below, tied = words < bound, words == bound
+    left = count - jnp.sum(below, axes, jnp.int32, keepdims=True)
+    last = _order_statistic(position, tied, left, axes)
+    return (count > 0) & (below | (tied & (position <= last)))
+
+
+def _order_statistic(
+    values: Words, among: Bool[Array, "..."], rank: Int[Array, "..."], axes: tuple[int, ...]
+) -> UInt32[Array, "..."]:
+    """The `rank`-th smallest value over `axes`, found bit by bit from the highest.
+
+    It is the largest number that fewer than `rank` values lie below. 32 counts
+    take an eighth of the time of a sort on a CPU, and stay on each device.
+    """
+
+    def try_bit(i: UInt32[Array, ""], found: Words) -> Words:
+        candidate = found | (np.uint32(1) << (np.uint32(31) - i))
+        below = jnp.sum(among & (values < candidate), axes, jnp.int32, keepdims=True)
+        return jnp.where(below < rank, candidate, found)
+
+    total = jnp.sum(values, axes, jnp.uint32, keepdims=True)  # for its type alone
+    return lax.fori_loop(np.uint32(0), np.uint32(32), try_bit, total ^ total)

@@ -1,0 +1,103 @@
+"""How a mask lies in its words: which element is which bit.
+
+The trailing axes that waste at most 4 % of the bits are merged, and 32
+consecutive elements of the merged axis share a word: element e is bit e mod 32
+of word e div 32. Sizes of 1 (shared axes) change nothing.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import NamedSharding
+from jaxtyping import Bool
+
+from jaxdrop.core.compat import shard_count, with_spec
+from jaxdrop.core.validate import size_of
+from jaxdrop.core.words import Words
+
+WORD_BITS = 32
+_LONGEST_AXIS = 2**31  # so that an index fits in 32 bits
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The static part of a mask.
+
+    Attributes:
+      shape: sizes of the mask, 1 along axes where it is shared.
+    """
+
+    shape: tuple[int, ...]
+
+    @cached_property
+    def leading(self) -> int:
+        """How many axes are not merged."""
+        for leading in reversed(range(len(self.shape))):
+            size = size_of(self.shape[leading:])
+            if (-size % WORD_BITS) * 25 <= size:
+                return leading
+        return 0
+
+    @cached_property
+    def merged(self) -> int:
+        """Elements along the merged axis."""
+        return size_of(self.shape[self.leading :])
+
+    @cached_property
+    def words_shape(self) -> tuple[int, ...]:
+        """Sizes of the words; a very long merged axis is folded in two."""
+        words = -(-self.merged // WORD_BITS)
+        if words <= _LONGEST_AXIS:
+            return (*self.shape[: self.leading], words)
+        return (*self.shape[: self.leading], -(-words // _LONGEST_AXIS), _LONGEST_AXIS)
+
+    def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
+        """One boolean per element; axes ahead of the layout's own are kept."""
+        batch = words.shape[: words.ndim - len(self.words_shape)]
+        lanes = lax.broadcasted_iota(jnp.uint32, (1,) * words.ndim + (WORD_BITS,), words.ndim)
+        bits = (words[..., None] >> lanes) & jnp.uint32(1)
+        if self.merged != size_of(bits.shape[len(batch) + self.leading :]):
+            rows = (*batch, *self.shape[: self.leading])
+            bits = bits.reshape(*rows, -1)[..., : self.merged]
+        return lax.reshape(bits, (*batch, *self.shape), out_sharding=sharding) != 0
+
+    def pack(self, keep: Bool[Array, "..."]) -> Words:
+        """The inverse of `unpack`; bits beyond the last element are 0."""
+        rows = keep.reshape(*self.shape[: self.leading], self.merged)
+        spare = size_of(self.words_shape[self.leading :]) * WORD_BITS - self.merged
+        rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
+        bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
+        lanes = lax.broadcasted_iota(jnp.uint32, (1,) * (bits.ndim - 1) + (WORD_BITS,), bits.ndim - 1)
+        return jnp.sum(bits << lanes, axis=-1, dtype=jnp.uint32)
+
+    def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:
+        """The sharding of a mask for an array sharded as given."""
+        if x_sharding is None:
+            return None
+        mesh_axes = (*x_sharding.spec, *[None] * (len(self.shape) - len(x_sharding.spec)))
+        shared_nowhere = zip(mesh_axes, self.shape, strict=True)
+        return with_spec(x_sharding, tuple(axes if n != 1 else None for axes, n in shared_nowhere))
+
+    def words_sharding(self, sharding: NamedSharding | None) -> NamedSharding | None:
+        """The sharding of the words of a mask that is sharded as given.
+
+        The merged axis is split with its first one where each part is a whole
+        number of words; otherwise each device draws all of it.
+        """
+        if sharding is None:
+            return None
+        spec = tuple(sharding.spec)
+        first, *rest = spec[self.leading :] or [None]
+        merged: list[Any] = [None] * (len(self.words_shape) - self.leading)
+        part = WORD_BITS * shard_count(sharding, first)
+        if len(merged) == 1 and not any(rest) and self.merged % part == 0:
+            merged = [first]
+        return with_spec(sharding, (*spec[: self.leading], *merged))
+
+
+def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:
+    """The layout of a mask for an array, of size 1 along the shared axes."""
+    return Layout(tuple(1 if i in shared else n for i, n in enumerate(shape)))

@@ -1,0 +1,80 @@
+"""What a drawn mask is: one bit per element, packed 32 to a word."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from jaxdrop.core import validate
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.words import Words
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """Which elements are kept: one bit each, and the probability they had.
+
+    A pytree, so it passes through `jit`, `vmap`, `scan` and `checkpoint`: draw
+    it once and apply it as often as needed.
+
+    Attributes:
+      words: uint32 words of 32 decisions each.
+      keep_prob: scalar, the keep probability drawn with, in [0, 1].
+      layout: the static part: the mask's shape and how it is packed.
+
+    Example:
+      >>> mask = draw_mask(jax.random.key(0), (3, 4), 0.5)
+      >>> mask
+      Mask(shape=(3, 4))
+      >>> mask.unpack().dtype, mask.words.shape
+      (dtype('bool'), (1,))
+    """
+
+    words: Words
+    keep_prob: Float[Array, "..."]
+    layout: Layout = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the mask: 1 along axes where it is shared."""
+        batch = self.words.ndim - len(self.layout.words_shape)
+        return (*self.words.shape[:batch], *self.layout.shape)
+
+    def unpack(self) -> Bool[Array, "..."]:
+        """The mask as booleans, True where an element is kept.
+
+        Masks that were drawn under `vmap` have its axes in front.
+        """
+        return self.layout.unpack(self.words)
+
+    @classmethod
+    def pack(cls, keep: Bool[Array, "..."], keep_prob: Float[Array, ""] | float) -> "Mask":
+        """A mask made of booleans that were drawn elsewhere.
+
+        Args:
+          keep: booleans, True where an element is kept.
+          keep_prob: the probability with which each was kept.
+
+        Returns:
+          The mask whose `unpack()` gives `keep`.
+
+        Raises:
+          TypeError: `keep` is not boolean.
+
+        Example:
+          >>> Mask.pack(jnp.array([True, False, True]), 0.5).unpack()
+          Array([ True, False,  True], dtype=bool)
+        """
+        if not hasattr(keep, "dtype") or keep.dtype != jnp.bool_:
+            raise TypeError(
+                f"Mask.pack: keep must be boolean; got {validate.describe(keep)}."
+                " Compare first, as in keep > 0."
+            )
+        layout = Layout(tuple(keep.shape))
+        return cls(layout.pack(jnp.asarray(keep)), jnp.asarray(keep_prob, jnp.result_type(float)), layout)
+
+    def __repr__(self) -> str:
+        return f"Mask(shape={self.shape})"

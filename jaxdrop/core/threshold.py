@@ -1,0 +1,116 @@
+"""The grid of keep probabilities: from a rate to the binary digits to compare with.
+
+A keep probability is a multiple of 2^-16, or of 2^-32 where the coarse grid
+would miss the rate or the keep probability by more than 1 %. Known and traced
+rates go through the same arithmetic, so they give the same mask.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, UInt32
+
+from jaxdrop.core.compat import debug_check
+from jaxdrop.core.types import Rate
+
+ALL_PAIRS = 16
+_ONES = 0xFFFFFFFF
+
+
+class Threshold(NamedTuple):
+    """Keep where a uniform number lies below the keep probability.
+
+    Attributes:
+      keep_prob: the keep probability on the grid; NaN for a bad traced rate.
+      digits: its first 32 binary digits, the highest first.
+      start: what a comparison of equal numbers gives: 0, or all ones where
+        everything is kept.
+    """
+
+    keep_prob: Float[Array, ""] | float
+    digits: UInt32[Array, ""] | np.uint32
+    start: UInt32[Array, ""] | np.uint32
+
+
+Rounded: TypeAlias = Threshold | Float[Array, ""]
+"""A known rate on the grid, or a traced one that is not there yet."""
+
+
+def round_known(rate: Rate) -> tuple[Rounded, int]:
+    """What to pass into `jit` for a rate, and how many pairs of digits it needs.
+
+    A known rate becomes three operands, so that only the number of pairs is
+    compiled in; any other stays as it is for `settle`.
+    """
+    if isinstance(rate, float):
+        return _known_threshold(rate)
+    return rate, ALL_PAIRS
+
+
+def settle(rate: Rounded) -> Threshold:
+    """The threshold, computed under `jit` where the rate is not known."""
+    return rate if isinstance(rate, Threshold) else _traced_threshold(rate)
+
+
+def _known_threshold(rate: float) -> tuple[Threshold, int]:
+    units = int(_grid_units(np.float64(rate), np))
+    if rate < 0.5:
+        dropped = units
+        digits = (2**32 - dropped) & _ONES if dropped else _ONES
+        start = 0 if dropped else _ONES
+        keep_prob = 1 - dropped / 2**32
+    else:
+        digits, start, keep_prob = units, 0, units / 2**32
+    return Threshold(keep_prob, np.uint32(digits), np.uint32(start)), _pairs(digits, start)
+
+
+def _traced_threshold(rate: Float[Array, ""]) -> Threshold:
+    """The threshold for a rate that is not known; poisoned where it is bad."""
+    rate = lax.stop_gradient(rate)
+    if jnp.finfo(rate.dtype).bits < 32:
+        rate = rate.astype(jnp.float32)
+    valid = (rate >= 0) & (rate <= 1)
+    debug_check(valid, "rate must lie in [0, 1]; got {rate}", rate=rate)
+    units = _grid_units(jnp.where(valid, rate, 0), jnp)
+    share = units.astype(jnp.result_type(float)) * 2.0**-32
+    is_drop_share = rate < 0.5
+    all_kept = (is_drop_share & (units == 0)) | ~valid
+    ones = jnp.uint32(_ONES)
+    return Threshold(
+        jnp.where(valid, jnp.where(is_drop_share, 1 - share, share), jnp.nan),
+        jnp.where(all_kept, ones, jnp.where(is_drop_share, jnp.uint32(0) - units, units)),
+        jnp.where(all_kept, ones, jnp.uint32(0)),
+    )
+
+
+def _grid_units(rate: Any, xp: ModuleType) -> Any:
+    """The smaller of the rate and its complement, in units of 2^-32.
+
+    The coarse grid is decided on in float32, where known and traced rates
+    agree; numbers that float32 does not represent well go to the fine grid.
+    """
+    single = rate.astype(xp.float32)
+    near, exact = xp.minimum(single, 1 - single), xp.minimum(rate, 1 - rate)
+    coarse = xp.rint(near * 2.0**16)
+    suffices = abs(coarse * 2.0**-16 - near) <= 0.01 * near
+    faithful = abs(near.astype(rate.dtype) - exact) <= 0.001 * exact
+    fine = xp.rint(exact * 2.0**32)
+    units = xp.where(suffices & faithful, (coarse * 2.0**16).astype(rate.dtype), fine)
+    return units.astype(xp.uint32)
+
+
+def _pairs(digits: int, start: int) -> int:
+    """Pairs of digits before the trailing zeros, which decide nothing.
+
+    Rounded up to one of four counts: rates that change between calls cost at
+    most four compilations. At least 2, since XLA inlines a loop of one trip
+    and then draws the words again for each element.
+    """
+    if start or not digits:
+        return 2
+    trailing_zeros = (digits & -digits).bit_length() - 1
+    needed = (33 - trailing_zeros) // 2
+    return next(pairs for pairs in (2, 4, 8, ALL_PAIRS) if pairs >= needed)

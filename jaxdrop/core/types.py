@@ -1,0 +1,19 @@
+"""Types shared by all modules: what a key, a rate and a drop are."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from jax import Array
+from jaxtyping import Float, Key as TypedKey, UInt32
+
+Key: TypeAlias = TypedKey[Array, ""] | UInt32[Array, "words"]
+"""One random key: typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
+
+Rate: TypeAlias = float | Float[Array, ""]
+"""Probability of dropping, known while tracing (a Python float) or not."""
+
+Drop: TypeAlias = Callable[[Key, Array], Array]
+"""The one protocol: any function `(key, x) -> y`."""
+
+Axes: TypeAlias = int | Sequence[int] | None
+"""Axes to reduce over; None stands for all of them."""

@@ -1,0 +1,156 @@
+"""Checks of arguments, run by public functions before anything is traced.
+
+Each takes the name of the function that the user called, so that the message
+names it, and returns the argument in canonical form.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdrop.core.types import Key, Rate
+
+_RAW_KEY_WORDS = (2, 4)  # threefry2x32; rbg and unsafe_rbg
+
+
+def describe(value: Any) -> str:
+    """A short text for `value` in an error message."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
+
+
+def one_key(function: str, key: Any) -> Key:
+    """Returns `key` if it is one key, typed or raw."""
+    if isinstance(key, np.ndarray):
+        key = jnp.asarray(key)
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            batch = key.shape
+        elif key.dtype == jnp.uint32 and key.shape[-1:] in ((n,) for n in _RAW_KEY_WORDS):
+            batch = key.shape[:-1]
+        else:
+            batch = None
+        if batch == ():
+            return key
+        if batch is not None:
+            raise TypeError(
+                f"{function}: key must be one key; got a batch of shape {batch}. Use jax.vmap."
+            )
+    raise TypeError(
+        f"{function}: key must be one key; got {describe(key)}. Make one with jax.random.key."
+    )
+
+
+def inexact_array(function: str, name: str, x: Any) -> Array:
+    """Returns `x` as a JAX array if it is floating or complex."""
+    if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
+        x = jnp.asarray(x)
+    if not isinstance(x, jax.Array):
+        raise TypeError(f"{function}: {name} must be an array; got {describe(x)}.")
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(
+            f"{function}: {name} must be floating or complex; got {x.dtype}."
+            f" Cast it, as in {name}.astype(jnp.float32)."
+        )
+    return x
+
+
+def rate_in_unit_interval(function: str, rate: Any) -> Rate:
+    """Returns a known rate as a checked float, any other as a scalar array."""
+    if isinstance(rate, np.ndarray) and rate.ndim == 0:
+        rate = rate[()]
+    if isinstance(rate, numbers.Real | np.number) and not isinstance(rate, bool):
+        rate = float(rate)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{function}: rate must lie in [0, 1]; got {rate}.")
+        return rate
+    if not isinstance(rate, jax.Array) or not jnp.issubdtype(rate.dtype, jnp.floating):
+        raise TypeError(f"{function}: rate must be a real number; got {describe(rate)}.")
+    if rate.shape != ():
+        raise ValueError(
+            f"{function}: rate must be a scalar; got shape {rate.shape}. Use jax.vmap."
+        )
+    return rate
+
+
+def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
+    """Returns the axes as sorted non-negative integers."""
+    given = _integers(function, name, axes)
+    for axis in given:
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{function}: {name} must lie in [{-ndim}, {ndim}) for {ndim} axes; got {axis}."
+            )
+    canonical = sorted(axis % ndim for axis in given)
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(f"{function}: {name} must name each axis once; got {given}.")
+    return tuple(canonical)
+
+
+def shape(function: str, shape: Any) -> tuple[int, ...]:
+    """Returns the shape as a tuple of non-negative integers."""
+    sizes = _integers(function, "shape", shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"{function}: shape must have no negative sizes; got {sizes}.")
+    return sizes
+
+
+def survivors(function: str, count: Any, size: int) -> int | Array:
+    """Returns a known count as a checked int, any other as a scalar array."""
+    if isinstance(count, jax.Array) and jnp.issubdtype(count.dtype, jnp.integer):
+        if count.shape != ():
+            raise ValueError(
+                f"{function}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
+            )
+        return count
+    (count,) = _integers(function, "count", (count,))
+    if not 0 <= count <= size:
+        raise ValueError(f"{function}: count must lie in [0, {size}]; got {count}.")
+    return count
+
+
+def fits(function: str, mask_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    """Raises unless a mask covers an array: equal sizes, or 1 where it is shared."""
+    same_rank = len(mask_shape) == len(x_shape)
+    if not same_rank or any(m not in (1, n) for m, n in zip(mask_shape, x_shape, strict=True)):
+        raise ValueError(
+            f"{function}: mask must have the shape of x, or 1 where it is shared;"
+            f" got {mask_shape} for {x_shape}."
+        )
+
+
+def factor(factor: Any, x_shape: tuple[int, ...]) -> Array:
+    """Returns the result of a rescale rule if it broadcasts to an array."""
+    factor = jnp.asarray(factor)
+    try:
+        fits_x = jnp.broadcast_shapes(factor.shape, x_shape) == x_shape
+    except ValueError:
+        fits_x = False
+    if not fits_x:
+        raise ValueError(
+            f"rescale: the rule's factor must broadcast to {x_shape}; got shape {factor.shape}."
+        )
+    missing = (1,) * (len(x_shape) - factor.ndim) if factor.ndim else ()
+    return factor.reshape(missing + factor.shape)
+
+
+def _integers(function: str, name: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, Sequence | np.ndarray):
+        values = (values,)
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be integers; got {values!r}.") from None
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """Number of elements, as a Python integer of any size."""
+    return math.prod(shape)

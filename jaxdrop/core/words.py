@@ -1,0 +1,123 @@
+"""Random words: the first arrow of the data flow, and the only one that sees a key.
+
+A word is 32 random bits with an address. Words come from Threefry-2x32-20 on
+64-bit counters that hold a word's position and the number of its pair of
+digits, so any part of a mask can be drawn alone, on any device, in any order.
+
+References:
+  Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import NamedSharding
+from jaxtyping import UInt32
+
+from jaxdrop.core.types import Key
+from jaxdrop.core.validate import size_of
+
+ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
+Words: TypeAlias = UInt32[Array, "..."]
+
+_PARITY = 0x1BD11BDA
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+# Counters of `jax.random` (split, fold_in, bits) never set the highest bit, so
+# words differ from what JAX draws even if a user breaks the rule and draws
+# from the same key.
+_DOMAIN = 1 << 31
+_PAIR_BITS = 4
+
+
+class Address(NamedTuple):
+    """64-bit positions of words, as their high and low halves."""
+
+    high: Words
+    low: Words
+
+
+def threefry_2x32(key: ThreefryKey, high: Words, low: Words) -> tuple[Words, Words]:
+    """Encrypts the counters `(high, low)` with 20 rounds of Threefry-2x32."""
+    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    x0, x1 = high + schedule[0], low + schedule[1]
+    for group in range(5):
+        for distance in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            rotated = (x1 << jnp.uint32(distance)) | (x1 >> jnp.uint32(32 - distance))
+            x1 = rotated ^ x0
+        x0 = x0 + schedule[(group + 1) % 3]
+        x1 = x1 + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x0, x1
+
+
+def threefry_key(key: Key) -> ThreefryKey:
+    """Consumes `key` and returns a Threefry key made of its data.
+
+    Two words of data are taken as they are. Data of other lengths (rbg and
+    others) are hashed down, so that what follows is the same for all keys:
+    independent under `vmap` and of the sharding, which rbg itself is not.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if typed:
+        # The key reuse checker counts no use of `key_data`. These bits are
+        # never read: they mark the key as consumed and compile to nothing.
+        jax.random.bits(key, (), jnp.uint32)
+    data = (jax.random.key_data(key) if typed else key).reshape(-1)
+    words = [data[i] for i in range(data.size)]
+    if len(words) == 2:
+        return words[0], words[1]
+    state = (jnp.uint32(len(words)), jnp.uint32(0))
+    for i in range(0, len(words), 2):
+        second = words[i + 1] if i + 1 < len(words) else jnp.uint32(0)
+        state = threefry_2x32(state, words[i], second)
+    return state
+
+
+def grid_address(shape: Sequence[int], sharding: NamedSharding | None = None) -> Address:
+    """Row-major positions in an array of `shape`, sharded as asked."""
+    iotas = [
+        lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
+        for axis in range(len(shape))
+    ]
+    return flat_address(iotas, shape)
+
+
+def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
+    """Row-major 64-bit positions of the given indices in an array of `shape`."""
+    zero = jnp.uint32(0)
+    if not indices:
+        return Address(zero, zero)
+    strides = [size_of(shape[axis + 1 :]) for axis in range(len(shape))]
+    if size_of(shape) <= 2**32:
+        terms = [i * np.uint32(s) for i, s in zip(indices, strides, strict=True) if s < 2**32]
+        return Address(zero, sum(terms[1:], terms[0]))
+    high = low = zero
+    for index, stride in zip(indices, strides, strict=True):
+        term = _multiply(index, stride)
+        total = low + term.low
+        high = high + term.high + (total < low).astype(jnp.uint32)
+        low = total
+    return Address(high, low)
+
+
+def _multiply(index: Words, stride: int) -> Address:
+    """`index * stride` in 64 bits, by 16-bit limbs of the stride's low half."""
+    stride_high, stride_low = np.uint32(stride >> 32), stride & 0xFFFFFFFF
+    half, mask = np.uint32(16), np.uint32(0xFFFF)
+    a1, a0 = index >> half, index & mask
+    b1, b0 = np.uint32(stride_low >> 16), np.uint32(stride_low & 0xFFFF)
+    middle = a1 * b0 + ((a0 * b0) >> half)
+    upper = a0 * b1 + (middle & mask)
+    carry = a1 * b1 + (middle >> half) + (upper >> half)
+    return Address(carry + index * stride_high, index * np.uint32(stride_low))
+
+
+def draw_pair(key: ThreefryKey, address: Address, pair: Words) -> tuple[Words, Words]:
+    """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
+    high = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair
+    return threefry_2x32(key, high, address.low)

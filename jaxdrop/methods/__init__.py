@@ -1,0 +1,1 @@
+"""The methods, one family a file; families do not import each other."""

@@ -1,0 +1,281 @@
+"""What survivors are multiplied by: the rules behind every rescaled dropout.
+
+A rule is any function `(mask, x) -> factor` whose result broadcasts to `x`;
+survivors are multiplied by it. For n elements of which S are kept, each with
+probability q = 1 - p, x_i being fixed:
+
+| | `expected` | `realized` | `preserve_sum` | `preserve_norm` | `none` |
+|---|---|---|---|---|---|
+| factor | 1/q | n/S | sum x / sum of kept x | norm x / norm of kept x | 1 |
+| E[y] | x | (1 - p^n) x | biased | biased | q x |
+| Var[sum y] | (p/q) sum x^2 | (R-1) n s^2 | 0 | | p q sum x^2 |
+| E norm(y)^2 | norm(x)^2 / q | R norm(x)^2 | | norm(x)^2 | q norm(x)^2 |
+
+R = E[n/S | S > 0]; s^2 is the sample variance of x; both entries with R hold
+given S > 0, as do the zeros and norm(x)^2 of the `preserve` rules.
+
+Rules compare equal when their settings do, so that `dropout` called eagerly
+with `realized(axis=0)` is compiled once. Write your own as a module-level
+function or a frozen dataclass for the same reason.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for
+from jaxdrop.core.mask import Mask
+from jaxdrop.core.threshold import round_known, settle
+from jaxdrop.core.types import Axes, Rate
+
+__all__ = [
+    "Rescale",
+    "expected",
+    "inference_scale",
+    "none",
+    "preserve_norm",
+    "preserve_sum",
+    "realized",
+]
+
+Tree = TypeVar("Tree")
+
+
+def expected(mask: Mask, x: Array) -> Array:
+    """Divides by the keep probability: inverted dropout, the default.
+
+    Keeps the mean of every element, E[y] = x, and adds variance x^2 p / q. The
+    probability is the one drawn with, so this is exact on the grid of rates.
+
+    Args:
+      mask: the mask about to be applied.
+      x: the array it will be applied to.
+
+    Returns:
+      1 / q as a scalar; 0 where q is 0.
+
+    Example:
+      >>> mask = jaxdrop.draw_mask(jax.random.key(0), 4, 0.75)
+      >>> float(expected(mask, jnp.ones(4)))
+      4.0
+
+    References:
+      Srivastava et al., "Dropout", JMLR 15 (2014), section 10.
+    """
+    keep_prob = mask.keep_prob.astype(compute_dtype(x))
+    some_kept = keep_prob != 0
+    return jnp.where(some_kept, 1 / jnp.where(some_kept, keep_prob, 1), 0)
+
+
+def none(mask: Mask, x: Array) -> Array:
+    """Leaves survivors as they are, E[y] = q x: dropout as first published.
+
+    Networks trained with it need `inference_scale` on the weights behind it at
+    test time.
+
+    Args:
+      mask: the mask about to be applied.
+      x: the array it will be applied to.
+
+    Returns:
+      1, as a scalar.
+
+    Example:
+      >>> mask = jaxdrop.draw_mask(jax.random.key(0), 4, 0.75)
+      >>> float(none(mask, jnp.ones(4)))
+      1.0
+
+    References:
+      Hinton et al., "Improving neural networks by preventing co-adaptation of
+      feature detectors", arXiv:1207.0580 (2012).
+    """
+    del mask
+    return jnp.ones((), compute_dtype(x))
+
+
+def realized(axis: Axes = None) -> Rescale:
+    """Divides by the fraction that was really kept: a rule with factor n / S.
+
+    Takes the randomness of the count out of the sum: a constant input keeps its
+    sum exactly. E[y] = (1 - p^n) x, since zeros come out where all n drop.
+
+    Args:
+      axis: axes over which elements are counted; None for all.
+
+    Returns:
+      A rule; its factor is 0 where nothing was kept.
+
+    Raises:
+      ValueError: when applied, if an axis is out of range or repeated, or if
+        2^32 or more elements would be counted together.
+
+    Example:
+      >>> x = jnp.ones(10)
+      >>> y = jaxdrop.dropout(jax.random.key(1), x, 0.5, rescale=realized())
+      >>> round(float(y.sum()), 5)
+      10.0
+
+    References:
+      Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
+    """
+    return _Realized(axis)
+
+
+def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
+    """Makes the survivors add up to the sum of the input, in every draw.
+
+    The mean of each element is biased, and gradients run through the factor.
+    The factor is undefined where the kept elements cancel and explodes near it.
+    There the rule falls back to `expected`: wherever the sum of the kept
+    elements is at most `tolerance` times the sum of their magnitudes.
+
+    Args:
+      axis: axes over which the sum is kept; None for all.
+      tolerance: how much cancellation makes the rule fall back; 0 for exact
+        cancellation only.
+
+    Returns:
+      A rule. A NaN anywhere in the sum makes all of it NaN.
+
+    Raises:
+      ValueError: when applied, if an axis is out of range or repeated.
+
+    Example:
+      >>> x = jnp.array([2.0, 4.0, 4.0, 2.0])
+      >>> y = jaxdrop.dropout(jax.random.key(1), x, 0.5, rescale=preserve_sum())
+      >>> round(float(y.sum()), 5)
+      12.0
+
+    References:
+      Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
+    """
+    return _PreserveSum(axis, tolerance)
+
+
+def preserve_norm(axis: Axes = None) -> Rescale:
+    """Gives the survivors the 2-norm of the input, in every draw.
+
+    The mean of each element is biased, and gradients run through the factor.
+    Falls back to `expected` where all kept elements are 0.
+
+    Args:
+      axis: axes over which the norm is kept; None for all.
+
+    Returns:
+      A rule. A NaN anywhere in the norm makes all of it NaN.
+
+    Raises:
+      ValueError: when applied, if an axis is out of range or repeated.
+
+    Example:
+      >>> x = jnp.array([3.0, 4.0, 12.0])
+      >>> y = jaxdrop.dropout(jax.random.key(0), x, 0.5, rescale=preserve_norm())
+      >>> round(float(jnp.linalg.norm(y)), 4)
+      13.0
+
+    References:
+      Salimans and Kingma, "Weight normalization", arXiv:1602.07868 (2016), for
+      keeping a norm apart from a direction.
+    """
+    return _PreserveNorm(axis)
+
+
+def inference_scale(tree: Tree, rate: Rate) -> Tree:
+    """Multiplies weights by the keep probability, for use at test time.
+
+    For networks trained with `none`: the next layer then sees its expected
+    input. Pass the weights that the dropped activations are multiplied with,
+    not the biases.
+
+    Args:
+      tree: a pytree of floating or complex arrays.
+      rate: the probability of dropping that was trained with; may be traced.
+
+    Returns:
+      The tree with each array times q, in its own dtype.
+
+    Raises:
+      TypeError: a leaf is not floating or complex.
+      ValueError: a known `rate` lies outside [0, 1].
+
+    Example:
+      >>> inference_scale({"w": jnp.ones(2)}, 0.25)
+      {'w': Array([0.75, 0.75], dtype=float32)}
+
+    References:
+      Srivastava et al., "Dropout", JMLR 15 (2014), figure 2.
+    """
+    rate = validate.rate_in_unit_interval("inference_scale", rate)
+    keep_prob = jnp.asarray(settle(round_known(rate)[0]).keep_prob)
+
+    def scale(path: Any, leaf: Any) -> Array:
+        name = "tree" + jax.tree_util.keystr(path)
+        leaf = validate.inexact_array("inference_scale", name, leaf)
+        return times(leaf, keep_prob).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(scale, tree)
+
+
+@dataclass(frozen=True)
+class _Realized:
+    axis: Axes
+
+    def __call__(self, mask: Mask, x: Array) -> Array:
+        axes = _axes("realized", self.axis, x)
+        size = validate.size_of([mask.shape[axis] for axis in axes])
+        if size >= 2**32:
+            raise ValueError(
+                f"realized: axis must span fewer than 2^32 elements; got {size}."
+                " Name the axes to count over."
+            )
+        kept = jnp.sum(unpack_for(mask, x), axes, jnp.uint32, keepdims=True)
+        kept = kept.astype(compute_dtype(x))
+        some_kept = kept != 0
+        return jnp.where(some_kept, size / jnp.where(some_kept, kept, 1), 0)
+
+
+@dataclass(frozen=True)
+class _PreserveSum:
+    axis: Axes
+    tolerance: float
+
+    def __call__(self, mask: Mask, x: Array) -> Array:
+        axes = _axes("preserve_sum", self.axis, x)
+        x = x.astype(jnp.promote_types(x.dtype, compute_dtype(x)))
+        kept = jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x))
+        kept_sum = jnp.sum(kept, axes, keepdims=True)
+        magnitude = jnp.sum(jnp.abs(kept), axes, keepdims=True)
+        defined = jnp.abs(kept_sum) > self.tolerance * magnitude
+        factor = jnp.sum(x, axes, keepdims=True) / jnp.where(defined, kept_sum, 1)
+        return jnp.where(defined, factor, expected(mask, x).astype(factor.dtype))
+
+
+@dataclass(frozen=True)
+class _PreserveNorm:
+    axis: Axes
+
+    def __call__(self, mask: Mask, x: Array) -> Array:
+        axes = _axes("preserve_norm", self.axis, x)
+        squares = _abs_squared(x)
+        kept = jnp.where(unpack_for(mask, x), squares, jnp.zeros_like(squares))
+        kept_sum = jnp.sum(kept, axes, keepdims=True)
+        defined = kept_sum > 0
+        ratio = jnp.sum(squares, axes, keepdims=True) / jnp.where(defined, kept_sum, 1)
+        factor = jnp.sqrt(jnp.where(defined, ratio, 1))
+        return jnp.where(defined, factor, expected(mask, x))
+
+
+def _abs_squared(x: Array) -> Array:
+    """|x|^2 in the dtype of factors, differentiable at 0."""
+    real = compute_dtype(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.square(x.astype(real))
+    return jnp.square(x.real.astype(real)) + jnp.square(x.imag.astype(real))
+
+
+def _axes(rule: str, axis: Axes, x: Array) -> tuple[int, ...]:
+    return tuple(range(x.ndim)) if axis is None else validate.axes(rule, "axis", axis, x.ndim)

@@ -1,0 +1,1 @@
+"""Functions of functions: they take any drop `(key, x) -> y`."""
