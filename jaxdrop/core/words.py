@@ -1,8 +1,9 @@
 """Random words: the first arrow of the data flow, and the only one that sees a key.
 
 A word is 32 random bits with an address. Words come from Threefry-2x32-20 on
-64-bit counters that hold a word's position and the number of its pair of
-digits, so any part of a mask can be drawn alone, on any device, in any order.
+counters (x0, x1), x0 being the low half of a word's row-major position and x1
+being 2^31 + 16 * its high half + the number of its pair of digits. So any part
+of a mask can be drawn alone, on any device, in any order.
 
 References:
   Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -27,9 +28,8 @@ Words: TypeAlias = UInt32[Array, "..."]
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
-# Counters of `jax.random` (split, fold_in, bits) never set the highest bit, so
-# words differ from what JAX draws even if a user breaks the rule and draws
-# from the same key.
+# `jax.random` counts from 0, so with the highest bit set words differ from what
+# it draws, even for a user who breaks the rule and draws from the same key.
 _DOMAIN = 1 << 31
 _PAIR_BITS = 4
 
@@ -41,10 +41,10 @@ class Address(NamedTuple):
     low: Words
 
 
-def threefry_2x32(key: ThreefryKey, high: Words, low: Words) -> tuple[Words, Words]:
-    """Encrypts the counters `(high, low)` with 20 rounds of Threefry-2x32."""
+def threefry_2x32(key: ThreefryKey, x0: Words, x1: Words) -> tuple[Words, Words]:
+    """Encrypts the counters `(x0, x1)` with 20 rounds of Threefry-2x32."""
     schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
-    x0, x1 = high + schedule[0], low + schedule[1]
+    x0, x1 = x0 + schedule[0], x1 + schedule[1]
     for group in range(5):
         for distance in _ROTATIONS[group % 2]:
             x0 = x0 + x1
@@ -119,5 +119,5 @@ def _multiply(index: Words, stride: int) -> Address:
 
 def draw_pair(key: ThreefryKey, address: Address, pair: Words) -> tuple[Words, Words]:
     """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
-    high = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair
-    return threefry_2x32(key, high, address.low)
+    tagged = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair
+    return threefry_2x32(key, address.low, tagged)
