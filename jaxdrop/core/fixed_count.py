@@ -75,15 +75,13 @@ def _fixed_count(
     count = jnp.asarray(count, jnp.int32)
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
-    words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), np.uint32(0))
+    words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), jnp.uint32(0))
     keep = _smallest(jnp.broadcast_to(words, layout.shape), count, axes)
     share = count.astype(jnp.result_type(float)) / max(size, 1)
     return Mask(layout.pack(keep), jnp.where(valid, share, jnp.nan), layout)
 
 
-def _smallest(
-    words: Words, count: Int[Array, ""], axes: tuple[int, ...]
-) -> Bool[Array, "..."]:
+def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Bool[Array, "..."]:
     """True at the `count` smallest words over `axes`; equal ones by position."""
     shape = [words.shape[axis] if axis in axes else 1 for axis in range(words.ndim)]
     position = jnp.broadcast_to(grid_address(shape).low, shape)

@@ -70,7 +70,9 @@ class Layout:
         spare = size_of(self.words_shape[self.leading :]) * WORD_BITS - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
-        lanes = lax.broadcasted_iota(jnp.uint32, (1,) * (bits.ndim - 1) + (WORD_BITS,), bits.ndim - 1)
+        lanes = lax.broadcasted_iota(
+            jnp.uint32, (1,) * (bits.ndim - 1) + (WORD_BITS,), bits.ndim - 1
+        )
         return jnp.sum(bits << lanes, axis=-1, dtype=jnp.uint32)
 
     def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:

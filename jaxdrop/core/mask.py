@@ -74,7 +74,9 @@ class Mask:
                 " Compare first, as in keep > 0."
             )
         layout = Layout(tuple(keep.shape))
-        return cls(layout.pack(jnp.asarray(keep)), jnp.asarray(keep_prob, jnp.result_type(float)), layout)
+        return cls(
+            layout.pack(jnp.asarray(keep)), jnp.asarray(keep_prob, jnp.result_type(float)), layout
+        )
 
     def __repr__(self) -> str:
         return f"Mask(shape={self.shape})"

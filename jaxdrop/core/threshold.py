@@ -45,9 +45,9 @@ def round_known(rate: Rate) -> tuple[Rounded, int]:
     A known rate becomes three operands, so that only the number of pairs is
     compiled in; any other stays as it is for `settle`.
     """
-    if isinstance(rate, float):
-        return _known_threshold(rate)
-    return rate, ALL_PAIRS
+    if isinstance(rate, Array):
+        return rate, ALL_PAIRS
+    return _known_threshold(rate)
 
 
 def settle(rate: Rounded) -> Threshold:

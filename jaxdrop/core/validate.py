@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxdrop.core.types import Key, Rate
 
-_RAW_KEY_WORDS = (2, 4)  # threefry2x32; rbg and unsafe_rbg
+_RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
 
 
 def describe(value: Any) -> str:
@@ -34,7 +34,7 @@ def one_key(function: str, key: Any) -> Key:
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             batch = key.shape
-        elif key.dtype == jnp.uint32 and key.shape[-1:] in ((n,) for n in _RAW_KEY_WORDS):
+        elif key.dtype == jnp.uint32 and key.shape[-1:] in _RAW_KEY_SHAPES:
             batch = key.shape[:-1]
         else:
             batch = None

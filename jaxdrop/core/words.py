@@ -62,12 +62,8 @@ def threefry_key(key: Key) -> ThreefryKey:
     others) are hashed down, so that what follows is the same for all keys:
     independent under `vmap` and of the sharding, which rbg itself is not.
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if typed:
-        # The key reuse checker counts no use of `key_data`. These bits are
-        # never read: they mark the key as consumed and compile to nothing.
-        jax.random.bits(key, (), jnp.uint32)
-    data = (jax.random.key_data(key) if typed else key).reshape(-1)
+    mark_consumed(key)
+    data = (jax.random.key_data(key) if _is_typed(key) else key).reshape(-1)
     words = [data[i] for i in range(data.size)]
     if len(words) == 2:
         return words[0], words[1]
@@ -76,6 +72,20 @@ def threefry_key(key: Key) -> ThreefryKey:
         second = words[i + 1] if i + 1 < len(words) else jnp.uint32(0)
         state = threefry_2x32(state, words[i], second)
     return state
+
+
+def mark_consumed(key: Key) -> None:
+    """Makes the key reuse checker count a use of `key`.
+
+    It counts none for `key_data` and `fold_in`. The bits are never read, and
+    under `jit` they compile to nothing.
+    """
+    if _is_typed(key):
+        jax.random.bits(key, (), jnp.uint32)
+
+
+def _is_typed(key: Key) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def grid_address(shape: Sequence[int], sharding: NamedSharding | None = None) -> Address:

@@ -78,10 +78,11 @@ def dropout(
     x = validate.inexact_array("dropout", "x", x)
     rate = validate.rate_in_unit_interval("dropout", rate)
     shared = validate.axes("dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    if isinstance(rate, float) and rate == 0:
-        return x
-    if isinstance(rate, float) and rate == 1:
-        return jnp.zeros_like(x)
+    if not isinstance(rate, Array):
+        if rate == 0:
+            return x
+        if rate == 1:
+            return jnp.zeros_like(x)
     return _dropout(key, x, *round_known(rate), layout=mask_layout(x.shape, shared), rule=rescale)
 
 
@@ -124,9 +125,7 @@ def apply_mask(
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout", "rule"))
-def _dropout(
-    key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout, rule: Rescale
-) -> Array:
+def _dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout, rule: Rescale) -> Array:
     mask = bernoulli_mask(key, rate, pairs, layout, explicit_sharding(x))
     return rescale_and_select(mask, x, rule)
 

@@ -1,0 +1,242 @@
+"""Combinators over drops: how one drop is used on batches, trees and schedules.
+
+One mask for a whole batch needs no combinator: `jax.vmap(drop, in_axes=(None,
+0))` is a drop already. Nor does a fixed rate: `functools.partial(dropout,
+rate=0.1)` is one.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxdrop.core import validate
+from jaxdrop.core.names import fold_in_name, path_name
+from jaxdrop.core.types import Drop, Key, Rate
+from jaxdrop.core.words import mark_consumed
+
+Tree = TypeVar("Tree")
+Schedule: TypeAlias = Callable[[Any], Any]
+
+
+def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
+    """Draws an independent mask for each sample of a batch.
+
+    The key is split over the batch axis, so sample i is dropped with
+    `jax.random.split(key, batch)[i]`. Use it for drops that would otherwise
+    share something over the batch, or to make samples separable.
+
+    Args:
+      drop: a function `(key, sample) -> sample`.
+      axis: the batch axis.
+
+    Returns:
+      A function `(key, batch) -> batch`.
+
+    Raises:
+      TypeError: when called, if `key` is not one key.
+      ValueError: when called, if `axis` is out of range.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
+      >>> y = per_sample(drop)(jax.random.key(0), jnp.ones((6, 3, 4)))
+      >>> bool(jnp.all(y == y[:, :1])), bool(jnp.all(y == y[:1]))
+      (True, False)
+    """
+
+    def drop_batch(key: Key, x: Array) -> Array:
+        key = validate.one_key("per_sample", key)
+        (batch_axis,) = validate.axes("per_sample", "axis", axis, x.ndim)
+        keys = jax.random.split(key, x.shape[batch_axis])
+        return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)
+
+    return drop_batch
+
+
+def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
+    """Drops from every array of a pytree, with a key for each.
+
+    A leaf's key is derived from its path, so adding or removing leaves does not
+    change the masks of the others.
+
+    Args:
+      drop: a function `(key, array) -> array`.
+
+    Returns:
+      A function `(key, tree) -> tree`.
+
+    Raises:
+      TypeError: when called, if `key` is not one key, or by `drop` for a leaf
+        that it does not take.
+
+    Example:
+      >>> drop = per_leaf(partial(dropout, rate=0.5))
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+      >>> dropped = drop(jax.random.key(0), params)
+      >>> alone = drop(jax.random.key(0), {"b": jnp.ones(3)})
+      >>> bool(jnp.all(dropped["b"] == alone["b"]))
+      True
+    """
+
+    def drop_tree(key: Key, tree: Tree) -> Tree:
+        key = validate.one_key("per_leaf", key)
+        mark_consumed(key)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: drop(fold_in_name(key, path_name(path)), leaf), tree
+        )
+
+    return drop_tree
+
+
+def chain(*drops: Drop) -> Drop:
+    """Applies several drops one after the other, each with its own key.
+
+    Drop i uses `jax.random.fold_in(key, i)`.
+
+    Args:
+      *drops: functions `(key, x) -> y`.
+
+    Returns:
+      A function `(key, x) -> y`.
+
+    Raises:
+      TypeError: when called, if `key` is not one key.
+
+    Example:
+      >>> both = chain(partial(dropout, rate=0.5), partial(dropout, rate=0.25))
+      >>> y = both(jax.random.key(0), jnp.ones(6))
+      >>> bool(jnp.all((y == 0) | jnp.isclose(y, 1 / (0.5 * 0.75))))
+      True
+    """
+
+    def drop_all(key: Key, x: Array) -> Array:
+        key = validate.one_key("chain", key)
+        mark_consumed(key)
+        for i, drop in enumerate(drops):
+            x = drop(jax.random.fold_in(key, i), x)
+        return x
+
+    return drop_all
+
+
+def scheduled(
+    method: Callable[[Key, Array, Rate], Array], schedule: Schedule
+) -> Callable[[Key, Array, Any], Array]:
+    """Takes the rate from a schedule, at a step that may be traced.
+
+    Any Optax schedule serves. The rate is traced where the step is, so a
+    training step is compiled once for all rates.
+
+    Args:
+      method: a function `(key, x, rate) -> y`, such as `dropout`.
+      schedule: a function from the step to a rate in [0, 1].
+
+    Returns:
+      A function `(key, x, step) -> y`.
+
+    Example:
+      >>> warm_up = optax.linear_schedule(0.0, 0.5, transition_steps=100)
+      >>> drop = jax.jit(scheduled(dropout, warm_up))
+      >>> float(drop(jax.random.key(0), jnp.ones(1000), 0).min())
+      1.0
+    """
+
+    def drop_at(key: Key, x: Array, step: Any) -> Array:
+        return method(key, x, schedule(step))
+
+    return drop_at
+
+
+def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> optax.Schedule:
+    """A rate for the first steps only, which helps underfitted networks.
+
+    Args:
+      rate: the rate at step 0.
+      steps: the step from which the rate is 0.
+      linear: falls linearly instead of all at once.
+
+    Returns:
+      A function from the step to the rate.
+
+    Raises:
+      ValueError: `rate` lies outside [0, 1].
+
+    Example:
+      >>> schedule = early_dropout_schedule(0.25, 10)
+      >>> float(schedule(9)), float(schedule(10))
+      (0.25, 0.0)
+
+    References:
+      Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
+    """
+    rate = _known_rate("early_dropout_schedule", rate)
+    if linear:
+        return optax.linear_schedule(rate, 0.0, steps)
+    return _step_schedule(rate, 0.0, steps)
+
+
+def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
+    """A rate that sets in late, which helps networks that overfit at the end.
+
+    Args:
+      rate: the rate from step `start` on.
+      start: the first step that drops.
+
+    Returns:
+      A function from the step to the rate.
+
+    Raises:
+      ValueError: `rate` lies outside [0, 1].
+
+    Example:
+      >>> schedule = late_dropout_schedule(0.25, 10)
+      >>> float(schedule(9)), float(schedule(10))
+      (0.0, 0.25)
+
+    References:
+      Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
+    """
+    return _step_schedule(0.0, _known_rate("late_dropout_schedule", rate), start)
+
+
+def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
+    """A rate that grows from 0 to its limit, rate * (1 - exp(-gamma * step)).
+
+    Args:
+      rate: the limit.
+      gamma: speed per step; the paper takes 10 over the number of steps.
+
+    Returns:
+      A function from the step to the rate.
+
+    Raises:
+      ValueError: `rate` lies outside [0, 1], or `gamma` is negative.
+
+    Example:
+      >>> schedule = curriculum_dropout_schedule(0.5, 0.1)
+      >>> float(schedule(0)), round(float(schedule(10)), 4)
+      (0.0, 0.3161)
+
+    References:
+      Morerio et al., "Curriculum dropout", arXiv:1703.06229 (2017).
+    """
+    rate = _known_rate("curriculum_dropout_schedule", rate)
+    if not gamma >= 0:
+        raise ValueError(f"curriculum_dropout_schedule: gamma must not be negative; got {gamma}.")
+    return lambda step: -rate * jnp.expm1(-gamma * step)
+
+
+def _step_schedule(before: float, after: float, step: int) -> optax.Schedule:
+    return optax.join_schedules(
+        [optax.constant_schedule(before), optax.constant_schedule(after)], [step]
+    )
+
+
+def _known_rate(function: str, rate: Any) -> float:
+    rate = validate.rate_in_unit_interval(function, rate)
+    if isinstance(rate, Array):
+        raise TypeError(f"{function}: rate must be a Python number; got {validate.describe(rate)}.")
+    return rate
