@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for
+from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for, widen
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.threshold import round_known, settle
 from jaxdrop.core.types import Axes, Rate
@@ -110,6 +110,7 @@ def realized(axis: Axes = None) -> Rescale:
       A rule; its factor is 0 where nothing was kept.
 
     Raises:
+      TypeError: `axis` is not made of integers.
       ValueError: when applied, if an axis is out of range or repeated, or if
         2^32 or more elements would be counted together.
 
@@ -122,7 +123,7 @@ def realized(axis: Axes = None) -> Rescale:
     References:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
-    return _Realized(axis)
+    return _Realized(_canonical("realized", axis))
 
 
 def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
@@ -142,6 +143,7 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
       A rule. A NaN anywhere in the sum makes all of it NaN.
 
     Raises:
+      TypeError: `axis` is not made of integers.
       ValueError: when applied, if an axis is out of range or repeated.
 
     Example:
@@ -153,7 +155,7 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
     References:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
-    return _PreserveSum(axis, tolerance)
+    return _PreserveSum(_canonical("preserve_sum", axis), tolerance)
 
 
 def preserve_norm(axis: Axes = None) -> Rescale:
@@ -169,6 +171,7 @@ def preserve_norm(axis: Axes = None) -> Rescale:
       A rule. A NaN anywhere in the norm makes all of it NaN.
 
     Raises:
+      TypeError: `axis` is not made of integers.
       ValueError: when applied, if an axis is out of range or repeated.
 
     Example:
@@ -181,7 +184,7 @@ def preserve_norm(axis: Axes = None) -> Rescale:
       Salimans and Kingma, "Weight normalization", arXiv:1602.07868 (2016), for
       keeping a norm apart from a direction.
     """
-    return _PreserveNorm(axis)
+    return _PreserveNorm(_canonical("preserve_norm", axis))
 
 
 def inference_scale(tree: Tree, rate: Rate) -> Tree:
@@ -222,7 +225,7 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
 
 @dataclass(frozen=True)
 class _Realized:
-    axis: Axes
+    axis: tuple[int, ...] | None
 
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes("realized", self.axis, x)
@@ -240,12 +243,12 @@ class _Realized:
 
 @dataclass(frozen=True)
 class _PreserveSum:
-    axis: Axes
+    axis: tuple[int, ...] | None
     tolerance: float
 
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes("preserve_sum", self.axis, x)
-        x = x.astype(jnp.promote_types(x.dtype, compute_dtype(x)))
+        x = widen(x)
         kept = jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x))
         kept_sum = jnp.sum(kept, axes, keepdims=True)
         magnitude = jnp.sum(jnp.abs(kept), axes, keepdims=True)
@@ -256,7 +259,7 @@ class _PreserveSum:
 
 @dataclass(frozen=True)
 class _PreserveNorm:
-    axis: Axes
+    axis: tuple[int, ...] | None
 
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes("preserve_norm", self.axis, x)
@@ -271,11 +274,14 @@ class _PreserveNorm:
 
 def _abs_squared(x: Array) -> Array:
     """|x|^2 in the dtype of factors, differentiable at 0."""
-    real = compute_dtype(x)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.square(x.astype(real))
-    return jnp.square(x.real.astype(real)) + jnp.square(x.imag.astype(real))
+        return jnp.square(widen(x))
+    return jnp.square(x.real) + jnp.square(x.imag)
 
 
-def _axes(rule: str, axis: Axes, x: Array) -> tuple[int, ...]:
+def _canonical(rule: str, axis: Axes) -> tuple[int, ...] | None:
+    return None if axis is None else validate.integers(rule, "axis", axis)
+
+
+def _axes(rule: str, axis: tuple[int, ...] | None, x: Array) -> tuple[int, ...]:
     return tuple(range(x.ndim)) if axis is None else validate.axes(rule, "axis", axis, x.ndim)

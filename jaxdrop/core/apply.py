@@ -44,13 +44,16 @@ def compute_dtype(x: Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def widen(x: Array) -> Array:
+    """The array in the dtype to compute in: float32 or wider, or complex."""
+    return x if jnp.iscomplexobj(x) else x.astype(compute_dtype(x))
+
+
 def times(x: Array, factor: Array) -> Array:
     """The product in float32 or wider, for the caller to round once."""
-    real = compute_dtype(x)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x.astype(real) * factor.astype(real)
-    if jnp.issubdtype(factor.dtype, jnp.complexfloating):
-        return x * factor.astype(x.dtype)
-    # By parts: a complex product would turn an infinite part into NaN.
-    factor = factor.astype(real)
-    return lax.complex(x.real * factor, x.imag * factor)
+    x = widen(x)
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(factor):
+        # By parts: a complex product would turn an infinite part into NaN.
+        factor = factor.astype(compute_dtype(x))
+        return lax.complex(x.real * factor, x.imag * factor)
+    return x * factor.astype(x.dtype)

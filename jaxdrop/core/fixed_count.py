@@ -76,6 +76,7 @@ def _fixed_count(
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
     words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), jnp.uint32(0))
+    count = jnp.where(valid, count, size)  # so that NaN reaches every element
     keep = _smallest(jnp.broadcast_to(words, layout.shape), count, axes)
     share = count.astype(jnp.result_type(float)) / max(size, 1)
     return Mask(layout.pack(keep), jnp.where(valid, share, jnp.nan), layout)

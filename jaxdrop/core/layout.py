@@ -59,15 +59,16 @@ class Layout:
         batch = words.shape[: words.ndim - len(self.words_shape)]
         lanes = lax.broadcasted_iota(jnp.uint32, (1,) * words.ndim + (WORD_BITS,), words.ndim)
         bits = (words[..., None] >> lanes) & jnp.uint32(1)
-        if self.merged != size_of(bits.shape[len(batch) + self.leading :]):
+        packed = WORD_BITS * size_of(self.words_shape[self.leading :])
+        if packed != self.merged:
             rows = (*batch, *self.shape[: self.leading])
-            bits = bits.reshape(*rows, -1)[..., : self.merged]
+            bits = bits.reshape(*rows, packed)[..., : self.merged]
         return lax.reshape(bits, (*batch, *self.shape), out_sharding=sharding) != 0
 
     def pack(self, keep: Bool[Array, "..."]) -> Words:
         """The inverse of `unpack`; bits beyond the last element are 0."""
         rows = keep.reshape(*self.shape[: self.leading], self.merged)
-        spare = size_of(self.words_shape[self.leading :]) * WORD_BITS - self.merged
+        spare = WORD_BITS * size_of(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
         lanes = lax.broadcasted_iota(

@@ -83,7 +83,7 @@ def rate_in_unit_interval(function: str, rate: Any) -> Rate:
 
 def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """Returns the axes as sorted non-negative integers."""
-    given = _integers(function, name, axes)
+    given = integers(function, name, axes)
     for axis in given:
         if not -ndim <= axis < ndim:
             raise ValueError(
@@ -97,7 +97,7 @@ def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
 
 def shape(function: str, shape: Any) -> tuple[int, ...]:
     """Returns the shape as a tuple of non-negative integers."""
-    sizes = _integers(function, "shape", shape)
+    sizes = integers(function, "shape", shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"{function}: shape must have no negative sizes; got {sizes}.")
     return sizes
@@ -111,7 +111,7 @@ def survivors(function: str, count: Any, size: int) -> int | Array:
                 f"{function}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
             )
         return count
-    (count,) = _integers(function, "count", (count,))
+    (count,) = integers(function, "count", (count,))
     if not 0 <= count <= size:
         raise ValueError(f"{function}: count must lie in [0, {size}]; got {count}.")
     return count
@@ -142,7 +142,17 @@ def factor(factor: Any, x_shape: tuple[int, ...]) -> Array:
     return factor.reshape(missing + factor.shape)
 
 
-def _integers(function: str, name: str, values: Any) -> tuple[int, ...]:
+def hashable_rule(function: str, rule: Any) -> Any:
+    """Returns a rescale rule if calls with it can be cached."""
+    if not callable(rule) or getattr(type(rule), "__hash__", None) is None:
+        raise TypeError(
+            f"{function}: rescale must be a hashable function of (mask, x); got {rule!r}."
+        )
+    return rule
+
+
+def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
+    """Returns one integer or several as a tuple."""
     if not isinstance(values, Sequence | np.ndarray):
         values = (values,)
     try:

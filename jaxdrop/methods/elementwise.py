@@ -78,6 +78,7 @@ def dropout(
     x = validate.inexact_array("dropout", "x", x)
     rate = validate.rate_in_unit_interval("dropout", rate)
     shared = validate.axes("dropout", "broadcast_dims", broadcast_dims, x.ndim)
+    rescale = validate.hashable_rule("dropout", rescale)
     if not isinstance(rate, Array):
         if rate == 0:
             return x
@@ -103,7 +104,7 @@ def apply_mask(
 
     Raises:
       TypeError: `mask` is not a `Mask`, or `x` is not floating or complex.
-      ValueError: the mask has another shape.
+      ValueError: the mask has another shape, or is a batch drawn under `vmap`.
 
     Example:
       >>> mask = jaxdrop.draw_mask(jax.random.key(0), (2, 3), 0.5)
@@ -120,8 +121,13 @@ def apply_mask(
             f"apply_mask: mask must be a Mask; got {validate.describe(mask)}. Use Mask.pack."
         )
     x = validate.inexact_array("apply_mask", "x", x)
+    if mask.keep_prob.ndim:
+        raise ValueError(
+            f"apply_mask: mask must be one mask; got a batch of shape {mask.keep_prob.shape}."
+            " Use jax.vmap."
+        )
     validate.fits("apply_mask", mask.shape, x.shape)
-    return _apply_mask(mask, x, rescale)
+    return _apply_mask(mask, x, validate.hashable_rule("apply_mask", rescale))
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout", "rule"))

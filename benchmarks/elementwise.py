@@ -1,0 +1,177 @@
+"""Dropout of one array: time, memory, compile time and eager calls of each candidate."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.stages import Compiled
+from peers import BASELINE, BOTH, FORWARD, OURS, TORCH, Drop, make_drop, torch_runs
+from timing import Run, summarise, take_turns
+
+Record: TypeAlias = dict[str, Any]
+
+REFERENCES = {"over_jaxdrop": OURS, "over_double": BASELINE}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input: its shape, the name of its dtype, and the rate."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    rate: float
+
+    @property
+    def size(self) -> str:
+        """The shape, as in the command line."""
+        return "x".join(map(str, self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.dtype}, rate {self.rate}"
+
+    def inputs(self, direction: str) -> tuple[Array, ...]:
+        """A key and random values, and a cotangent where the direction needs one."""
+        key = jax.random.key(0)
+        x = jax.random.normal(key, self.shape, jnp.dtype(self.dtype))
+        return (key, x) if direction == FORWARD else (key, x, jnp.ones_like(x))
+
+
+def forward_backward(drop: Drop, key: Array, x: Array, cotangent: Array) -> tuple[Array, Array]:
+    """The output and the cotangent of the input; both, so that both are computed."""
+    y, pull_back = jax.vjp(partial(drop, key), x)
+    return y, pull_back(cotangent)[0]
+
+
+def compile_drop(drop: Drop, direction: str, inputs: tuple[Array, ...]) -> Compiled:
+    """Lowers and compiles a fresh function that calls `drop`."""
+    function = drop if direction == FORWARD else partial(forward_backward, drop)
+    return jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile()
+
+
+def run_of(function: Callable[..., Any], inputs: tuple[Array, ...]) -> Run:
+    """A run that calls a function of JAX arrays and waits for its result."""
+    return lambda: jax.block_until_ready(function(*inputs))
+
+
+def temporary_bytes(compiled: Compiled) -> int | None:
+    """What XLA allocates besides inputs and outputs; None where it does not say."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def kept_bytes_per_element(drop: Drop, case: Case) -> float:
+    """What the forward pass keeps for the backward pass: the leaves of the vjp."""
+    key, x = case.inputs(FORWARD)
+    pull_back = jax.eval_shape(lambda key, x: jax.vjp(partial(drop, key), x)[1], key, x)
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back))
+    return kept / x.size
+
+
+def compare(
+    case: Case, names: Sequence[str], rounds: int, tick: Callable[[], object]
+) -> list[Record]:
+    """Times and memory of the candidates on one input.
+
+    Args:
+      case: the input.
+      names: the candidates.
+      rounds: number of samples of each.
+      tick: called after each round.
+
+    Returns:
+      A record for each candidate, with one for each direction inside.
+    """
+    records: dict[str, Record] = {
+        name: {
+            "size": case.size,
+            "dtype": case.dtype,
+            "rate": case.rate,
+            "candidate": name,
+        }
+        for name in names
+    }
+    for direction in (FORWARD, BOTH):
+        for name, record in _compare_direction(case, direction, names, rounds, tick).items():
+            records[name][direction] = record
+    for name in _in_jax(names):
+        kept = kept_bytes_per_element(make_drop(name, case.rate), case)
+        records[name]["kept_bytes_per_element"] = kept
+    return list(records.values())
+
+
+def _compare_direction(
+    case: Case, direction: str, names: Sequence[str], rounds: int, tick: Callable[[], object]
+) -> dict[str, Record]:
+    inputs = case.inputs(direction)
+    compiled = {
+        name: compile_drop(make_drop(name, case.rate), direction, inputs) for name in _in_jax(names)
+    }
+    runs = {name: run_of(function, inputs) for name, function in compiled.items()}
+    if TORCH in names:
+        runs[TORCH] = torch_runs(case.shape, case.dtype, case.rate)[direction]
+    records = summarise(take_turns(runs, rounds, tick), REFERENCES)
+    for name, function in compiled.items():
+        records[name]["temporary_bytes"] = temporary_bytes(function)
+    return records
+
+
+def compare_compile_times(
+    case: Case, names: Sequence[str], rounds: int, tick: Callable[[], object]
+) -> list[Record]:
+    """Seconds to trace, lower and compile each JAX candidate from cold caches.
+
+    JAX's own caches are emptied first: functions such as `bernoulli` are jitted
+    inside, and what an earlier compilation has traced would come for free.
+    """
+    order = [(name, direction) for name in _in_jax(names) for direction in (FORWARD, BOTH)]
+    seconds: dict[tuple[str, str], list[float]] = {which: [] for which in order}
+    inputs = {direction: case.inputs(direction) for direction in (FORWARD, BOTH)}
+    generator = random.Random(0)
+    for _ in range(rounds):
+        generator.shuffle(order)
+        for name, direction in order:
+            drop = make_drop(name, case.rate)
+            jax.clear_caches()
+            start = time.perf_counter()
+            compile_drop(drop, direction, inputs[direction])
+            seconds[name, direction].append(time.perf_counter() - start)
+        tick()
+    summaries = {
+        direction: summarise(
+            {name: np.array(seconds[name, direction]) for name in _in_jax(names)}, REFERENCES
+        )
+        for direction in (FORWARD, BOTH)
+    }
+    return [
+        {"candidate": name, **{way: summary[name] for way, summary in summaries.items()}}
+        for name in _in_jax(names)
+    ]
+
+
+def compare_eager(
+    case: Case, names: Sequence[str], rounds: int, tick: Callable[[], object]
+) -> list[Record]:
+    """Time of one eager forward call of each candidate, each library called as it stands."""
+    inputs = case.inputs(FORWARD)
+    runs = {name: run_of(make_drop(name, case.rate), inputs) for name in _in_jax(names)}
+    if TORCH in names:
+        runs[TORCH] = torch_runs(case.shape, case.dtype, case.rate)[FORWARD]
+    summaries = summarise(take_turns(runs, rounds, tick), REFERENCES)
+    return [{"candidate": name, **summaries[name]} for name in names]
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    """Number of elements, by which sizes are compared."""
+    return math.prod(shape)
+
+
+def _in_jax(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name != TORCH]

@@ -1,0 +1,32 @@
+"""One strict configuration for all tests: eight devices, no silent promotion."""
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+# Shapes and dtypes are checked inside the core. Public functions make their
+# own errors, which these checks would hide.
+jaxtyping.install_import_hook(
+    [f"jaxdrop.core.{name}" for name in ("words", "threshold", "layout", "apply", "names")],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,  # the first example compiles
+    max_examples=50,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("default")

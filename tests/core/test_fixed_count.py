@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.experimental import checkify
+
+import jaxdrop
+from jaxdrop.checks import assert_keep_rate
+from jaxdrop.core.fixed_count import _smallest
+
+
+def drawn(seed, shape, count, **options):
+    mask = jaxdrop.draw_fixed_count_mask(jax.random.key(seed), shape, count, **options)
+    return np.asarray(mask.unpack())
+
+
+@settings(max_examples=25)
+@given(data=st.data(), shape=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_masks_equal_the_numpy_reference(data, shape):
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    size = int(np.prod([shape[axis] for axis in axes]))
+    count = data.draw(st.integers(0, size))
+    seed = data.draw(st.integers(0, 1000))
+    mask = drawn(seed, tuple(shape), count, axis=axes)
+    np.testing.assert_array_equal(mask.sum(axes), count)
+    np.testing.assert_array_equal(
+        mask, reference.fixed_count_mask((0, seed), tuple(shape), count, axes)
+    )
+
+
+def test_count_is_exact_in_every_draw():
+    keys = jax.random.split(jax.random.key(0), 500)
+    masks = jax.vmap(lambda key: jaxdrop.draw_fixed_count_mask(key, (7, 33), 5, axis=1))(keys)
+    np.testing.assert_array_equal(masks.unpack().sum(-1), 5)
+
+
+def test_equal_words_are_taken_in_order_of_position():
+    words = jnp.array([[3, 1, 3, 3, 0, 3]], jnp.uint32)
+    for count, expected in enumerate(
+        ["000000", "000010", "010010", "110010", "111010", "111110", "111111"]
+    ):
+        keep = _smallest(words, jnp.int32(count), (1,))
+        assert "".join(str(int(k)) for k in keep[0]) == expected
+
+
+def test_extreme_words_are_ordered():
+    words = jnp.array([0xFFFFFFFF, 0, 0x80000000, 0x7FFFFFFF], jnp.uint32)
+    assert _smallest(words, jnp.int32(2), (0,)).tolist() == [False, True, False, True]
+    assert _smallest(words, jnp.int32(3), (0,)).tolist() == [False, True, True, True]
+
+
+def test_every_element_survives_equally_often():
+    def drop(key, x):
+        return jaxdrop.draw_fixed_count_mask(key, x.shape, 3).unpack().astype(float)
+
+    assert_keep_rate(drop, jax.random.key(1), jnp.ones((2, 5)), 0.7)
+
+
+def test_keep_prob_is_the_share_and_apply_mask_uses_it():
+    mask = jaxdrop.draw_fixed_count_mask(jax.random.key(0), (4, 8), 2, axis=1)
+    assert mask.keep_prob == 0.25
+    np.testing.assert_array_equal(jaxdrop.apply_mask(mask, jnp.ones((4, 8))).sum(1), 8)
+
+
+def test_shared_axes_count_once():
+    mask = drawn(0, (4, 6, 5), 3, broadcast_dims=(0, 2))
+    assert mask.shape == (1, 6, 1)
+    assert mask.sum() == 3
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_none_and_all_may_survive(count):
+    assert drawn(0, (2, 3), count).sum() == count
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_empty_masks(shape):
+    assert drawn(0, shape, 0, axis=None).shape == shape
+
+
+def test_count_may_be_traced():
+    draw = jax.jit(lambda key, count: jaxdrop.draw_fixed_count_mask(key, (3, 9), count, axis=1))
+    for count in (0, 4, 9):
+        mask = draw(jax.random.key(0), jnp.int32(count))
+        np.testing.assert_array_equal(mask.unpack(), drawn(0, (3, 9), count, axis=1))
+
+
+@pytest.mark.parametrize("count", [-1, 10])
+def test_bad_traced_count_poisons_the_output_and_fails_under_checkify(count):
+    def drop(key, count):
+        mask = jaxdrop.draw_fixed_count_mask(key, (3, 9), count, axis=1)
+        return jaxdrop.apply_mask(mask, jnp.ones((3, 9)))
+
+    y = drop(jax.random.key(0), jnp.int32(count))
+    assert jnp.isnan(y).all()
+    error, _ = checkify.checkify(drop)(jax.random.key(0), jnp.int32(count))
+    with pytest.raises(checkify.JaxRuntimeError, match=rf"count must lie in \[0, 9\]; got {count}"):
+        error.throw()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"count": 7}, r"ValueError: .*count must lie in \[0, 6\]; got 7"),
+        ({"count": -1}, r"ValueError: .*count must lie in \[0, 6\]; got -1"),
+        ({"count": 1.5}, r"TypeError: .*count must be integers; got \(1\.5,\)"),
+        ({"count": jnp.arange(2)}, r"ValueError: .*count must be a scalar; got shape \(2,\)"),
+        ({"count": 1, "axis": 2}, r"ValueError: .*axis must lie in \[-2, 2\) for 2 axes; got 2"),
+        ({"count": 1, "axis": (0, -2)}, r"ValueError: .*axis must name each axis once"),
+        ({"count": 4, "axis": 1}, r"ValueError: .*count must lie in \[0, 3\]; got 4"),
+    ],
+)
+def test_bad_arguments_are_refused(options, error):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        jaxdrop.draw_fixed_count_mask(jax.random.key(0), (2, 3), **options)
+    assert raised.match(error.split(": ", 1)[1])
+    assert type(raised.value).__name__ == error.split(":")[0]
+    assert str(raised.value).startswith("draw_fixed_count_mask: ")

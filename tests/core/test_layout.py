@@ -1,0 +1,63 @@
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from jaxdrop.core.layout import Layout, mask_layout
+
+SHAPES = st.lists(st.integers(0, 40), max_size=4).map(tuple)
+
+
+@settings(max_examples=20)
+@given(shape=SHAPES, seed=st.integers(0, 100))
+@example(shape=(0, 17, 20), seed=0)  # once divided by the zero
+def test_unpack_inverts_pack(shape, seed):
+    keep = np.random.default_rng(seed).random(shape) < 0.5
+    layout = Layout(shape)
+    words = layout.pack(jnp.asarray(keep))
+    assert words.shape == layout.words_shape
+    np.testing.assert_array_equal(layout.unpack(words), keep)
+
+
+@given(shape=SHAPES)
+def test_padding_wastes_at_most_four_percent_or_one_word(shape):
+    bits = 32 * int(np.prod(Layout(shape).words_shape, dtype=np.int64))
+    size = int(np.prod(shape, dtype=np.int64))
+    assert size <= bits <= max(1.04 * size, size + 31)
+
+
+@given(shape=SHAPES)
+def test_layout_merges_the_axes_that_the_reference_merges(shape):
+    assert len(shape) - Layout(shape).leading == reference.merged_axes(shape)
+
+
+@given(shape=SHAPES.filter(bool), position=st.integers(0, 4))
+def test_an_axis_of_size_one_changes_no_word(shape, position):
+    position = min(position, len(shape))
+    longer = (*shape[:position], 1, *shape[position:])
+    count = int(np.prod(Layout(longer).words_shape, dtype=np.int64))
+    assert count == int(np.prod(Layout(shape).words_shape, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((4096, 4096), (4096, 128)),
+        ((4096, 10), (1280,)),
+        ((64, 56, 56, 3), (64, 56 * 56 * 3 // 32)),
+        ((8, 1000), (8, 32)),
+        ((2, 3), (1,)),
+        ((), (1,)),
+        ((0,), (0,)),
+        ((0, 3), (0,)),
+        ((2**40,), (16, 2**31)),
+        ((2**20, 2**20), (2**20, 2**15)),
+    ],
+)
+def test_words_shape(shape, words):
+    assert Layout(shape).words_shape == words
+
+
+def test_shared_axes_have_size_one():
+    assert mask_layout((2, 3, 4), (0, 2)) == Layout((1, 3, 1))

@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+from hypothesis import example, given, strategies as st
+from modes import enable_x64
+
+from jaxdrop.core.threshold import ALL_PAIRS, Threshold, round_known, settle
+
+RATES = st.one_of(
+    st.floats(0, 1),
+    st.floats(0, 1, width=32),
+    st.floats(0, 1e-3),
+    st.floats(0, 1e-3).map(lambda rate: 1 - rate),
+    st.integers(0, 2**17).map(lambda n: n / 2**17),
+)
+
+
+def units(threshold):
+    """The keep probability in units of 2^-32, from the digits."""
+    if int(threshold.start):
+        assert int(threshold.digits) == 0xFFFFFFFF
+        return 2**32
+    return int(threshold.digits)
+
+
+@given(rate=RATES)
+@example(rate=0.0)
+@example(rate=1.0)
+@example(rate=2**-17)
+@example(rate=1 - 2**-24)
+@example(rate=1e-300)
+def test_known_threshold_is_the_nearest_on_the_grid(rate):
+    threshold, _ = round_known(rate)
+    assert units(threshold) == reference.keep_units(rate)
+    assert threshold.keep_prob * 2**32 == reference.keep_units(rate)
+
+
+@given(rate=RATES)
+def test_keep_prob_is_within_one_percent_or_one_grid_step(rate):
+    threshold, _ = round_known(rate)
+    asked = min(rate, 1 - rate)
+    off = abs(threshold.keep_prob - (1 - rate))
+    assert off <= 2**-17 + 2**-53
+    assert off <= 0.0101 * asked + 2**-33 + 2**-53
+
+
+@given(rate=st.floats(0, 1, width=32))
+@example(rate=float(np.float32(1e-6)))
+@example(rate=float(np.float32(1 - 1e-6)))
+def test_traced_threshold_equals_the_known_one(rate):
+    known, _ = round_known(rate)
+    traced, pairs = round_known(jnp.float32(rate))
+    settled = jax.jit(settle)(traced)
+    assert pairs == ALL_PAIRS
+    assert (int(settled.digits), int(settled.start)) == (int(known.digits), int(known.start))
+    assert settled.keep_prob == jnp.float32(known.keep_prob)
+
+
+@given(rate=st.floats(0, 1))
+def test_traced_threshold_equals_the_known_one_in_double_precision(rate):
+    with enable_x64():
+        settled = jax.jit(settle)(jnp.float64(rate))
+        known, _ = round_known(rate)
+        assert (int(settled.digits), int(settled.start)) == (int(known.digits), int(known.start))
+        assert float(settled.keep_prob) == known.keep_prob
+
+
+@given(rate=RATES)
+def test_skipped_digits_are_all_zero(rate):
+    threshold, pairs = round_known(rate)
+    assert pairs in (2, 4, 8, 16)
+    if not int(threshold.start):
+        assert int(threshold.digits) % 2 ** (32 - 2 * pairs) == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "pairs"), [(0.5, 2), (0.25, 2), (0.75, 2), (0.125, 2), (0.1, 8), (1e-5, 16), (0.0, 2)]
+)
+def test_round_rates_need_few_digits(rate, pairs):
+    assert round_known(rate)[1] == pairs
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_bad_traced_rate_keeps_everything_and_poisons_keep_prob(rate, dtype):
+    threshold = settle(jnp.asarray(rate, dtype))
+    assert int(threshold.start) == int(threshold.digits) == 0xFFFFFFFF
+    assert jnp.isnan(threshold.keep_prob)
+
+
+def test_threshold_has_no_gradient_to_the_rate():
+    slope = jax.grad(lambda rate: settle(rate).keep_prob)(jnp.float32(0.3))
+    assert slope == 0
+    assert isinstance(settle(Threshold(0.5, np.uint32(0), np.uint32(0))), Threshold)

@@ -1,0 +1,171 @@
+"""Bad input gets the error that says what is wrong, from every public function."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdrop
+from jaxdrop import rescale
+
+KEY = np.zeros(2, np.uint32)
+X = jnp.ones((2, 3))
+
+CALLS = {
+    "dropout": lambda key=KEY, rate=0.5, **kw: jaxdrop.dropout(key, X, rate, **kw),
+    "draw_mask": lambda key=KEY, rate=0.5, **kw: jaxdrop.draw_mask(key, X.shape, rate, **kw),
+    "draw_fixed_count_mask": lambda key=KEY, **kw: jaxdrop.draw_fixed_count_mask(
+        key, X.shape, 1, **kw
+    ),
+}
+every_call = pytest.mark.parametrize("name", CALLS)
+calls_with_rate = pytest.mark.parametrize("name", ["dropout", "draw_mask"])
+
+
+def raises(kind, message, call, *args, **options):
+    with pytest.raises(kind) as raised:
+        call(*args, **options)
+    assert type(raised.value) is kind
+    assert str(raised.value).split("\n")[0] == message
+
+
+@calls_with_rate
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(-0.1, "-0.1"), (1.5, "1.5"), (float("nan"), "nan"), (2, "2.0"), (float("inf"), "inf")],
+)
+def test_rates_outside_the_unit_interval(name, rate, shown):
+    message = f"{name}: rate must lie in [0, 1]; got {shown}."
+    for form in (rate, np.float32(rate), np.float64(rate), np.array(rate)):
+        if float(form) == rate or rate != rate:
+            raises(ValueError, message, CALLS[name], rate=form)
+
+
+@calls_with_rate
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [
+        (None, "None"),
+        ("0.5", "'0.5'"),
+        (True, "True"),
+        ([0.5], "[0.5]"),
+        (0.5j, "0.5j"),
+        (jnp.arange(1)[0], "int32[]"),
+    ],
+)
+def test_rates_that_are_no_real_numbers(name, rate, shown):
+    message = f"{name}: rate must be a real number; got {shown}."
+    raises(TypeError, message, CALLS[name], rate=rate)
+
+
+@calls_with_rate
+def test_batch_of_rates(name):
+    message = f"{name}: rate must be a scalar; got shape (3,). Use jax.vmap."
+    raises(ValueError, message, CALLS[name], rate=jnp.ones(3) / 2)
+
+
+@every_call
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (lambda: jax.random.split(jax.random.key(0), 4), "(4,)"),
+        (lambda: jax.random.split(jax.random.key(0, impl="rbg"), (2, 3)), "(2, 3)"),
+        (lambda: jax.random.split(jax.random.PRNGKey(0), 4), "(4,)"),
+        (lambda: np.zeros((5, 4), np.uint32), "(5,)"),
+    ],
+)
+def test_batches_of_keys(name, key, shape):
+    message = f"{name}: key must be one key; got a batch of shape {shape}. Use jax.vmap."
+    raises(TypeError, message, CALLS[name], key())
+
+
+@every_call
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        (None, "None"),
+        (0, "0"),
+        (jnp.zeros(2, jnp.int32), "int32[2]"),
+        (jnp.zeros(2), "float32[2]"),
+        (jnp.zeros(3, jnp.uint32), "uint32[3]"),
+        (jnp.zeros((), jnp.uint32), "uint32[]"),
+    ],
+)
+def test_keys_that_are_none(name, key, shown):
+    message = f"{name}: key must be one key; got {shown}. Make one with jax.random.key."
+    raises(TypeError, message, CALLS[name], key)
+
+
+@every_call
+@pytest.mark.parametrize("axis", [2, -3, 10])
+def test_axes_out_of_range(name, axis):
+    message = f"{name}: broadcast_dims must lie in [-2, 2) for 2 axes; got {axis}."
+    raises(ValueError, message, CALLS[name], broadcast_dims=(axis,))
+
+
+@every_call
+@pytest.mark.parametrize("axes", [(0, 0), (0, -2), (1, -1)])
+def test_repeated_axes(name, axes):
+    message = f"{name}: broadcast_dims must name each axis once; got {axes}."
+    raises(ValueError, message, CALLS[name], broadcast_dims=axes)
+
+
+@every_call
+def test_axes_that_are_no_integers(name):
+    message = f"{name}: broadcast_dims must be integers; got (0.5,)."
+    raises(TypeError, message, CALLS[name], broadcast_dims=(0.5,))
+
+
+@pytest.mark.parametrize("draw", [jaxdrop.draw_mask, jaxdrop.draw_fixed_count_mask])
+def test_shapes(draw):
+    name = draw.__name__
+    draw = partial(draw, KEY)
+    raises(
+        ValueError, f"{name}: shape must have no negative sizes; got (2, -1).", draw, (2, -1), 0
+    )
+    raises(TypeError, f"{name}: shape must be integers; got (2.0,).", draw, (2.0,), 0)
+    raises(TypeError, f"{name}: shape must be integers; got (None,).", draw, None, 0)
+
+
+@pytest.mark.parametrize("x", [jnp.arange(3), jnp.ones(3, bool), np.arange(3, dtype=np.int8)])
+def test_inputs_without_fractions(x):
+    message = (
+        f"dropout: x must be floating or complex; got {x.dtype}."
+        " Cast it, as in x.astype(jnp.float32)."
+    )
+    raises(TypeError, message, jaxdrop.dropout, KEY, x, 0.5)
+    raises(TypeError, message, jaxdrop.dropout, KEY, x, 0)
+
+
+@pytest.mark.parametrize("rule", [None, 1.0, "expected"])
+def test_rules_that_are_no_functions(rule):
+    message = f"dropout: rescale must be a hashable function of (mask, x); got {rule!r}."
+    raises(TypeError, message, jaxdrop.dropout, KEY, X, 0.5, rescale=rule)
+
+
+def test_rules_that_cannot_be_cached():
+    class Rule:
+        __hash__ = None
+
+        def __call__(self, mask, x):
+            return rescale.none(mask, x)
+
+    with pytest.raises(TypeError, match="rescale must be a hashable function"):
+        jaxdrop.dropout(KEY, X, 0.5, rescale=Rule())
+
+
+def test_rule_that_was_not_made_yet():
+    with pytest.raises(TypeError, match="realized"):
+        jaxdrop.dropout(KEY, X, 0.5, rescale=rescale.realized)
+
+
+def test_numpy_arrays_and_scalars_are_taken():
+    for x in (np.ones((2, 3), np.float32), 1.0, np.float32(1), 1j):
+        assert jnp.shape(jaxdrop.dropout(KEY, x, 0.5)) == np.shape(x)
+
+
+def test_errors_are_raised_while_tracing_too():
+    with pytest.raises(ValueError, match="rate must lie in"):
+        jax.jit(lambda x: jaxdrop.dropout(KEY, x, 1.5))(X)

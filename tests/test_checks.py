@@ -1,0 +1,273 @@
+"""Each assertion passes on right drops and fails on ones made wrong on purpose."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+import jaxdrop
+from jaxdrop import checks, dropout, rescale
+from jaxdrop.core.types import Key
+
+X = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, (8, 16)), jnp.float32)
+KEY = 17
+
+
+def key():
+    return jax.random.key(KEY)
+
+
+def scaled_by(factor, rate=0.1):
+    return lambda key, x: dropout(key, x, rate) * jnp.float32(factor)
+
+
+right = partial(dropout, rate=0.3)
+
+
+class TestShapeAndDtype:
+    def test_passes_on_dropout(self):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            checks.assert_shape_and_dtype_kept(right, key(), X.astype(dtype))
+
+    def test_fails_on_another_shape(self):
+        with pytest.raises(AssertionError, match="shape"):
+            checks.assert_shape_and_dtype_kept(lambda k, x: right(k, x).sum(), key(), X)
+
+    def test_fails_on_another_dtype(self):
+        with pytest.raises(AssertionError, match="the output is float32, the input bfloat16"):
+            checks.assert_shape_and_dtype_kept(
+                lambda k, x: right(k, x).astype(jnp.float32), key(), X.astype(jnp.bfloat16)
+            )
+
+
+class TestExpectation:
+    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 0.999, 1e-4])
+    def test_passes_on_dropout(self, rate):
+        checks.assert_expectation_kept(partial(dropout, rate=rate), key(), X)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.complex64])
+    def test_passes_in_other_dtypes(self, dtype):
+        checks.assert_expectation_kept(right, key(), X.astype(dtype), num_samples=2048)
+
+    def test_passes_on_one_mask_for_all_and_on_normal_noise(self):
+        shared = partial(dropout, rate=0.001, broadcast_dims=(0, 1))
+        checks.assert_expectation_kept(shared, key(), X)
+        checks.assert_expectation_kept(
+            lambda k, x: x * (1 + jax.random.normal(k, x.shape)), key(), X
+        )
+
+    def test_passes_on_empty_and_zero_inputs(self):
+        checks.assert_expectation_kept(right, key(), jnp.zeros((0, 3)))
+        checks.assert_expectation_kept(right, key(), jnp.zeros(3))
+
+    @pytest.mark.parametrize("factor", [0.994, 1.006, 0.9, 0.0, -1.0])
+    def test_fails_on_a_wrong_scale(self, factor):
+        x = jnp.ones(1000)
+        with pytest.raises(AssertionError, match=r"projection .* expected 1: off by .* allowed"):
+            checks.assert_expectation_kept(scaled_by(factor), key(), x)
+
+    def test_finer_bias_is_noticed_with_more_draws(self):
+        x = jnp.ones(256)
+        drop = scaled_by(1.0016)  # what a scale rounded to bfloat16 is off by at rate 0.1
+        checks.assert_expectation_kept(drop, key(), x, num_samples=4096)
+        with pytest.raises(AssertionError, match="off by"):
+            checks.assert_expectation_kept(drop, key(), x, num_samples=2**18)
+
+    def test_fails_where_a_single_element_is_biased(self):
+        def biased(key, x):
+            return dropout(key, x, 0.1).at[3, 5].mul(1.1).at[3, 6].mul(0.9)
+
+        with pytest.raises(AssertionError, match=r"output at \(3, [56]\) over 16384 draws"):
+            checks.assert_expectation_kept(biased, key(), jnp.ones((8, 16)))
+
+    @pytest.mark.parametrize("rule", [rescale.none, rescale.realized(), rescale.preserve_sum()])
+    def test_fails_on_rules_that_are_biased(self, rule):
+        x = jnp.arange(1.0, 4.0)
+        with pytest.raises(AssertionError, match="standard errors"):
+            checks.assert_expectation_kept(partial(dropout, rate=0.5, rescale=rule), key(), x)
+
+    def test_fails_on_nan(self):
+        with pytest.raises(AssertionError, match="nan"):
+            checks.assert_expectation_kept(lambda k, x: x * jnp.nan, key(), X)
+
+
+class TestKeepRate:
+    @pytest.mark.parametrize("rate", [0, 0.01, 0.1, 0.5, 0.99, 1])
+    def test_passes_on_dropout(self, rate):
+        checks.assert_keep_rate(partial(dropout, rate=rate), key(), X, rate)
+
+    def test_passes_on_one_decision_for_all(self):
+        shared = partial(dropout, rate=0.1, broadcast_dims=(0, 1))
+        checks.assert_keep_rate(shared, key(), X, 0.1)
+
+    @pytest.mark.parametrize("rate", [0.08, 0.12, 0.9, 0, 1])
+    def test_fails_on_another_rate(self, rate):
+        with pytest.raises(AssertionError, match="share kept"):
+            checks.assert_keep_rate(partial(dropout, rate=rate), key(), X, 0.1)
+
+    def test_fails_where_one_element_is_dropped_more_often(self):
+        def biased(key, x):
+            one, two = jax.random.split(key)
+            return dropout(one, x, 0.1).at[2, 3].mul(dropout(two, jnp.ones(()), 0.1))
+
+        with pytest.raises(AssertionError, match=r"share kept at \(2, 3\)"):
+            checks.assert_keep_rate(biased, key(), X, 0.1)
+
+    def test_refuses_inputs_with_zeros_and_bad_rates(self):
+        with pytest.raises(ValueError, match="x must have no zeros"):
+            checks.assert_keep_rate(right, key(), X.at[0, 0].set(0), 0.3)
+        with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\]"):
+            checks.assert_keep_rate(right, key(), X, 1.3)
+
+
+class TestSharing:
+    @pytest.mark.parametrize("axis", [0, 1, -1])
+    def test_shared_mask_passes(self, axis):
+        drop = partial(dropout, rate=0.5, broadcast_dims=(axis,))
+        checks.assert_mask_shared_along(drop, key(), X, axis)
+
+    def test_independent_masks_fail_to_be_shared(self):
+        with pytest.raises(AssertionError, match="slices 0 and 1 along axis 0 had different"):
+            checks.assert_mask_shared_along(right, key(), X, 0)
+
+    def test_nothing_dropped_cannot_tell(self):
+        with pytest.raises(ValueError, match="the mask must vary to be tested"):
+            checks.assert_mask_shared_along(lambda k, x: x, key(), X, 0)
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("shared", [(), (0,), (1,)])
+    def test_differing_masks_pass_whatever_else_is_shared(self, axis, shared):
+        drop = partial(dropout, rate=0.3, broadcast_dims=shared)
+        if axis in shared:
+            with pytest.raises(AssertionError, match="had the same mask in all 1024 draws"):
+                checks.assert_masks_differ_along(drop, key(), X, axis)
+        else:
+            checks.assert_masks_differ_along(drop, key(), X, axis)
+
+    def test_two_equal_slices_far_apart_are_found(self):
+        def periodic(key, x):
+            return dropout(key, x, 0.3).at[6].set(dropout(key, x, 0.3)[1])
+
+        with jax.debug_key_reuse(False), pytest.raises(AssertionError, match="slices 1 and 6"):
+            checks.assert_masks_differ_along(periodic, key(), X, 0)
+
+    def test_rare_drops_need_more_draws(self):
+        drop = partial(dropout, rate=0.001)
+        with pytest.raises(ValueError, match="num_samples must be large enough to tell"):
+            checks.assert_masks_differ_along(drop, key(), X, 0)
+        checks.assert_masks_differ_along(drop, key(), X, 0, num_samples=2**14)
+
+    @pytest.mark.parametrize("axis", [2, -3])
+    def test_axis_out_of_range_is_refused(self, axis):
+        for assertion in (checks.assert_mask_shared_along, checks.assert_masks_differ_along):
+            with pytest.raises(ValueError, match=r"axis must lie in \[-2, 2\)"):
+                assertion(right, key(), X, axis)
+
+
+class TestJit:
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_passes_on_dropout(self, dtype):
+        checks.assert_same_under_jit(right, key(), X.astype(dtype))
+
+    def test_fails_on_a_mask_drawn_while_tracing(self):
+        state = iter(range(100))
+
+        def impure(key: Key, x: Array) -> Array:
+            return right(jax.random.fold_in(key, next(state)), x)
+
+        with pytest.raises(AssertionError, match="dropped eagerly or under jit, but not both"):
+            checks.assert_same_under_jit(impure, key(), X)
+
+    def test_fails_on_another_value(self):
+        def impure(key, x):
+            return right(key, x) * (1.01 if isinstance(x, jax.core.Tracer) else 1)
+
+        with pytest.raises(AssertionError, match="assert_same_under_jit"):
+            checks.assert_same_under_jit(impure, key(), X)
+
+
+class TestGradient:
+    @pytest.mark.parametrize(
+        "rule", [rescale.expected, rescale.realized(), rescale.preserve_sum(), rescale.preserve_norm()]
+    )
+    def test_passes_on_every_rule(self, rule):
+        checks.assert_gradient_uses_same_mask(partial(dropout, rate=0.3, rescale=rule), key(), X)
+
+    def test_passes_in_bfloat16_and_on_large_inputs(self):
+        checks.assert_gradient_uses_same_mask(right, key(), X.astype(jnp.bfloat16))
+        checks.assert_gradient_uses_same_mask(right, key(), jnp.ones((40, 50)))
+
+    def test_fails_on_a_fresh_mask_in_the_backward_pass(self):
+        @jax.custom_vjp
+        def wrong(key, x):
+            return right(key, x)
+
+        def backward(key, cotangent):
+            return None, right(jax.random.fold_in(key, 1), cotangent)
+
+        wrong.defvjp(lambda key, x: (right(key, x), key), backward)
+        with jax.debug_key_reuse(False), pytest.raises(AssertionError, match="gradient predicts"):
+            checks.assert_gradient_uses_same_mask(wrong, key(), X)
+
+    def test_fails_on_a_missing_scale_in_the_backward_pass(self):
+        def straight_through(key, x):
+            y = right(key, x)
+            return x + jax.lax.stop_gradient(y - x)
+
+        with pytest.raises(AssertionError, match="the forward pass with the same key changes by"):
+            checks.assert_gradient_uses_same_mask(straight_through, key(), X)
+
+
+class TestKeyDeterminesOutput:
+    def test_passes_on_dropout(self):
+        checks.assert_key_determines_output(right, key(), X)
+
+    def test_fails_on_hidden_state(self):
+        state = iter(range(100))
+        with pytest.raises(AssertionError, match="one key gave two outputs"):
+            checks.assert_key_determines_output(
+                lambda k, x: right(jax.random.fold_in(k, next(state)), x), key(), X
+            )
+
+    def test_fails_where_the_key_is_ignored(self):
+        fixed = jaxdrop.draw_mask(key(), X.shape, 0.3)
+        with pytest.raises(AssertionError, match="64 different keys gave the same output"):
+            checks.assert_key_determines_output(
+                lambda k, x: jaxdrop.apply_mask(fixed, x), key(), X
+            )
+
+
+def test_false_alarm_rate_sets_how_far_a_mean_may_be_off():
+    drop, x = scaled_by(1.003), jnp.ones(1000)
+    checks.assert_expectation_kept(drop, key(), x)
+    with pytest.raises(AssertionError, match="off by"):
+        checks.assert_expectation_kept(drop, key(), x, false_alarm_rate=1e-4)
+
+
+def test_right_drops_are_rejected_no_more_often_than_asked():
+    alarms = 0
+    for seed in range(40):
+        try:
+            checks.assert_keep_rate(
+                partial(dropout, rate=0.5),
+                jax.random.key(seed),
+                jnp.ones(4),
+                0.5,
+                num_samples=64,
+                false_alarm_rate=0.5,
+            )
+        except AssertionError:
+            alarms += 1
+    # Binomial(40, 0.5) exceeds 37 with probability 7e-10.
+    assert alarms <= 37
+
+
+@pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
+def test_a_batch_of_keys_is_refused(name):
+    options = {"assert_keep_rate": [0.3], "assert_mask_shared_along": [0]}
+    options["assert_masks_differ_along"] = [0]
+    with pytest.raises(TypeError, match="key must be one key; got a batch of shape"):
+        getattr(checks, name)(right, jax.random.split(key()), X, *options.get(name, []))
