@@ -1,0 +1,90 @@
+"""Everything that a text shows is run, and every public name is documented."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxdrop
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxdrop.__path__, "jaxdrop."))
+PUBLIC = {
+    name: getattr(space, name)
+    for space in (jaxdrop, jaxdrop.rescale, jaxdrop.checks)
+    for name in space.__all__
+    if not inspect.ismodule(getattr(space, name))
+}
+NAMESPACE = {"jax": jax, "jnp": jnp, "optax": optax, "partial": partial, "jaxdrop": jaxdrop}
+
+
+@pytest.mark.parametrize("module", ["jaxdrop", *MODULES])
+def test_examples_in_docstrings_give_what_they_show(module):
+    loaded = importlib.import_module(module)
+    globs = {**PUBLIC, **vars(loaded), **NAMESPACE}
+    failures = []
+    with jax.debug_key_reuse(False):  # examples may use one key twice to compare
+        for test in doctest.DocTestFinder().find(loaded, module, globs=globs):
+            report = []
+            doctest.DocTestRunner().run(test, out=report.append)
+            failures += report
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions_are_documented_in_full(name):
+    value = PUBLIC[name]
+    if not callable(value) or not hasattr(value, "__name__"):
+        return  # a type alias
+    text = inspect.getdoc(value)
+    assert text, name
+    sections = ["Example:"]
+    if inspect.isfunction(value):
+        parameters = inspect.signature(value).parameters
+        sections += ["Args:"] if parameters else []
+        returns = value.__annotations__.get("return")
+        sections += ["Returns:"] if returns not in (None, "None") else []
+        for parameter in parameters:
+            assert re.search(rf"^  \*?{parameter}: ", text, re.M), f"{name}: {parameter}"
+        assert returns is not None or "return" in value.__annotations__, name
+    for section in sections:
+        assert section in text, f"{name}: {section}"
+
+
+def test_readme_names_only_what_exists_and_everything_that_does():
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall(r"jaxdrop\.([A-Za-z_][\w.]*)", readme):
+        value = jaxdrop
+        for part in name.split("."):
+            value = getattr(value, part)
+    for name in PUBLIC:
+        assert re.search(rf"\b{name}\b", readme), name
+
+
+def test_python_in_the_readme_runs():
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert blocks
+    for block in blocks:
+        with jax.debug_key_reuse(False), jax.numpy_dtype_promotion("standard"):
+            exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_sessions_give_what_they_show():
+    readme = (ROOT / "README.md").read_text()
+    test = doctest.DocTestParser().get_doctest(
+        "\n".join(re.findall(r"```pycon\n(.*?)```", readme, re.S)), {}, "README", None, 0
+    )
+    assert test.examples
+    report = []
+    with jax.debug_key_reuse(False), jax.numpy_dtype_promotion("standard"):
+        doctest.DocTestRunner().run(test, out=report.append)
+    assert not report, "".join(report)

@@ -1,0 +1,96 @@
+"""Masks are a promise: the same in every mode and every supported version of JAX."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+from modes import enable_x64
+
+import jaxdrop
+
+GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("masks.json").read_text())
+BERNOULLI = [case for case in GOLDEN if "rate" in case]
+FIXED = [case for case in GOLDEN if "count" in case]
+
+
+def stored(case):
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(case["mask"]), np.uint8))
+    return bits[: int(np.prod(case["shape"], dtype=int))].reshape(case["shape"]).astype(bool)
+
+
+def key_of(case):
+    return jax.random.wrap_key_data(np.array(case["key"], np.uint32), impl=case["impl"])
+
+
+def draw(key, case, rate=None):
+    if "count" in case:
+        return jaxdrop.draw_fixed_count_mask(key, case["shape"], case["count"], axis=-1).unpack()
+    return jaxdrop.draw_mask(key, case["shape"], case["rate"] if rate is None else rate).unpack()
+
+
+def assert_all_equal(cases, drawn):
+    wrong = [case for case in cases if not np.array_equal(drawn(case), stored(case))]
+    assert not wrong
+
+
+def test_there_are_golden_masks_of_every_kind():
+    assert {case["impl"] for case in GOLDEN} == {"threefry2x32", "rbg", "unsafe_rbg"}
+    assert len(BERNOULLI) == 5 * 7 * 9
+    assert len(FIXED) == 5 * 5
+
+
+def test_eager_masks():
+    assert_all_equal(GOLDEN, lambda case: draw(key_of(case), case))
+
+
+def test_masks_under_jit_with_a_traced_rate():
+    jitted = jax.jit(lambda key, rate, shape: jaxdrop.draw_mask(key, shape, rate).unpack(), static_argnums=2)
+    float32 = [case for case in BERNOULLI if float(np.float32(case["rate"])) == case["rate"]]
+    coarse = [case for case in BERNOULLI if 1e-3 < case["rate"] < 0.998]
+    for cases in (float32, coarse):
+        assert cases
+        assert_all_equal(
+            cases, lambda case: jitted(key_of(case), case["rate"], tuple(case["shape"]))
+        )
+
+
+def test_masks_under_vmap():
+    def batched(case):
+        keys = jnp.stack([key_of(case)] * 2)
+        return jax.vmap(lambda key: draw(key, case))(jax.random.clone(keys))[1]
+
+    assert_all_equal([case for case in GOLDEN if case["shape"] == [2, 3, 40]], batched)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_masks_with_x64_on_and_off(enabled):
+    with enable_x64(enabled):
+        assert_all_equal(GOLDEN[::3], lambda case: draw(key_of(case), case))
+
+
+def test_masks_with_the_other_way_jax_counts():
+    with jax.threefry_partitionable(False):
+        assert_all_equal(GOLDEN[::9], lambda case: draw(key_of(case), case))
+
+
+def test_numpy_reference_rebuilds_every_mask_of_a_threefry_key():
+    plain = [case for case in GOLDEN if case["impl"] == "threefry2x32"]
+
+    def rebuilt(case):
+        shape = tuple(case["shape"])
+        if "count" in case:
+            return reference.fixed_count_mask(case["key"], shape, case["count"], (len(shape) - 1,))
+        return reference.mask(case["key"], shape, case["rate"])
+
+    assert_all_equal(plain, rebuilt)
+
+
+def test_dropout_uses_the_mask_of_draw_mask():
+    assert_all_equal(
+        [case for case in BERNOULLI if 0 < case["rate"] < 1][::4],
+        lambda case: jaxdrop.dropout(key_of(case), jnp.ones(case["shape"]), case["rate"]) != 0,
+    )
