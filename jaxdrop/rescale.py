@@ -102,6 +102,8 @@ def realized(axis: Axes = None) -> Rescale:
 
     Takes the randomness of the count out of the sum: a constant input keeps its
     sum exactly. E[y] = (1 - p^n) x, since zeros come out where all n drop.
+    Counting over a whole batch couples its samples, and for many elements
+    differs little from `expected`; `axis=-1` counts within each row.
 
     Args:
       axis: axes over which elements are counted; None for all.

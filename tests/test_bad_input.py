@@ -157,7 +157,7 @@ def test_rules_that_cannot_be_cached():
 
 
 def test_rule_that_was_not_made_yet():
-    with pytest.raises(TypeError, match="realized"):
+    with pytest.raises(TypeError, match=r"rescale: .*got realized.*call it, as in realized\(\)"):
         jaxdrop.dropout(KEY, X, 0.5, rescale=rescale.realized)
 
 

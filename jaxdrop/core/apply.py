@@ -24,6 +24,7 @@ Rescale: TypeAlias = Callable[[Mask, Array], Array]
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
     """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`."""
+    validate.takes_mask_and_array(rule)
     mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
     factor = validate.factor(rule(mask, x), x.shape)
     # A bad traced rate must show, whatever the rule makes of it.

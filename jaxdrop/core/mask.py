@@ -1,6 +1,7 @@
 """What a drawn mask is: one bit per element, packed 32 to a word."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class Mask:
 
         Masks that were drawn under `vmap` have its axes in front.
         """
-        return self.layout.unpack(self.words)
+        return _unpack(self.words, self.layout)
 
     @classmethod
     def pack(cls, keep: Bool[Array, "..."], keep_prob: Float[Array, ""] | float) -> "Mask":
@@ -74,9 +75,17 @@ class Mask:
                 " Compare first, as in keep > 0."
             )
         layout = Layout(tuple(keep.shape))
-        return cls(
-            layout.pack(jnp.asarray(keep)), jnp.asarray(keep_prob, jnp.result_type(float)), layout
-        )
+        return cls(_pack(keep, layout), jnp.asarray(keep_prob, jnp.result_type(float)), layout)
 
     def __repr__(self) -> str:
         return f"Mask(shape={self.shape})"
+
+
+@partial(jax.jit, static_argnames="layout")
+def _unpack(words: Words, layout: Layout) -> Bool[Array, "..."]:
+    return layout.unpack(words)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _pack(keep: Bool[Array, "..."], layout: Layout) -> Words:
+    return layout.pack(keep)

@@ -4,6 +4,7 @@ Each takes the name of the function that the user called, so that the message
 names it, and returns the argument in canonical form.
 """
 
+import inspect
 import math
 import numbers
 import operator
@@ -149,6 +150,18 @@ def hashable_rule(function: str, rule: Any) -> Any:
             f"{function}: rescale must be a hashable function of (mask, x); got {rule!r}."
         )
     return rule
+
+
+def takes_mask_and_array(rule: Any) -> None:
+    """Raises if a rescale rule cannot be called with (mask, x)."""
+    try:
+        inspect.signature(rule).bind(None, None)
+    except TypeError:
+        name = getattr(rule, "__name__", repr(rule))
+        raise TypeError(
+            f"rescale: the rule must take (mask, x); got {name}."
+            f" If it makes a rule, call it, as in {name}()."
+        ) from None
 
 
 def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
