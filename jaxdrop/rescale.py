@@ -19,6 +19,7 @@ with `realized(axis=0)` is compiled once. Write your own as a module-level
 function or a frozen dataclass for the same reason.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -231,7 +232,7 @@ class _Realized:
 
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes("realized", self.axis, x)
-        size = validate.size_of([mask.shape[axis] for axis in axes])
+        size = math.prod([mask.shape[axis] for axis in axes])
         if size >= 2**32:
             raise ValueError(
                 f"realized: axis must span fewer than 2^32 elements; got {size}."

@@ -22,6 +22,7 @@ jaxtyping.install_import_hook(
 def key() -> jax.Array:
     return jax.random.key(0)
 
+
 hypothesis.settings.register_profile(
     "default",
     deadline=None,  # the first example compiles

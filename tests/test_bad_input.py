@@ -122,9 +122,7 @@ def test_axes_that_are_no_integers(name):
 def test_shapes(draw):
     name = draw.__name__
     draw = partial(draw, KEY)
-    raises(
-        ValueError, f"{name}: shape must have no negative sizes; got (2, -1).", draw, (2, -1), 0
-    )
+    raises(ValueError, f"{name}: shape must have no negative sizes; got (2, -1).", draw, (2, -1), 0)
     raises(TypeError, f"{name}: shape must be integers; got (2.0,).", draw, (2.0,), 0)
     raises(TypeError, f"{name}: shape must be integers; got (None,).", draw, None, 0)
 

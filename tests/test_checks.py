@@ -191,7 +191,8 @@ class TestJit:
 
 class TestGradient:
     @pytest.mark.parametrize(
-        "rule", [rescale.expected, rescale.realized(), rescale.preserve_sum(), rescale.preserve_norm()]
+        "rule",
+        [rescale.expected, rescale.realized(), rescale.preserve_sum(), rescale.preserve_norm()],
     )
     def test_passes_on_every_rule(self, rule):
         checks.assert_gradient_uses_same_mask(partial(dropout, rate=0.3, rescale=rule), key(), X)
@@ -235,9 +236,7 @@ class TestKeyDeterminesOutput:
     def test_fails_where_the_key_is_ignored(self):
         fixed = jaxdrop.draw_mask(key(), X.shape, 0.3)
         with pytest.raises(AssertionError, match="64 different keys gave the same output"):
-            checks.assert_key_determines_output(
-                lambda k, x: jaxdrop.apply_mask(fixed, x), key(), X
-            )
+            checks.assert_key_determines_output(lambda k, x: jaxdrop.apply_mask(fixed, x), key(), X)
 
 
 def test_false_alarm_rate_sets_how_far_a_mean_may_be_off():

@@ -98,7 +98,9 @@ def kept_bytes(drop, x):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
 
-@pytest.mark.parametrize("shape", [(4096, 4096), (512, 1000), (4096, 10), (64, 56, 56, 3), (999, 77)])
+@pytest.mark.parametrize(
+    "shape", [(4096, 4096), (512, 1000), (4096, 10), (64, 56, 56, 3), (999, 77)]
+)
 @pytest.mark.parametrize("rule", [rescale.expected, rescale.none, rescale.realized(-1)])
 @pytest.mark.parametrize("rate", [0.1, jnp.float32(0.1)])
 def test_backward_pass_keeps_a_bit_an_element(shape, rule, rate):

@@ -49,7 +49,9 @@ def test_eager_masks():
 
 
 def test_masks_under_jit_with_a_traced_rate():
-    jitted = jax.jit(lambda key, rate, shape: jaxdrop.draw_mask(key, shape, rate).unpack(), static_argnums=2)
+    jitted = jax.jit(
+        lambda key, rate, shape: jaxdrop.draw_mask(key, shape, rate).unpack(), static_argnums=2
+    )
     float32 = [case for case in BERNOULLI if float(np.float32(case["rate"])) == case["rate"]]
     coarse = [case for case in BERNOULLI if 1e-3 < case["rate"] < 0.998]
     for cases in (float32, coarse):

@@ -167,8 +167,7 @@ def test_rules_count_over_the_given_axes(axis, key):
     kept = np.where(keep, x, 0)
     factors = {
         rescale.realized(axis): 1 / keep.mean(axes, keepdims=True),
-        rescale.preserve_sum(axis): np.sum(x, axes, keepdims=True)
-        / kept.sum(axes, keepdims=True),
+        rescale.preserve_sum(axis): np.sum(x, axes, keepdims=True) / kept.sum(axes, keepdims=True),
         rescale.preserve_norm(axis): np.sqrt(
             np.sum(np.square(x), axes, keepdims=True) / (kept**2).sum(axes, keepdims=True)
         ),
@@ -185,9 +184,7 @@ def test_realized_counts_each_shared_decision_once(key):
 
 
 @pytest.mark.parametrize("axis", [3, (0, 0), -4])
-@pytest.mark.parametrize(
-    "rule", [rescale.realized, rescale.preserve_sum, rescale.preserve_norm]
-)
+@pytest.mark.parametrize("rule", [rescale.realized, rescale.preserve_sum, rescale.preserve_norm])
 def test_rules_reject_bad_axes(rule, axis, key):
     with pytest.raises(ValueError, match=r"axis must (lie in|name each axis once)"):
         jaxdrop.dropout(key, jnp.ones((2, 2)), 0.5, rescale=rule(axis))
@@ -206,7 +203,9 @@ def test_scale_is_computed_in_float32_and_rounded_once(rate, dtype, key):
     x = jax.random.normal(jax.random.key(1), (1000,), dtype)
     y = jaxdrop.dropout(key, x, rate)
     keep_prob = np.float32(jaxdrop.draw_mask(jax.random.key(0), (), rate).keep_prob)
-    scaled = jnp.asarray(np.asarray(x).astype(np.float32) * (np.float32(1) / keep_prob)).astype(dtype)
+    scaled = jnp.asarray(np.asarray(x).astype(np.float32) * (np.float32(1) / keep_prob)).astype(
+        dtype
+    )
     kept = np.asarray(y) != 0
     np.testing.assert_array_equal(np.asarray(y)[kept], np.asarray(scaled)[kept])
 
@@ -262,7 +261,9 @@ class TestInferenceScale:
         assert scaled.tolist() == [0.75, 0.75]
 
     def test_names_the_leaf_that_cannot_be_scaled(self):
-        with pytest.raises(TypeError, match=r"tree\['ids'\] must be floating or complex; got int32"):
+        with pytest.raises(
+            TypeError, match=r"tree\['ids'\] must be floating or complex; got int32"
+        ):
             rescale.inference_scale({"ids": jnp.arange(2)}, 0.1)
 
     def test_rejects_a_bad_rate(self):

@@ -100,7 +100,8 @@ def test_odd_shapes_equal_the_unsharded_result(shape, spec, kind):
 
 
 @pytest.mark.parametrize(
-    ("shape", "spec"), [((64, 10), P("a")), ((40, 100), P(None, "a")), ((8, 4, 104), P("b", None, "a"))]
+    ("shape", "spec"),
+    [((64, 10), P("a")), ((40, 100), P(None, "a")), ((8, 4, 104), P("b", None, "a"))],
 )
 def test_explicit_axes_need_no_collective_even_where_words_straddle_devices(shape, spec):
     drop, x = jax.jit(partial(dropout, rate=0.3)), put(inputs(shape), spec, AxisType.Explicit)
@@ -139,15 +140,29 @@ def test_explicit_axes_work_eagerly_and_inside_a_mesh_context(context):
 def test_mask_can_be_drawn_sharded_on_explicit_axes():
     sharding = NamedSharding(mesh(AxisType.Explicit), P("a", "b"))
 
-    def draw_and_apply(key, x):
-        mask = jaxdrop.draw_mask(key, x.shape, 0.1, out_sharding=sharding)
+    def draw_and_apply(key, x, out_sharding):
+        mask = jaxdrop.draw_mask(key, x.shape, 0.1, out_sharding=out_sharding)
         assert jax.typeof(mask.words).sharding.spec == P("a", "b")
         return jaxdrop.apply_mask(mask, x)
 
     x = put(inputs(), P("a", "b"), AxisType.Explicit)
+    plain = dropout(make_key("raw"), inputs(), 0.1)
     with jax.set_mesh(mesh(AxisType.Explicit)):
-        y = jax.jit(draw_and_apply)(make_key("raw"), x)
-    np.testing.assert_array_equal(y, dropout(make_key("raw"), inputs(), 0.1))
+        for out_sharding in (sharding, P("a", "b")):
+            for run in (draw_and_apply, jax.jit(draw_and_apply, static_argnums=2)):
+                np.testing.assert_array_equal(run(make_key("raw"), x, out_sharding), plain)
+
+
+@pytest.mark.parametrize("out_sharding", ["a", P("a"), NamedSharding(mesh(), P("a"))])
+def test_out_sharding_needs_explicit_axes(out_sharding):
+    with pytest.raises(TypeError, match=r"^draw_mask: out_sharding must .*Explicit axes; got"):
+        jaxdrop.draw_mask(make_key("raw"), (8, 32), 0.1, out_sharding=out_sharding)
+
+
+def test_out_sharding_must_fit_the_shape():
+    sharding = NamedSharding(mesh(AxisType.Explicit), P("a", None, "b"))
+    with pytest.raises(ValueError, match=r"^draw_mask: out_sharding must have at most 2 entries"):
+        jaxdrop.draw_mask(make_key("raw"), (8, 32), 0.1, out_sharding=sharding)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -170,9 +185,7 @@ def test_shard_map_with_the_axis_index_folded_in_draws_independent_masks():
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return dropout(key, x, jnp.float32(0.3))
 
-    spread = jax.shard_map(
-        local, mesh=mesh(), in_specs=(P(), P("a", "b")), out_specs=P("a", "b")
-    )
+    spread = jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("a", "b")), out_specs=P("a", "b"))
     y = jax.jit(spread)(make_key("raw"), jnp.ones((64, 256)))
     for i in range(4):
         for j in range(2):

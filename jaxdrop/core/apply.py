@@ -11,8 +11,8 @@ from jax import Array, lax
 from jaxtyping import Bool
 
 from jaxdrop.core import validate
-from jaxdrop.core.compat import explicit_sharding
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.sharding import explicit_sharding
 
 Rescale: TypeAlias = Callable[[Mask, Array], Array]
 """A rule `(mask, x) -> factor` for what survivors are multiplied by."""

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
 from jaxdrop.core import validate
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.sharding import asked_sharding
 from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import (
@@ -33,7 +34,7 @@ def draw_mask(
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
-    out_sharding: NamedSharding | None = None,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Mask:
     """Draws a mask that drops each element independently with probability `rate`.
 
@@ -56,13 +57,15 @@ def draw_mask(
         outside gives a mask that turns everything it is applied to into NaN,
         and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
-      out_sharding: on a mesh with Explicit axes, how the mask is sharded.
+      out_sharding: on a mesh with Explicit axes, how the array is sharded that
+        the mask is for.
 
     Returns:
       A `Mask`.
 
     Raises:
-      TypeError: `key` is not one key, or `shape` or `rate` are not numbers.
+      TypeError: `key` is not one key, `shape` or `rate` are not numbers, or
+        `out_sharding` names no Explicit axes.
       ValueError: a known `rate` lies outside [0, 1], a size is negative, or
         `broadcast_dims` are out of range or repeated.
 
@@ -79,7 +82,8 @@ def draw_mask(
     rate = validate.rate_in_unit_interval("draw_mask", rate)
     shared = validate.axes("draw_mask", "broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
-    return _draw_mask(key, *round_known(rate), layout=layout, sharding=out_sharding)
+    sharding = asked_sharding("draw_mask", out_sharding, len(sizes))
+    return _draw_mask(key, *round_known(rate), layout=layout, sharding=sharding)
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout", "sharding"))

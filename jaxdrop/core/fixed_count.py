@@ -1,5 +1,6 @@
 """Masks with an exact number of survivors: those with the smallest random words."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -62,7 +63,7 @@ def draw_fixed_count_mask(
     layout = mask_layout(sizes, shared)
     over = tuple(range(len(sizes))) if axis is None else axis
     over = validate.axes("draw_fixed_count_mask", "axis", over, len(sizes))
-    group = validate.size_of([layout.shape[i] for i in over])
+    group = math.prod([layout.shape[i] for i in over])
     count = validate.survivors("draw_fixed_count_mask", count, group)
     return _fixed_count(key, count, layout, over)
 
@@ -71,7 +72,7 @@ def draw_fixed_count_mask(
 def _fixed_count(
     key: Key, count: int | Int[Array, ""], layout: Layout, axes: tuple[int, ...]
 ) -> Mask:
-    size = validate.size_of([layout.shape[axis] for axis in axes])
+    size = math.prod([layout.shape[axis] for axis in axes])
     count = jnp.asarray(count, jnp.int32)
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)

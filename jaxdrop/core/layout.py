@@ -5,6 +5,7 @@ consecutive elements of the merged axis share a word: element e is bit e mod 32
 of word e div 32. Sizes of 1 (shared axes) change nothing.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 from jaxtyping import Bool
 
-from jaxdrop.core.compat import shard_count, with_spec
-from jaxdrop.core.validate import size_of
+from jaxdrop.core.sharding import shard_count, with_spec
 from jaxdrop.core.words import Words
 
 WORD_BITS = 32
@@ -36,7 +36,7 @@ class Layout:
     def leading(self) -> int:
         """How many axes are not merged."""
         for leading in reversed(range(len(self.shape))):
-            size = size_of(self.shape[leading:])
+            size = math.prod(self.shape[leading:])
             if (-size % WORD_BITS) * 25 <= size:
                 return leading
         return 0
@@ -44,7 +44,7 @@ class Layout:
     @cached_property
     def merged(self) -> int:
         """Elements along the merged axis."""
-        return size_of(self.shape[self.leading :])
+        return math.prod(self.shape[self.leading :])
 
     @cached_property
     def words_shape(self) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ class Layout:
         batch = words.shape[: words.ndim - len(self.words_shape)]
         lanes = lax.broadcasted_iota(jnp.uint32, (1,) * words.ndim + (WORD_BITS,), words.ndim)
         bits = (words[..., None] >> lanes) & jnp.uint32(1)
-        packed = WORD_BITS * size_of(self.words_shape[self.leading :])
+        packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
         if packed != self.merged:
             rows = (*batch, *self.shape[: self.leading])
             bits = bits.reshape(*rows, packed)[..., : self.merged]
@@ -68,7 +68,7 @@ class Layout:
     def pack(self, keep: Bool[Array, "..."]) -> Words:
         """The inverse of `unpack`; bits beyond the last element are 0."""
         rows = keep.reshape(*self.shape[: self.leading], self.merged)
-        spare = WORD_BITS * size_of(self.words_shape[self.leading :]) - self.merged
+        spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
         lanes = lax.broadcasted_iota(

@@ -5,7 +5,6 @@ names it, and returns the argument in canonical form.
 """
 
 import inspect
-import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -172,8 +171,3 @@ def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
         return tuple(operator.index(value) for value in values)
     except TypeError:
         raise TypeError(f"{function}: {name} must be integers; got {values!r}.") from None
-
-
-def size_of(shape: Sequence[int]) -> int:
-    """Number of elements, as a Python integer of any size."""
-    return math.prod(shape)

@@ -9,6 +9,7 @@ References:
   Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -20,7 +21,6 @@ from jax.sharding import NamedSharding
 from jaxtyping import UInt32
 
 from jaxdrop.core.types import Key
-from jaxdrop.core.validate import size_of
 
 ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 Words: TypeAlias = UInt32[Array, "..."]
@@ -102,8 +102,8 @@ def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
     zero = jnp.uint32(0)
     if not indices:
         return Address(zero, zero)
-    strides = [size_of(shape[axis + 1 :]) for axis in range(len(shape))]
-    if size_of(shape) <= 2**32:
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    if math.prod(shape) <= 2**32:
         terms = [i * np.uint32(s) for i, s in zip(indices, strides, strict=True) if s < 2**32]
         return Address(zero, sum(terms[1:], terms[0]))
     high = low = zero

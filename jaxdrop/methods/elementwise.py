@@ -12,9 +12,9 @@ from jaxdrop import rescale as rules
 from jaxdrop.core import validate
 from jaxdrop.core.apply import Rescale, rescale_and_select
 from jaxdrop.core.bernoulli import bernoulli_mask
-from jaxdrop.core.compat import explicit_sharding
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.sharding import explicit_sharding
 from jaxdrop.core.threshold import Rounded, round_known
 from jaxdrop.core.types import Key, Rate
 

@@ -51,7 +51,9 @@ def test_masks_drawn_under_vmap_unpack_with_the_batch_in_front():
 def test_mask_drawn_under_vmap_must_be_applied_under_vmap():
     keys = jax.random.split(jax.random.key(0), 6)
     masks = jax.vmap(lambda key: jaxdrop.draw_mask(key, (3,), 0.5))(keys)
-    with pytest.raises(ValueError, match=r"^apply_mask: mask must be one mask; got a batch of shape \(6,\)"):
+    with pytest.raises(
+        ValueError, match=r"^apply_mask: mask must be one mask; got a batch of shape \(6,\)"
+    ):
         jaxdrop.apply_mask(masks, jnp.ones((6, 3)))
 
 

@@ -27,7 +27,6 @@ def threefry_2x32(key, counter):
     return a, b
 
 
-
 def threefry_2x32_wrapping(key, x0, x1):
     """The same on uint32 arrays, whose arithmetic wraps by itself."""
     k = [np.uint32(key[0]), np.uint32(key[1])]

@@ -10,7 +10,7 @@ import pytest
 from modes import KEY_IMPLEMENTATIONS, make_key
 
 import jaxdrop
-from jaxdrop import checks, chain, dropout, per_leaf, per_sample, scheduled
+from jaxdrop import chain, checks, dropout, per_leaf, per_sample, scheduled
 from jaxdrop.core.names import fold_in_name
 
 half = partial(dropout, rate=0.5)

@@ -1,0 +1,52 @@
+"""Sharding in types: what Explicit mesh axes say about an array and its mask.
+
+Auto axes need nothing of this, since XLA partitions masks by itself. All that
+depends on how JAX spells Explicit axes is here.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def explicit_sharding(x: jax.Array) -> NamedSharding | None:
+    """The sharding in the type of `x`, or None where it says nothing."""
+    sharding = jax.typeof(x).sharding
+    split = any(part is not None for part in sharding.spec)
+    return sharding if split and _has_explicit_axes(sharding) else None
+
+
+def asked_sharding(function: str, out_sharding: Any, ndim: int) -> NamedSharding | None:
+    """The sharding that a user asked for by `out_sharding`, as JAX itself takes it."""
+    if out_sharding is None:
+        return None
+    sharding, mesh = out_sharding, jax.sharding.get_abstract_mesh()
+    if isinstance(out_sharding, PartitionSpec) and not mesh.empty:
+        sharding = NamedSharding(mesh, out_sharding)
+    if not isinstance(sharding, NamedSharding) or not _has_explicit_axes(sharding):
+        raise TypeError(
+            f"{function}: out_sharding must be a NamedSharding, or a PartitionSpec in a mesh"
+            f" context, with Explicit axes; got {out_sharding!r}."
+        )
+    if len(sharding.spec) > ndim:
+        raise ValueError(
+            f"{function}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
+        )
+    return sharding
+
+
+def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
+    """The same mesh with another partition."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def shard_count(sharding: NamedSharding, mesh_axes: Any) -> int:
+    """Into how many parts the mesh axes of one entry of a spec split an axis."""
+    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
+    return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+
+
+def _has_explicit_axes(sharding: NamedSharding) -> bool:
+    return AxisType.Explicit in sharding.mesh.axis_types
