@@ -39,8 +39,8 @@ class Case:
 
     def inputs(self, direction: str) -> tuple[Array, ...]:
         """A key and random values, and a cotangent where the direction needs one."""
-        key = jax.random.key(0)
-        x = jax.random.normal(key, self.shape, jnp.dtype(self.dtype))
+        key, x_key = jax.random.split(jax.random.key(0))
+        x = jax.random.normal(x_key, self.shape, jnp.dtype(self.dtype))
         return (key, x) if direction == FORWARD else (key, x, jnp.ones_like(x))
 
 

@@ -1,5 +1,7 @@
 """Dropout for JAX as pure functions and function transforms."""
 
+from importlib.metadata import version
+
 from jaxdrop import checks, rescale
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask
@@ -14,6 +16,8 @@ from jaxdrop.transforms.policies import (
     per_sample,
     scheduled,
 )
+
+__version__ = version("jaxdrop")
 
 __all__ = [
     # Methods: `(key, x, rate, ...) -> y`.

@@ -11,12 +11,12 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 
 
-def run(*command, devices=1):
+def run(*command, devices=1, **environment):
     """Runs Python in a process of its own, without the strict settings of the tests."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_DEBUG_KEY_REUSE": "1"},
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -32,7 +32,7 @@ def losses_of_digits(devices, tmp_path):
         "results = train_digits.main(options)\n"
         "print(json.dumps([run['loss'].tolist() for r in results.values() for run in r.values()]))"
     )
-    printed = run("-c", script, devices=devices).stdout
+    printed = run("-c", script, devices=devices, JAX_DEBUG_KEY_REUSE="1").stdout
     return np.array(json.loads(printed.splitlines()[-1])), printed
 
 

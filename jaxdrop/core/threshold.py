@@ -5,6 +5,7 @@ would miss the rate or the keep probability by more than 1 %. Known and traced
 rates go through the same arithmetic, so they give the same mask.
 """
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -55,6 +56,7 @@ def settle(rate: Rounded) -> Threshold:
     return rate if isinstance(rate, Threshold) else _traced_threshold(rate)
 
 
+@lru_cache(maxsize=1024)  # eager loops ask for the same few rates
 def _known_threshold(rate: float) -> tuple[Threshold, int]:
     units = int(_grid_units(np.float64(rate), np))
     if rate < 0.5:
