@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt32
 
 from jaxdrop.core.sharding import shard_count, with_spec
 from jaxdrop.core.words import Words
@@ -57,8 +57,7 @@ class Layout:
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes ahead of the layout's own are kept."""
         batch = words.shape[: words.ndim - len(self.words_shape)]
-        lanes = lax.broadcasted_iota(jnp.uint32, (1,) * words.ndim + (WORD_BITS,), words.ndim)
-        bits = (words[..., None] >> lanes) & jnp.uint32(1)
+        bits = (words[..., None] >> _lanes(words.ndim)) & jnp.uint32(1)
         packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
         if packed != self.merged:
             rows = (*batch, *self.shape[: self.leading])
@@ -71,10 +70,7 @@ class Layout:
         spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
-        lanes = lax.broadcasted_iota(
-            jnp.uint32, (1,) * (bits.ndim - 1) + (WORD_BITS,), bits.ndim - 1
-        )
-        return jnp.sum(bits << lanes, axis=-1, dtype=jnp.uint32)
+        return jnp.sum(bits << _lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
 
     def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:
         """The sharding of a mask for an array sharded as given."""
@@ -104,3 +100,8 @@ class Layout:
 def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:
     """The layout of a mask for an array, of size 1 along the shared axes."""
     return Layout(tuple(1 if i in shared else n for i, n in enumerate(shape)))
+
+
+def _lanes(words_ndim: int) -> UInt32[Array, "..."]:
+    """The numbers of the bits in a word, along one axis behind those of the words."""
+    return lax.broadcasted_iota(jnp.uint32, (1,) * words_ndim + (WORD_BITS,), words_ndim)

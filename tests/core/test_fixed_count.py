@@ -100,6 +100,13 @@ def test_bad_traced_count_poisons_the_output_and_fails_under_checkify(count):
         error.throw()
 
 
+def test_counts_beyond_31_bits_are_refused():
+    with pytest.raises(
+        ValueError, match=r"axis must span fewer than 2\^31 elements; got 2147483648"
+    ):
+        jaxdrop.draw_fixed_count_mask(jax.random.key(0), (2**16, 2**15), 1)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
