@@ -8,8 +8,9 @@ The statistical ones reject a correct drop with at most the probability
 `false_alarm_rate`. They use the empirical Bernstein bound, which needs no
 normality: for N independent draws with sample variance V and range R, the mean
 is off by more than sqrt(2 V L / N) + 7 R L / (3 (N - 1)), with L = ln(4 / rate),
-with no more than that probability. The range is taken over the draws, the
-input and 0.
+with no more than that probability. For the range, y_i / x_i is taken to reach
+the same extremes at every element, so that survivors seen anywhere tell how
+large they may be; a drop of which nothing survives cannot be judged.
 
 References:
   Maurer and Pontil, "Empirical Bernstein bounds and sample variance
@@ -17,7 +18,6 @@ References:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import chex
@@ -91,25 +91,33 @@ def assert_expectation_kept(
 
     Raises:
       AssertionError: some mean is too far from the input to be chance.
+      ValueError: nothing survived in any draw, or `x` is empty.
 
     Example:
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_expectation_kept(drop, jax.random.key(0), jnp.arange(8.0))
     """
+    name = "assert_expectation_kept"
+    x = validate.inexact_array(name, "x", x)
     x64 = _real(x)
     energy = np.sum(x64**2) or 1.0
-    elements, whole = _Moments(x64), _Moments(np.ones(()))
-    for samples in _draws(drop, key, x, num_samples):
+    elements, whole, survived = _Moments(x64), _Moments(np.ones(())), not np.any(x64)
+    for samples in _draws(name, drop, key, x, num_samples):
         y = _real(samples)
+        survived |= bool(np.any(y))
         elements.add(y)
         whole.add(np.sum((y * x64 / energy).reshape(len(y), -1), axis=1))
+    if not survived:
+        raise ValueError(
+            f"{name}: something must survive to be judged; got zeros in {num_samples} draws."
+        )
+    ratio = elements.ratio_span()
     rounding = float(jnp.finfo(x.dtype).eps)
-    name = "assert_expectation_kept"
     if np.any(x64):
-        allowed = whole.radius(false_alarm_rate / 2) + rounding
+        allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
         _reject(name, "projection of the output on the input", whole, allowed)
-    allowed = elements.radius(false_alarm_rate / 2 / max(x64.size, 1)) + rounding * np.abs(x64)
-    _reject(name, "output", elements, allowed)
+    allowed = elements.radius(false_alarm_rate / 2 / x64.size, ratio * np.abs(x64))
+    _reject(name, "output", elements, allowed + rounding * np.abs(x64))
 
 
 def assert_keep_rate(
@@ -141,18 +149,16 @@ def assert_keep_rate(
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_keep_rate(drop, jax.random.key(0), jnp.ones(8), 0.1)
     """
-    rate = float(validate.rate_in_unit_interval("assert_keep_rate", rate))
+    rate = float(validate.probability("assert_keep_rate", "rate", rate))
     _require_no_zeros("assert_keep_rate", x)
-    elements = _Moments(np.full(x.shape, 1 - rate), span=1.0)
-    whole = _Moments(np.full((), 1 - rate), span=1.0)
-    for samples in _draws(drop, key, x, num_samples):
+    elements = _Moments(np.full(x.shape, 1 - rate))
+    whole = _Moments(np.full((), 1 - rate))
+    for samples in _draws("assert_keep_rate", drop, key, x, num_samples):
         kept = (samples != 0).astype(np.float64)
         elements.add(kept)
-        whole.add(
-            kept.reshape(len(kept), -1).mean(axis=1) if x.size else np.full(len(kept), 1 - rate)
-        )
-    _reject("assert_keep_rate", "share kept overall", whole, whole.radius(false_alarm_rate / 2))
-    allowed = elements.radius(false_alarm_rate / 2 / max(x.size, 1))
+        whole.add(kept.reshape(len(kept), -1).mean(axis=1))
+    _reject("assert_keep_rate", "share kept overall", whole, whole.radius(false_alarm_rate / 2, 1))
+    allowed = elements.radius(false_alarm_rate / 2 / x.size, 1)
     _reject("assert_keep_rate", "share kept", elements, allowed)
 
 
@@ -226,7 +232,7 @@ def assert_masks_differ_along(
     """
     masks = _masks("assert_masks_differ_along", drop, key, x, axis, num_samples)
     count = len(masks)
-    keep_prob = masks.mean() if masks.size else 1.0
+    keep_prob = masks.mean()
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
     if chance > false_alarm_rate:
@@ -260,8 +266,10 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_same_under_jit(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
+    key = validate.one_key("assert_same_under_jit", key)
     eager = np.asarray(drop(_reusable(key), x))
     jitted = np.asarray(jax.jit(drop)(_reusable(key), x))
+    _require_finite("assert_same_under_jit", "output", eager)
     if np.any((eager == 0) != (jitted == 0)):
         share = np.mean((eager == 0) != (jitted == 0))
         raise AssertionError(
@@ -293,6 +301,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_gradient_uses_same_mask(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
+    key = validate.one_key("assert_gradient_uses_same_mask", key)
 
     def forward(x: Array) -> Array:
         return drop(_reusable(key), x)
@@ -309,7 +318,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     for row in probed:
         cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)
         slope = np.sum(_wide(pull(cotangent)[0]) * travelled)
-        if abs(slope - difference.ravel()[row]) > min(0.1, 50 * eps ** (2 / 3)) * scale:
+        if not abs(slope - difference.ravel()[row]) <= min(0.1, 50 * eps ** (2 / 3)) * scale:
             raise AssertionError(
                 f"assert_gradient_uses_same_mask: at output {np.unravel_index(row, y.shape)} the"
                 f" gradient predicts a change of {slope:.6g}, the forward pass with the same key"
@@ -335,32 +344,32 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_key_determines_output(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
+    key = validate.one_key("assert_key_determines_output", key)
     first, again = (np.asarray(drop(_reusable(key), x)) for _ in range(2))
+    _require_finite("assert_key_determines_output", "output", first)
     chex.assert_trees_all_equal(
         _wide(first),
         _wide(again),
         custom_message="assert_key_determines_output: one key gave two outputs",
     )
-    samples = np.concatenate([_wide(s) for s in _draws(drop, key, x, num_samples)])
-    if x.size and np.all(samples == samples[:1]):
+    draws = _draws("assert_key_determines_output", drop, key, x, num_samples)
+    samples = np.concatenate([_wide(outputs) for outputs in draws])
+    if np.all(samples == samples[:1]):
         raise AssertionError(
             f"assert_key_determines_output: {num_samples} different keys gave the same output."
         )
 
 
-@dataclass
 class _Moments:
     """Sums of deviations from an expected value, over draws."""
 
-    expected: np.ndarray
-    span: float | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, expected: np.ndarray) -> None:
+        self.expected = expected
         self.count = 0
-        self.total = np.zeros(self.expected.shape)
-        self.squares = np.zeros(self.expected.shape)
-        self.low = np.minimum(0.0, -self.expected)  # so the range spans 0 and the expected value
-        self.high = np.maximum(0.0, -self.expected)
+        self.total = np.zeros(expected.shape)
+        self.squares = np.zeros(expected.shape)
+        self.low = np.minimum(0.0, -expected)  # so that the range spans 0 and what is expected
+        self.high = np.maximum(0.0, -expected)
 
     def add(self, samples: np.ndarray) -> None:
         deviations = samples - self.expected
@@ -378,10 +387,17 @@ class _Moments:
     def variance(self) -> np.ndarray:
         return np.maximum(self.squares - self.count * self.bias**2, 0) / (self.count - 1)
 
-    def radius(self, false_alarm_rate: float) -> np.ndarray:
+    def ratio_span(self) -> float:
+        """The range of y / x over all draws and elements, with 0 and 1 in it."""
+        x = np.where(self.expected == 0, 1, self.expected)
+        ends = np.stack([(self.expected + end) / x for end in (self.low, self.high)])
+        ends = np.where(self.expected == 0, 0, ends)
+        return float(max(1, np.max(ends)) - min(0, np.min(ends)))
+
+    def radius(self, false_alarm_rate: float, span: Any) -> np.ndarray:
         """How far the mean may be off: the empirical Bernstein bound."""
         log = np.log(4 / false_alarm_rate)
-        span = self.high - self.low if self.span is None else self.span
+        span = np.maximum(span, self.high - self.low)
         return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
             3 * (self.count - 1)
         )
@@ -390,32 +406,39 @@ class _Moments:
 def _reject(assertion: str, what: str, moments: _Moments, allowed: np.ndarray) -> None:
     """Raises where a mean is off by more than is allowed, naming the worst place."""
     off = np.abs(moments.bias)
-    bad = ~(off <= allowed)
-    if not np.any(bad):
+    if np.all(off <= allowed):
         return
-    excess = np.where(bad, off - allowed, -np.inf)
-    at = np.unravel_index(np.nanargmax(excess) if np.any(excess > -np.inf) else 0, off.shape)
+    at = np.unravel_index(np.argmax(off - allowed), off.shape)
     error = float(np.sqrt(moments.variance[at] / moments.count))
     expected = float(moments.expected[at])
     place = f" at {tuple(int(i) for i in at)}" if at else ""
-    errors = abs(float(moments.bias[at])) / error if error else np.inf
+    errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
     raise AssertionError(
         f"{assertion}: the mean {what}{place} over {moments.count} draws is"
         f" {expected + float(moments.bias[at]):.6g}, expected {expected:.6g}: off by {errors:.3g}"
-        f" standard errors, where {float(allowed[at]) / error if error else 0:.3g} are allowed."
+        f" standard errors, where {most:.3g} are allowed."
     )
 
 
-def _draws(drop: Drop, key: Key, x: Array, num_samples: int) -> Iterator[np.ndarray]:
+def _draws(
+    assertion: str, drop: Drop, key: Key, x: Array, num_samples: int
+) -> Iterator[np.ndarray]:
     """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
     if num_samples < 2:
-        raise ValueError(f"checks: num_samples must be at least 2; got {num_samples}.")
-    key = validate.one_key("checks", key)
-    keys = jax.random.split(_reusable(key), num_samples)
-    batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // max(x.size, 1)))
+        raise ValueError(f"{assertion}: num_samples must be at least 2; got {num_samples}.")
+    if x.size == 0:
+        raise ValueError(f"{assertion}: x must have elements to be judged; got shape {x.shape}.")
+    keys = jax.random.split(_reusable(validate.one_key(assertion, key)), num_samples)
+    batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
     run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
     for start in range(0, num_samples, batch):
-        yield np.asarray(run(keys[start : start + batch]))
+        samples = np.asarray(run(keys[start : start + batch]))
+        if samples.shape[1:] != x.shape:
+            raise AssertionError(
+                f"{assertion}: the output has shape {samples.shape[1:]}, the input {x.shape}."
+            )
+        _require_finite(assertion, "output", samples)
+        yield samples
 
 
 def _masks(
@@ -424,13 +447,21 @@ def _masks(
     """Which elements survive, with axes (slice along `axis`, draw, the rest)."""
     (axis,) = validate.axes(assertion, "axis", axis, x.ndim)
     _require_no_zeros(assertion, x)
-    kept = np.concatenate([samples != 0 for samples in _draws(drop, key, x, num_samples)])
+    draws = _draws(assertion, drop, key, x, num_samples)
+    if x.shape[axis] == 1:
+        raise ValueError(f"{assertion}: x must have several slices along {axis}; got {x.shape}.")
+    kept = np.concatenate([samples != 0 for samples in draws])
     return np.ascontiguousarray(np.moveaxis(kept, axis + 1, 0))
 
 
 def _require_no_zeros(assertion: str, x: Array) -> None:
     if not np.all(np.asarray(x) != 0):
         raise ValueError(f"{assertion}: x must have no zeros; got some. Use jnp.ones.")
+
+
+def _require_finite(assertion: str, what: str, values: np.ndarray) -> None:
+    if not np.all(np.isfinite(_wide(values))):
+        raise AssertionError(f"{assertion}: the {what} is not finite.")
 
 
 def _reusable(key: Key) -> Key:

@@ -14,9 +14,8 @@ probability q = 1 - p, x_i being fixed:
 R = E[n/S | S > 0]; s^2 is the sample variance of x; both entries with R hold
 given S > 0, as do the zeros and norm(x)^2 of the `preserve` rules.
 
-Rules compare equal when their settings do, so that `dropout` called eagerly
-with `realized(axis=0)` is compiled once. Write your own as a module-level
-function or a frozen dataclass for the same reason.
+The rules made here compare equal when their settings do, so that `dropout`
+called eagerly with `realized(axis=0)` is compiled once.
 """
 
 import math
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxdrop.core import validate
 from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for, widen
@@ -147,7 +146,8 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
 
     Raises:
       TypeError: `axis` is not made of integers.
-      ValueError: when applied, if an axis is out of range or repeated.
+      ValueError: `tolerance` lies outside [0, 1]; or when applied, if an axis
+        is out of range or repeated.
 
     Example:
       >>> x = jnp.array([2.0, 4.0, 4.0, 2.0])
@@ -158,7 +158,9 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
     References:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
-    return _PreserveSum(_canonical("preserve_sum", axis), tolerance)
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"preserve_sum: tolerance must lie in [0, 1]; got {tolerance}.")
+    return _PreserveSum(_canonical("preserve_sum", axis), float(tolerance))
 
 
 def preserve_norm(axis: Axes = None) -> Rescale:
@@ -215,7 +217,7 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     References:
       Srivastava et al., "Dropout", JMLR 15 (2014), figure 2.
     """
-    rate = validate.rate_in_unit_interval("inference_scale", rate)
+    rate = validate.probability("inference_scale", "rate", rate)
     keep_prob = jnp.asarray(settle(round_known(rate)[0]).keep_prob)
 
     def scale(path: Any, leaf: Any) -> Array:
@@ -224,6 +226,21 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
         return times(leaf, keep_prob).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(scale, tree)
+
+
+def is_own(rule: Rescale) -> bool:
+    """Whether a rule is of this module: pure, and equal to others by its settings.
+
+    Only such a rule may be compiled into a cached program. Another may read
+    what has changed by the next call, or close over traced values.
+    """
+    made_here = isinstance(rule, _Realized | _PreserveSum | _PreserveNorm)
+    return made_here or rule is expected or rule is none
+
+
+def checked(function: str, rule: Rescale) -> Rescale:
+    """Returns a rule if it can be called as one."""
+    return rule if is_own(rule) else validate.rule(function, rule)
 
 
 @dataclass(frozen=True)
@@ -266,20 +283,20 @@ class _PreserveNorm:
 
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes("preserve_norm", self.axis, x)
-        squares = _abs_squared(x)
-        kept = jnp.where(unpack_for(mask, x), squares, jnp.zeros_like(squares))
-        kept_sum = jnp.sum(kept, axes, keepdims=True)
-        defined = kept_sum > 0
-        ratio = jnp.sum(squares, axes, keepdims=True) / jnp.where(defined, kept_sum, 1)
-        factor = jnp.sqrt(jnp.where(defined, ratio, 1))
-        return jnp.where(defined, factor, expected(mask, x))
+        x = widen(x)
+        kept_norm = _norm(jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x)), axes)
+        all_zero = kept_norm == 0
+        factor = _norm(x, axes) / jnp.where(all_zero, 1, kept_norm)
+        return jnp.where(all_zero, expected(mask, x), factor)
 
 
-def _abs_squared(x: Array) -> Array:
-    """|x|^2 in the dtype of factors, differentiable at 0."""
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.square(widen(x))
-    return jnp.square(x.real) + jnp.square(x.imag)
+def _norm(x: Array, axes: tuple[int, ...]) -> Array:
+    """The 2-norm, without overflow or underflow and differentiable at 0."""
+    largest = jnp.max(lax.stop_gradient(jnp.abs(x)), axes, keepdims=True, initial=0)
+    unit = jnp.where(largest == 0, 1, largest)
+    parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+    squares = sum(jnp.sum(jnp.square(part / unit), axes, keepdims=True) for part in parts)
+    return jnp.where(largest == 0, 0, unit * jnp.sqrt(jnp.where(largest == 0, 1, squares)))
 
 
 def _canonical(rule: str, axis: Axes) -> tuple[int, ...] | None:

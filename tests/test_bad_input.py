@@ -52,7 +52,8 @@ def test_rates_outside_the_unit_interval(name, rate, shown):
         (True, "True"),
         ([0.5], "[0.5]"),
         (0.5j, "0.5j"),
-        (jnp.arange(1)[0], "int32[]"),
+        (jnp.ones((), bool), "bool[]"),
+        (jnp.ones((), jnp.complex64), "complex64[]"),
     ],
 )
 def test_rates_that_are_no_real_numbers(name, rate, shown):
@@ -139,24 +140,55 @@ def test_inputs_without_fractions(x):
 
 @pytest.mark.parametrize("rule", [None, 1.0, "expected"])
 def test_rules_that_are_no_functions(rule):
-    message = f"dropout: rescale must be a hashable function of (mask, x); got {rule!r}."
-    raises(TypeError, message, jaxdrop.dropout, KEY, X, 0.5, rescale=rule)
-
-
-def test_rules_that_cannot_be_cached():
-    class Rule:
-        __hash__ = None
-
-        def __call__(self, mask, x):
-            return rescale.none(mask, x)
-
-    with pytest.raises(TypeError, match="rescale must be a hashable function"):
-        jaxdrop.dropout(KEY, X, 0.5, rescale=Rule())
+    message = f"dropout: rescale must be a function of (mask, x); got {rule!r}."
+    for rate in (0, 0.5, 1):
+        raises(TypeError, message, jaxdrop.dropout, KEY, X, rate, rescale=rule)
 
 
 def test_rule_that_was_not_made_yet():
-    with pytest.raises(TypeError, match=r"rescale: .*got realized.*call it, as in realized\(\)"):
-        jaxdrop.dropout(KEY, X, 0.5, rescale=rescale.realized)
+    message = (
+        "dropout: rescale must be a function of (mask, x); got realized."
+        " If it makes a rule, call it, as in realized()."
+    )
+    for rate in (0, 0.5):
+        raises(TypeError, message, jaxdrop.dropout, KEY, X, rate, rescale=rescale.realized)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (None, "rescale: the rule's factor must be an array; got None."),
+        ("a", "rescale: the rule's factor must be an array; got 'a'."),
+        (2j, "rescale: the rule's factor must be real for float32; got complex64."),
+    ],
+)
+def test_factors_that_cannot_multiply(factor, message):
+    raises(TypeError, message, jaxdrop.dropout, KEY, X, 0.5, rescale=lambda mask, x: factor)
+
+
+@pytest.mark.parametrize("tolerance", [-1, 2.0, float("nan")])
+def test_tolerance_outside_the_unit_interval(tolerance):
+    message = f"preserve_sum: tolerance must lie in [0, 1]; got {tolerance}."
+    raises(ValueError, message, rescale.preserve_sum, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("keep_prob", [-1, 2.0, float("nan")])
+def test_packed_mask_with_an_impossible_probability(keep_prob):
+    message = f"Mask.pack: keep_prob must lie in [0, 1]; got {float(keep_prob)}."
+    raises(ValueError, message, jaxdrop.Mask.pack, jnp.ones(2, bool), keep_prob)
+
+
+def test_dtype_that_has_no_zero():
+    x = jnp.ones(3, jnp.float8_e8m0fnu)
+    message = "dropout: x must have a dtype with a zero; got float8_e8m0fnu."
+    raises(TypeError, message, jaxdrop.dropout, KEY, x, 0.5)
+
+
+def test_rates_of_every_real_dtype_are_taken():
+    for rate in (0, jnp.int32(0), np.int8(0), jnp.bfloat16.dtype.type(0), jnp.float16(0)):
+        assert jnp.all(jaxdrop.dropout(KEY, X, rate) == X)
+    assert jnp.all(jax.jit(jaxdrop.dropout)(KEY, X, 0) == X)
+    assert not jnp.any(jax.jit(jaxdrop.dropout)(KEY, X, 1))
 
 
 def test_numpy_arrays_and_scalars_are_taken():

@@ -59,11 +59,28 @@ class TestExpectation:
             lambda k, x: x * (1 + jax.random.normal(k, x.shape)), key(), X
         )
 
-    def test_passes_on_empty_and_zero_inputs(self):
-        checks.assert_expectation_kept(right, key(), jnp.zeros((0, 3)))
+    def test_passes_on_zeros(self):
         checks.assert_expectation_kept(right, key(), jnp.zeros(3))
 
-    @pytest.mark.parametrize("factor", [0.994, 1.006, 0.9, 0.0, -1.0])
+    @pytest.mark.parametrize(
+        ("rate", "size", "num_samples"), [(0.9995, 1000, 16384), (0.999, 4, 1024)]
+    )
+    def test_rare_survivors_raise_no_false_alarm(self, rate, size, num_samples):
+        drop = jax.jit(partial(dropout, rate=rate))
+        for seed in range(10):
+            try:
+                checks.assert_expectation_kept(
+                    drop, jax.random.key(seed), jnp.ones(size), num_samples=num_samples
+                )
+            except ValueError as error:  # honest where nothing survived
+                if "something must survive to be judged" not in str(error):
+                    raise
+
+    def test_cannot_judge_a_drop_of_which_nothing_survives(self):
+        with pytest.raises(ValueError, match="something must survive to be judged"):
+            checks.assert_expectation_kept(scaled_by(0.0), key(), X)
+
+    @pytest.mark.parametrize("factor", [0.994, 1.006, 0.9, -1.0])
     def test_fails_on_a_wrong_scale(self, factor):
         x = jnp.ones(1000)
         with pytest.raises(AssertionError, match=r"projection .* expected 1: off by .* allowed"):
@@ -90,8 +107,12 @@ class TestExpectation:
             checks.assert_expectation_kept(partial(dropout, rate=0.5, rescale=rule), key(), x)
 
     def test_fails_on_nan(self):
-        with pytest.raises(AssertionError, match="nan"):
+        with pytest.raises(AssertionError, match="the output is not finite"):
             checks.assert_expectation_kept(lambda k, x: x * jnp.nan, key(), X)
+
+    def test_fails_on_another_shape(self):
+        with pytest.raises(AssertionError, match=r"shape \(1, 16\), the input \(8, 16\)"):
+            checks.assert_expectation_kept(lambda k, x: right(k, x)[:1], key(), X)
 
 
 class TestKeepRate:
@@ -220,6 +241,44 @@ class TestGradient:
 
         with pytest.raises(AssertionError, match="the forward pass with the same key changes by"):
             checks.assert_gradient_uses_same_mask(straight_through, key(), X)
+
+    def test_fails_on_a_gradient_that_is_not_finite(self):
+        def unguarded(key, x):
+            keep_prob = jnp.float32(0)
+            keep = jax.random.bernoulli(key, keep_prob, x.shape)
+            return jnp.where(keep, x / keep_prob, 0)
+
+        with pytest.raises(AssertionError, match="gradient predicts a change of nan"):
+            checks.assert_gradient_uses_same_mask(unguarded, key(), X)
+
+
+NEED_AN_AXIS = ("assert_mask_shared_along", "assert_masks_differ_along")
+
+
+def call(name, drop, x):
+    extra = {"assert_keep_rate": [0.3], **{n: [0] for n in NEED_AN_AXIS}}.get(name, [])
+    getattr(checks, name)(drop, key(), x, *extra)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["assert_expectation_kept", "assert_keep_rate", "assert_key_determines_output", *NEED_AN_AXIS],
+)
+def test_empty_inputs_cannot_be_judged(name):
+    with pytest.raises(ValueError, match=rf"^{name}: x must have elements to be judged; got"):
+        call(name, right, jnp.ones((0, 3)))
+
+
+@pytest.mark.parametrize("name", NEED_AN_AXIS)
+def test_one_slice_cannot_be_judged(name):
+    with pytest.raises(ValueError, match=rf"^{name}: x must have several slices along 0; got"):
+        call(name, right, jnp.ones((1, 30)))
+
+
+@pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
+def test_every_assertion_fails_on_nan(name):
+    with pytest.raises(AssertionError):
+        call(name, lambda k, x: right(k, x) * jnp.nan, X)
 
 
 class TestKeyDeterminesOutput:

@@ -11,6 +11,8 @@ from jax.experimental import checkify
 from method_table import METHODS
 from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key, make_keys
 
+from jaxdrop.checks import assert_expectation_kept
+
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 linear_methods = pytest.mark.parametrize(
     "method", [m for m in METHODS if m.linear], ids=lambda method: method.name
@@ -51,10 +53,10 @@ def test_vmap_with_one_key_shares_the_mask_over_the_batch(method):
     close(shared, jnp.stack([method.run(key, x, 0.3) for x in xs]))
 
 
-@every_method
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.elementwise], ids=lambda method: method.name
+)
 def test_vmap_with_one_key_equals_broadcast_dims(method):
-    if method.name not in ("dropout", "draw_mask+apply_mask", "dropout+none"):
-        return  # the other rules count or sum over the batch as well
     key = make_key("raw")
     for shape in [(5, 3, 40), (5, 7), (4, 32), (3, 1, 9), (2, 2, 100)]:
         xs = inputs(shape)
@@ -237,3 +239,12 @@ def test_x64_changes_no_mask_and_no_value(method):
 def test_rejects_inputs_that_cannot_be_scaled(method, x, error):
     with pytest.raises(TypeError, match=rf"^\w+: {error}"):
         method.run(make_key("raw"), x, 0.3)
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.keeps_mean], ids=lambda method: method.name
+)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_mean_is_kept(method, rate):
+    drop = partial(method.run, rate=rate)
+    assert_expectation_kept(drop, jax.random.key(5), inputs((4, 9)), num_samples=4096)

@@ -227,6 +227,56 @@ def test_rule_with_a_factor_of_another_shape_is_refused(key):
         jaxdrop.dropout(key, jnp.ones((2, 3)), 0.5, rescale=lambda mask, x: jnp.ones(2))
 
 
+class Gain:
+    """A rule with state that changes between calls."""
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    def rule(self, mask, x):
+        return self.gain * rescale.expected(mask, x)
+
+
+def test_users_rule_is_called_each_time_and_may_change(key):
+    gain, x = Gain(jnp.float32(1)), jnp.ones(50)
+    mask = jaxdrop.draw_mask(key, 50, 0.5)
+    for value in (1.0, 10.0):
+        gain.gain = jnp.float32(value)
+        for y in (
+            jaxdrop.apply_mask(mask, x, rescale=gain.rule),
+            jaxdrop.dropout(jax.random.key(0), x, 0.5, rescale=gain.rule),
+        ):
+            np.testing.assert_array_equal(y, np.where(mask.unpack(), 2 * value, 0))
+
+
+def test_gradient_reaches_what_a_users_rule_closes_over():
+    gain, x = Gain(jnp.float32(1)), jnp.ones(50)
+
+    def total(value):
+        gain.gain = value
+        return jaxdrop.dropout(jax.random.key(0), x, 0.5, rescale=gain.rule).sum()
+
+    kept = jaxdrop.draw_mask(jax.random.key(0), 50, 0.5).unpack().sum()
+    for grad in (jax.jit(jax.grad(total)), jax.grad(total)):
+        np.testing.assert_allclose(grad(3.0), 2 * kept)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-25, 1.0, 1e20, 1e37])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_preserve_norm_at_every_magnitude(size, dtype, key):
+    x = jnp.asarray(np.full(40, size, np.float32)).astype(dtype)
+    y = jaxdrop.dropout(key, x, 0.5, rescale=rescale.preserve_norm())
+    kept = int((y != 0).sum())
+    np.testing.assert_allclose(np.abs(y).max() / size, (40 / kept) ** 0.5, rtol=1e-4)
+
+
+def test_preserve_norm_of_small_survivors_among_large_elements():
+    x = jnp.array([1e25, 1.0, 2.0])
+    mask = Mask.pack(jnp.array([False, True, True]), 0.5)
+    y = jaxdrop.apply_mask(mask, x, rescale=rescale.preserve_norm())
+    np.testing.assert_allclose(y / 1e25, np.array([0, 1, 2]) / 5**0.5, rtol=1e-6)
+
+
 def test_equal_settings_make_equal_rules():
     assert rescale.realized(0) == rescale.realized(0) != rescale.realized(1)
     assert hash(rescale.preserve_sum((0, 1))) == hash(rescale.preserve_sum((0, 1)))

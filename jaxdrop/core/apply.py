@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -18,20 +17,24 @@ Rescale: TypeAlias = Callable[[Mask, Array], Array]
 """A rule `(mask, x) -> factor` for what survivors are multiplied by."""
 
 
-# Under `checkpoint` the backward pass keeps the inputs it needs, which are the
-# packed words, and unpacks them again. Unlike a custom rule this leaves
-# forward mode working.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
-    """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`."""
-    validate.takes_mask_and_array(rule)
-    mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
-    factor = validate.factor(rule(mask, x), x.shape)
-    # A bad traced rate must show, whatever the rule makes of it.
-    factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
-    scaled = times(x, factor)
-    keep = unpack_for(mask, x)
-    return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
+    """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`.
+
+    Under `checkpoint` the backward pass keeps the inputs it needs, which are
+    the packed words, and unpacks them again. Unlike a custom derivative this
+    leaves forward mode working.
+    """
+
+    def select(mask: Mask, x: Array) -> Array:
+        mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
+        factor = validate.factor(rule(mask, x), x)
+        # A bad traced rate must show, whatever the rule makes of it.
+        factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
+        scaled = times(x, factor)
+        keep = unpack_for(mask, x)
+        return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
+
+    return jax.checkpoint(select, prevent_cse=False)(mask, x)
 
 
 def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:

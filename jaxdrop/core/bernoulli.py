@@ -41,7 +41,8 @@ def draw_mask(
     An element is kept where a uniform number lies below `1 - rate`, rounded to
     a multiple of 2^-16 (of 2^-32 for rates so near to 0 or 1 that this would
     miss them by more than 1 %). The rounded probability is `mask.keep_prob`.
-    With one key, a higher rate only drops more.
+    With one key, a higher rate only drops more. Rates within 2^-33 of 0 or 1
+    round to 0 or 1.
 
     The mask depends on the key's data, the shape and the rate alone: it is the
     same eager or under any transform, on any device or sharding, known or
@@ -54,8 +55,8 @@ def draw_mask(
       key: one random key, consumed here.
       shape: sizes of the array to drop from.
       rate: probability of dropping, in [0, 1]; may be traced. A traced rate
-        outside gives a mask that turns everything it is applied to into NaN,
-        and fails under `checkify`.
+        outside, by more than rounding (2^-17), gives a mask that turns
+        everything it is applied to into NaN, and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
       out_sharding: on a mesh with Explicit axes, how the array is sharded that
         the mask is for.
@@ -79,7 +80,7 @@ def draw_mask(
     """
     key = validate.one_key("draw_mask", key)
     sizes = validate.shape("draw_mask", shape)
-    rate = validate.rate_in_unit_interval("draw_mask", rate)
+    rate = validate.probability("draw_mask", "rate", rate)
     shared = validate.axes("draw_mask", "broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     sharding = asked_sharding("draw_mask", out_sharding, len(sizes))

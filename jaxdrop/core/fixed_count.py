@@ -28,7 +28,7 @@ def draw_fixed_count_mask(
 ) -> Mask:
     """Draws a mask in which exactly `count` elements survive.
 
-    Every set of `count` elements is equally likely, to within 2^-32 a element.
+    Every set of `count` elements is equally likely, to within 2^-32 for each element.
     The count holds over the given axes together; what lies along the other
     axes is drawn independently.
 
@@ -78,14 +78,14 @@ def _fixed_count(
     key: Key, count: int | Int[Array, ""], layout: Layout, axes: tuple[int, ...]
 ) -> Mask:
     size = math.prod([layout.shape[axis] for axis in axes])
-    count = jnp.asarray(count, jnp.int32)
+    count = jnp.asarray(count, jnp.result_type(int))
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
     words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), jnp.uint32(0))
-    count = jnp.where(valid, count, size)  # so that NaN reaches every element
+    share = jnp.where(valid, count.astype(jnp.result_type(float)) / max(size, 1), jnp.nan)
+    count = jnp.where(valid, count, size).astype(jnp.int32)  # so that NaN reaches every element
     keep = _smallest(jnp.broadcast_to(words, layout.shape), count, axes)
-    share = count.astype(jnp.result_type(float)) / max(size, 1)
-    return Mask(layout.pack(keep), jnp.where(valid, share, jnp.nan), layout)
+    return Mask(layout.pack(keep), share, layout)
 
 
 def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Bool[Array, "..."]:

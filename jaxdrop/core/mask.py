@@ -14,7 +14,7 @@ from jaxdrop.core.words import Words
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """Which elements are kept: one bit each, and the probability they had.
 
@@ -47,7 +47,8 @@ class Mask:
     def unpack(self) -> Bool[Array, "..."]:
         """The mask as booleans, True where an element is kept.
 
-        Masks that were drawn under `vmap` have its axes in front.
+        Masks that were drawn under `vmap` have its axes in front, so leave its
+        `out_axes` at 0.
         """
         return _unpack(self.words, self.layout)
 
@@ -63,7 +64,8 @@ class Mask:
           The mask whose `unpack()` gives `keep`.
 
         Raises:
-          TypeError: `keep` is not boolean.
+          TypeError: `keep` is not boolean, or `keep_prob` not a number.
+          ValueError: a known `keep_prob` lies outside [0, 1].
 
         Example:
           >>> Mask.pack(jnp.array([True, False, True]), 0.5).unpack()
@@ -74,11 +76,12 @@ class Mask:
                 f"Mask.pack: keep must be boolean; got {validate.describe(keep)}."
                 " Compare first, as in keep > 0."
             )
+        keep_prob = validate.probability("Mask.pack", "keep_prob", keep_prob)
         layout = Layout(tuple(keep.shape))
         return cls(_pack(keep, layout), jnp.asarray(keep_prob, jnp.result_type(float)), layout)
 
     def __repr__(self) -> str:
-        return f"Mask(shape={self.shape})"
+        return f"Mask(shape={self.layout.shape})"
 
 
 @partial(jax.jit, static_argnames="layout")

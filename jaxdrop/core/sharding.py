@@ -37,6 +37,16 @@ def asked_sharding(function: str, out_sharding: Any, ndim: int) -> NamedSharding
     return sharding
 
 
+def sharded_along(batch: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """One value for each slice of `x` along an axis, sharded like that axis."""
+    sharding = explicit_sharding(x)
+    if sharding is None or axis >= len(sharding.spec):
+        return batch
+    return jax.jit(jax.sharding.reshard, static_argnums=1)(
+        batch, with_spec(sharding, (sharding.spec[axis],))
+    )
+
+
 def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
     """The same mesh with another partition."""
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -20,6 +20,10 @@ from jaxdrop.core.types import Rate
 ALL_PAIRS = 16
 _ONES = 0xFFFFFFFF
 
+# Half a step of the coarse grid. A traced rate that lies outside [0, 1] by no
+# more, as schedules do that end at 0 up to rounding, is rounded like any other.
+_SLACK = 2.0**-17
+
 
 class Threshold(NamedTuple):
     """Keep where a uniform number lies below the keep probability.
@@ -74,9 +78,10 @@ def _traced_threshold(rate: Float[Array, ""]) -> Threshold:
     rate = lax.stop_gradient(rate)
     if jnp.finfo(rate.dtype).bits < 32:
         rate = rate.astype(jnp.float32)
-    valid = (rate >= 0) & (rate <= 1)
+    valid = (rate >= -_SLACK) & (rate <= 1 + _SLACK)
     debug_check(valid, "rate must lie in [0, 1]; got {rate}", rate=rate)
-    units = _grid_units(jnp.where(valid, rate, 0), jnp)
+    rate = jnp.where(valid, jnp.clip(rate, 0, 1), 0)
+    units = _grid_units(rate, jnp)
     share = units.astype(jnp.result_type(float)) * 2.0**-32
     is_drop_share = rate < 0.5
     all_kept = (is_drop_share & (units == 0)) | ~valid

@@ -39,7 +39,8 @@ def one_key(function: str, key: Any) -> Key:
         else:
             batch = None
         if batch == ():
-            return key
+            # `jax.random` takes four raw words for a key only if told what they are.
+            return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
         if batch is not None:
             raise TypeError(
                 f"{function}: key must be one key; got a batch of shape {batch}. Use jax.vmap."
@@ -60,25 +61,27 @@ def inexact_array(function: str, name: str, x: Any) -> Array:
             f"{function}: {name} must be floating or complex; got {x.dtype}."
             f" Cast it, as in {name}.astype(jnp.float32)."
         )
+    if x.dtype.name == "float8_e8m0fnu":
+        raise TypeError(f"{function}: {name} must have a dtype with a zero; got {x.dtype}.")
     return x
 
 
-def rate_in_unit_interval(function: str, rate: Any) -> Rate:
-    """Returns a known rate as a checked float, any other as a scalar array."""
+def probability(function: str, name: str, rate: Any) -> Rate:
+    """Returns a known probability as a checked float, any other as a scalar array."""
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
         rate = rate[()]
-    if isinstance(rate, numbers.Real | np.number) and not isinstance(rate, bool):
+    if _is_real_number(rate):
         rate = float(rate)
         if not 0 <= rate <= 1:
-            raise ValueError(f"{function}: rate must lie in [0, 1]; got {rate}.")
+            raise ValueError(f"{function}: {name} must lie in [0, 1]; got {rate}.")
         return rate
-    if not isinstance(rate, jax.Array) or not jnp.issubdtype(rate.dtype, jnp.floating):
-        raise TypeError(f"{function}: rate must be a real number; got {describe(rate)}.")
+    if not isinstance(rate, jax.Array) or not _is_real(rate.dtype):
+        raise TypeError(f"{function}: {name} must be a real number; got {describe(rate)}.")
     if rate.shape != ():
         raise ValueError(
-            f"{function}: rate must be a scalar; got shape {rate.shape}. Use jax.vmap."
+            f"{function}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap."
         )
-    return rate
+    return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
 
 
 def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -127,40 +130,42 @@ def fits(function: str, mask_shape: tuple[int, ...], x_shape: tuple[int, ...]) -
         )
 
 
-def factor(factor: Any, x_shape: tuple[int, ...]) -> Array:
-    """Returns the result of a rescale rule if it broadcasts to an array."""
-    factor = jnp.asarray(factor)
-    try:
-        fits_x = jnp.broadcast_shapes(factor.shape, x_shape) == x_shape
-    except ValueError:
-        fits_x = False
-    if not fits_x:
-        raise ValueError(
-            f"rescale: the rule's factor must broadcast to {x_shape}; got shape {factor.shape}."
-        )
-    missing = (1,) * (len(x_shape) - factor.ndim) if factor.ndim else ()
-    return factor.reshape(missing + factor.shape)
-
-
-def hashable_rule(function: str, rule: Any) -> Any:
-    """Returns a rescale rule if calls with it can be cached."""
-    if not callable(rule) or getattr(type(rule), "__hash__", None) is None:
-        raise TypeError(
-            f"{function}: rescale must be a hashable function of (mask, x); got {rule!r}."
-        )
-    return rule
-
-
-def takes_mask_and_array(rule: Any) -> None:
-    """Raises if a rescale rule cannot be called with (mask, x)."""
+def rule(function: str, rule: Any) -> Any:
+    """Returns a rescale rule if it can be called with (mask, x)."""
+    if not callable(rule):
+        raise TypeError(f"{function}: rescale must be a function of (mask, x); got {rule!r}.")
     try:
         inspect.signature(rule).bind(None, None)
     except TypeError:
         name = getattr(rule, "__name__", repr(rule))
         raise TypeError(
-            f"rescale: the rule must take (mask, x); got {name}."
+            f"{function}: rescale must be a function of (mask, x); got {name}."
             f" If it makes a rule, call it, as in {name}()."
         ) from None
+    except ValueError:
+        pass  # a builtin without a signature
+    return rule
+
+
+def factor(factor: Any, x: Array) -> Array:
+    """Returns the result of a rescale rule if `x` can be multiplied by it."""
+    if not isinstance(factor, jax.Array | np.ndarray | np.generic | float | int | complex):
+        raise TypeError(f"rescale: the rule's factor must be an array; got {describe(factor)}.")
+    factor = jnp.asarray(factor)
+    if jnp.iscomplexobj(factor) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"rescale: the rule's factor must be real for {x.dtype}; got {factor.dtype}."
+        )
+    try:
+        fits_x = jnp.broadcast_shapes(factor.shape, x.shape) == x.shape
+    except ValueError:
+        fits_x = False
+    if not fits_x:
+        raise ValueError(
+            f"rescale: the rule's factor must broadcast to {x.shape}; got shape {factor.shape}."
+        )
+    missing = (1,) * (x.ndim - factor.ndim) if factor.ndim else ()
+    return factor.reshape(missing + factor.shape)
 
 
 def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
@@ -171,3 +176,13 @@ def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
         return tuple(operator.index(value) for value in values)
     except TypeError:
         raise TypeError(f"{function}: {name} must be integers; got {values!r}.") from None
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _is_real_number(value: Any) -> bool:
+    if isinstance(value, np.generic):  # bfloat16 and its like are no numbers to NumPy
+        return _is_real(value.dtype)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

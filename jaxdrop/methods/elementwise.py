@@ -36,16 +36,19 @@ def dropout(
 
     The mask is that of `draw_mask(key, x.shape, rate)`, whose docstring says
     what it depends on. The product is computed in float32 (float64 for 64-bit
-    input) and rounded once. The backward pass keeps one bit per element.
+    input) and rounded once. The backward pass keeps one bit per element; `x`
+    too if the rule's own derivative needs it, as that of `preserve_sum` does.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself. A traced rate outside turns the result into NaN,
-        and fails under `checkify`.
+        0 returns `x` itself, whatever the rule. A traced rate outside, by more
+        than rounding, turns the result into NaN and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared.
-      rescale: rule for the factor of the survivors, `(mask, x) -> factor`.
+      rescale: rule for the factor of the survivors, `(mask, x) -> factor`. With
+        one of `jaxdrop.rescale` eager calls are compiled and cached; your own
+        is called each time, so it may close over traced values.
 
     Returns:
       An array with the shape and dtype of `x`; zeros where `rate` is 1.
@@ -76,15 +79,18 @@ def dropout(
     """
     key = validate.one_key("dropout", key)
     x = validate.inexact_array("dropout", "x", x)
-    rate = validate.rate_in_unit_interval("dropout", rate)
+    rate = validate.probability("dropout", "rate", rate)
     shared = validate.axes("dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    rescale = validate.hashable_rule("dropout", rescale)
+    rescale = rules.checked("dropout", rescale)
     if not isinstance(rate, Array):
         if rate == 0:
             return x
         if rate == 1:
             return jnp.zeros_like(x)
-    return _dropout(key, x, *round_known(rate), layout=mask_layout(x.shape, shared), rule=rescale)
+    settings = (*round_known(rate), mask_layout(x.shape, shared))
+    if rules.is_own(rescale):
+        return _dropout(key, x, *settings, rescale)
+    return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
 def apply_mask(
@@ -92,7 +98,7 @@ def apply_mask(
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 
-    `dropout` is `draw_mask` followed by this.
+    `dropout` at a rate above 0 is `draw_mask` followed by this.
 
     Args:
       mask: a mask of the shape of `x`, or 1 along axes where it is shared.
@@ -127,13 +133,18 @@ def apply_mask(
             " Use jax.vmap."
         )
     validate.fits("apply_mask", mask.shape, x.shape)
-    return _apply_mask(mask, x, validate.hashable_rule("apply_mask", rescale))
+    rescale = rules.checked("apply_mask", rescale)
+    return (_apply_mask if rules.is_own(rescale) else rescale_and_select)(mask, x, rescale)
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout", "rule"))
 def _dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout, rule: Rescale) -> Array:
-    mask = bernoulli_mask(key, rate, pairs, layout, explicit_sharding(x))
-    return rescale_and_select(mask, x, rule)
+    return rescale_and_select(_draw_for(key, x, rate, pairs, layout), x, rule)
+
+
+@partial(jax.jit, static_argnames=("pairs", "layout"))
+def _draw_for(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout) -> Mask:
+    return bernoulli_mask(key, rate, pairs, layout, explicit_sharding(x))
 
 
 @partial(jax.jit, static_argnames="rule")

@@ -15,6 +15,7 @@ from jax import Array
 
 from jaxdrop.core import validate
 from jaxdrop.core.names import fold_in_name, path_name
+from jaxdrop.core.sharding import sharded_along
 from jaxdrop.core.types import Drop, Key, Rate
 from jaxdrop.core.words import mark_consumed
 
@@ -37,7 +38,8 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
       A function `(key, batch) -> batch`.
 
     Raises:
-      TypeError: when called, if `key` is not one key.
+      TypeError: when called, if `key` is not one key, or `x` not a floating
+        or complex array.
       ValueError: when called, if `axis` is out of range.
 
     Example:
@@ -49,8 +51,9 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
 
     def drop_batch(key: Key, x: Array) -> Array:
         key = validate.one_key("per_sample", key)
+        x = validate.inexact_array("per_sample", "x", x)
         (batch_axis,) = validate.axes("per_sample", "axis", axis, x.ndim)
-        keys = jax.random.split(key, x.shape[batch_axis])
+        keys = sharded_along(jax.random.split(key, x.shape[batch_axis]), x, batch_axis)
         return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)
 
     return drop_batch
@@ -60,7 +63,8 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
     """Drops from every array of a pytree, with a key for each.
 
     A leaf's key is derived from its path, so adding or removing leaves does not
-    change the masks of the others.
+    change the masks of the others. Dictionary keys enter the path by their
+    `repr`, so use strings or numbers.
 
     Args:
       drop: a function `(key, array) -> array`.
@@ -236,7 +240,7 @@ def _step_schedule(before: float, after: float, step: int) -> optax.Schedule:
 
 
 def _known_rate(function: str, rate: Any) -> float:
-    rate = validate.rate_in_unit_interval(function, rate)
+    rate = validate.probability(function, "rate", rate)
     if isinstance(rate, Array):
         raise TypeError(f"{function}: rate must be a Python number; got {validate.describe(rate)}.")
     return rate

@@ -5,6 +5,7 @@ import numpy_reference as reference
 import pytest
 from hypothesis import given, settings, strategies as st
 from jax.experimental import checkify
+from modes import enable_x64
 
 import jaxdrop
 from jaxdrop.checks import assert_keep_rate
@@ -98,6 +99,12 @@ def test_bad_traced_count_poisons_the_output_and_fails_under_checkify(count):
     error, _ = checkify.checkify(drop)(jax.random.key(0), jnp.int32(count))
     with pytest.raises(checkify.JaxRuntimeError, match=rf"count must lie in \[0, 9\]; got {count}"):
         error.throw()
+
+
+def test_traced_counts_are_judged_before_they_are_narrowed():
+    with enable_x64():
+        mask = jaxdrop.draw_fixed_count_mask(jax.random.key(0), (9,), jnp.int64(2**32 + 3))
+        assert jnp.isnan(mask.keep_prob)
 
 
 def test_counts_beyond_31_bits_are_refused():

@@ -82,6 +82,15 @@ def test_round_rates_need_few_digits(rate, pairs):
     assert round_known(rate)[1] == pairs
 
 
+@pytest.mark.parametrize(
+    ("rate", "keep_prob"), [(-5e-9, 1), (-7e-6, 1), (1 + 5e-7, 0), (1 + 7e-6, 0)]
+)
+def test_traced_rate_outside_by_rounding_is_rounded(rate, keep_prob):
+    assert settle(jnp.float32(rate)).keep_prob == keep_prob
+    further = jnp.float32(rate + (2e-5 if keep_prob == 0 else -2e-5))
+    assert jnp.isnan(settle(further).keep_prob)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_bad_traced_rate_keeps_everything_and_poisons_keep_prob(rate, dtype):

@@ -25,6 +25,7 @@ class Method:
     run: Callable[..., jax.Array]
     linear: bool = True  # in x, for one key
     keeps_mean: bool = True  # E[y] = x
+    elementwise: bool = True  # nothing is counted or summed over other elements
 
 
 METHODS = [
@@ -34,6 +35,7 @@ METHODS = [
         "dropout+realized",
         partial(jaxdrop.dropout, rescale=rescale.realized()),
         keeps_mean=False,
+        elementwise=False,
     ),
     Method("dropout+none", partial(jaxdrop.dropout, rescale=rescale.none), keeps_mean=False),
     Method(
@@ -41,11 +43,13 @@ METHODS = [
         partial(jaxdrop.dropout, rescale=rescale.preserve_sum()),
         linear=False,
         keeps_mean=False,
+        elementwise=False,
     ),
     Method(
         "dropout+preserve_norm",
         partial(jaxdrop.dropout, rescale=rescale.preserve_norm()),
         linear=False,
         keeps_mean=False,
+        elementwise=False,
     ),
 ]

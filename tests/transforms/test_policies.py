@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from modes import KEY_IMPLEMENTATIONS, make_key
 
 import jaxdrop
@@ -36,6 +37,15 @@ class TestPerSample:
         drop = per_sample(shared)
         checks.assert_masks_differ_along(drop, key, jnp.ones((6, 3, 4)), 0)
         checks.assert_mask_shared_along(drop, jax.random.key(1), jnp.ones((6, 3, 4)), 1)
+
+    def test_batch_may_be_split_over_explicit_mesh_axes(self, key):
+        mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Explicit,))
+        xs = jnp.ones((16, 3, 4))
+        plain = per_sample(shared)(jax.random.key(0), xs)
+        with jax.set_mesh(mesh):
+            split = jax.device_put(xs, NamedSharding(mesh, P("a")))
+            y = jax.jit(per_sample(shared))(key, split)
+        np.testing.assert_array_equal(y, plain)
 
     def test_empty_batch(self, key):
         assert per_sample(half)(key, jnp.ones((0, 3))).shape == (0, 3)
@@ -144,6 +154,15 @@ class TestSchedules:
     def test_early_dropout_may_fall_linearly(self):
         schedule = jaxdrop.early_dropout_schedule(0.5, 4, linear=True)
         assert self.rates(schedule, 6) == [0.5, 0.375, 0.25, 0.125, 0, 0]
+
+    def test_linear_schedules_of_any_length_end_at_a_valid_rate(self):
+        def keeps_all(rate):
+            return jnp.all(dropout(jax.random.key(0), jnp.ones(4), rate) == 1)
+
+        for steps in (3, 7, 15, 30, 100, 399, 1000):
+            schedule = jaxdrop.early_dropout_schedule(0.1, steps, linear=True)
+            checked = jax.jit(jax.vmap(lambda step, s=schedule: keeps_all(s(step))))
+            assert checked(jnp.array([steps, 10 * steps])).all(), steps
 
     def test_late_dropout_starts(self):
         assert self.rates(jaxdrop.late_dropout_schedule(0.25, 2), 4) == [0, 0, 0.25, 0.25]
