@@ -11,7 +11,7 @@ ROOT = Path(jaxdrop.__file__).parent
 ALLOWED = {
     "core": {"core"},
     "rescale": {"core"},
-    "checks": {"core"},
+    "checks": {"core", "checks"},
     "methods": {"core", "rescale"},
     "transforms": {"core", "transforms"},
     "__init__": {"core", "rescale", "checks", "methods", "transforms"},

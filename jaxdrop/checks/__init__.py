@@ -1,0 +1,36 @@
+"""Assertions that anybody can run on their own dropout.
+
+Each takes a drop, any function `(key, x) -> y`, one key and an input, and
+raises AssertionError with what was seen, as chex's assertions do, or ValueError
+where it cannot tell. They run the drop, so call them in tests and not under
+`jit`.
+
+The statistical ones reject a correct drop with at most the probability
+`false_alarm_rate`, whatever its distribution. They take y_i / x_i to reach the
+same extremes at every element, so that survivors seen anywhere tell how large
+they may be.
+"""
+
+from jaxdrop.checks.exact import (
+    assert_gradient_uses_same_mask,
+    assert_key_determines_output,
+    assert_same_under_jit,
+    assert_shape_and_dtype_kept,
+)
+from jaxdrop.checks.statistical import (
+    assert_expectation_kept,
+    assert_keep_rate,
+    assert_mask_shared_along,
+    assert_masks_differ_along,
+)
+
+__all__ = [
+    "assert_expectation_kept",
+    "assert_gradient_uses_same_mask",
+    "assert_keep_rate",
+    "assert_key_determines_output",
+    "assert_mask_shared_along",
+    "assert_masks_differ_along",
+    "assert_same_under_jit",
+    "assert_shape_and_dtype_kept",
+]

@@ -1,0 +1,145 @@
+"""Assertions that hold or fail for each key, without statistics."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdrop.checks.sampling import outputs, require_finite, reusable, wide
+from jaxdrop.core import validate
+from jaxdrop.core.types import Drop, Key
+
+_ROWS_PROBED = 256
+
+
+def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
+    """Asserts that the output has the shape and dtype of the input.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key.
+      x: an input.
+
+    Raises:
+      AssertionError: the shape or the dtype differs.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.1)
+      >>> assert_shape_and_dtype_kept(drop, jax.random.key(0), jnp.ones((2, 3)))
+    """
+    y = jax.eval_shape(drop, key, x)
+    chex.assert_shape(y, x.shape, custom_message="assert_shape_and_dtype_kept")
+    if y.dtype != x.dtype:
+        raise AssertionError(
+            f"assert_shape_and_dtype_kept: the output is {y.dtype}, the input {x.dtype}."
+        )
+
+
+def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
+    """Asserts that `jit` changes neither the mask nor, beyond rounding, the values.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key.
+      x: an input.
+
+    Raises:
+      AssertionError: the outputs differ.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.1)
+      >>> assert_same_under_jit(drop, jax.random.key(0), jnp.ones((2, 3)))
+    """
+    key = validate.one_key("assert_same_under_jit", key)
+    eager = np.asarray(drop(reusable(key), x))
+    jitted = np.asarray(jax.jit(drop)(reusable(key), x))
+    require_finite("assert_same_under_jit", eager)
+    if np.any((eager == 0) != (jitted == 0)):
+        share = np.mean((eager == 0) != (jitted == 0))
+        raise AssertionError(
+            f"assert_same_under_jit: {share:.3g} of the elements are dropped eagerly or under"
+            " jit, but not both."
+        )
+    tolerance = 4 * float(jnp.finfo(x.dtype).eps)
+    chex.assert_trees_all_close(
+        wide(eager), wide(jitted), rtol=tolerance, custom_message="assert_same_under_jit"
+    )
+
+
+def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
+    """Asserts that reverse mode differentiates the forward pass of the same key.
+
+    Compares rows of the Jacobian, from `jax.vjp`, with central differences of
+    the forward pass under one key: a backward pass that draws a fresh mask
+    differs. All rows are compared up to 256 elements, evenly spread ones beyond.
+
+    Args:
+      drop: a function `(key, x) -> y`, differentiable in x.
+      key: one random key.
+      x: a floating input; float32 or wider gives a sharper test.
+
+    Raises:
+      AssertionError: a derivative differs from the central difference.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.5)
+      >>> assert_gradient_uses_same_mask(drop, jax.random.key(0), jnp.ones((2, 3)))
+    """
+    key = validate.one_key("assert_gradient_uses_same_mask", key)
+
+    def forward(x: Array) -> Array:
+        return drop(reusable(key), x)
+
+    eps = float(jnp.finfo(x.dtype).eps)
+    step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
+    direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
+    moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
+    travelled = wide(moved[0]) - wide(moved[1])
+    difference = wide(forward(jnp.asarray(moved[0]))) - wide(forward(jnp.asarray(moved[1])))
+    y, pull = jax.vjp(forward, x)
+    probed = np.unique(np.linspace(0, max(y.size - 1, 0), min(y.size, _ROWS_PROBED)).astype(int))
+    scale = np.max(np.abs(difference), initial=0.0)
+    for row in probed:
+        cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)
+        slope = np.sum(wide(pull(cotangent)[0]) * travelled)
+        if not abs(slope - difference.ravel()[row]) <= min(0.1, 50 * eps ** (2 / 3)) * scale:
+            raise AssertionError(
+                f"assert_gradient_uses_same_mask: at output {np.unravel_index(row, y.shape)} the"
+                f" gradient predicts a change of {slope:.6g}, the forward pass with the same key"
+                f" changes by {difference.ravel()[row]:.6g}."
+            )
+
+
+def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples: int = 64) -> None:
+    """Asserts that equal keys give equal outputs, and that the key matters.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key, split into one for each draw.
+      x: an input, large enough that two draws rarely agree.
+      num_samples: number of different keys.
+
+    Raises:
+      AssertionError: one key gave two outputs, or all keys the same output. A
+        right drop fails with the probability that all draws agree: (1 - p)^(n
+        num_samples) for n independent elements, if all are kept.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.5)
+      >>> assert_key_determines_output(drop, jax.random.key(0), jnp.ones((2, 3)))
+    """
+    key = validate.one_key("assert_key_determines_output", key)
+    first, again = (np.asarray(drop(reusable(key), x)) for _ in range(2))
+    require_finite("assert_key_determines_output", first)
+    chex.assert_trees_all_equal(
+        wide(first),
+        wide(again),
+        custom_message="assert_key_determines_output: one key gave two outputs",
+    )
+    draws = outputs("assert_key_determines_output", drop, key, x, num_samples)
+    samples = np.concatenate([wide(samples) for samples in draws])
+    if np.all(samples == samples[:1]):
+        raise AssertionError(
+            f"assert_key_determines_output: {num_samples} different keys gave the same output."
+        )

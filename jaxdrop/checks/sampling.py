@@ -1,0 +1,151 @@
+"""What the assertions share: outputs for many keys, and bounds on their means.
+
+A mean over N independent draws with sample variance V and range R is off by
+more than sqrt(2 V L / N) + 7 R L / (3 (N - 1)), L = ln(4 / rate), with no more
+than the probability `rate`: the empirical Bernstein bound, which needs no
+normality.
+
+References:
+  Maurer and Pontil, "Empirical Bernstein bounds and sample variance
+  penalization", COLT 2009.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdrop.core import validate
+from jaxdrop.core.types import Drop, Key
+
+_ELEMENTS_AT_ONCE = 2**22
+
+
+class Moments:
+    """Sums of deviations from an expected value, over draws."""
+
+    def __init__(self, expected: np.ndarray) -> None:
+        self.expected = expected
+        self.count = 0
+        self.total = np.zeros(expected.shape)
+        self.squares = np.zeros(expected.shape)
+        self.low = np.minimum(0.0, -expected)  # so that the range spans 0 and what is expected
+        self.high = np.maximum(0.0, -expected)
+
+    def add(self, samples: np.ndarray) -> None:
+        """Adds draws, which lie along the first axis."""
+        deviations = samples - self.expected
+        self.count += len(samples)
+        self.total += deviations.sum(axis=0)
+        self.squares += (deviations**2).sum(axis=0)
+        self.low = np.minimum(self.low, deviations.min(axis=0))
+        self.high = np.maximum(self.high, deviations.max(axis=0))
+
+    @property
+    def bias(self) -> np.ndarray:
+        """How far the mean is above the expected value."""
+        return self.total / self.count
+
+    @property
+    def variance(self) -> np.ndarray:
+        """The sample variance."""
+        return np.maximum(self.squares - self.count * self.bias**2, 0) / (self.count - 1)
+
+    def ratio_span(self) -> float:
+        """The range of y / x over all draws and elements, with 0 and 1 in it."""
+        x = np.where(self.expected == 0, 1, self.expected)
+        ends = np.stack([(self.expected + end) / x for end in (self.low, self.high)])
+        ends = np.where(self.expected == 0, 0, ends)
+        return float(max(1, np.max(ends)) - min(0, np.min(ends)))
+
+    def radius(self, false_alarm_rate: float, span: Any) -> np.ndarray:
+        """How far the mean may be off: the empirical Bernstein bound."""
+        log = np.log(4 / false_alarm_rate)
+        span = np.maximum(span, self.high - self.low)
+        return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
+            3 * (self.count - 1)
+        )
+
+
+def reject(assertion: str, what: str, moments: Moments, allowed: np.ndarray) -> None:
+    """Raises where a mean is off by more than is allowed, naming the worst place."""
+    off = np.abs(moments.bias)
+    if np.all(off <= allowed):
+        return
+    at = np.unravel_index(np.argmax(off - allowed), off.shape)
+    error = float(np.sqrt(moments.variance[at] / moments.count))
+    expected = float(moments.expected[at])
+    place = f" at {tuple(int(i) for i in at)}" if at else ""
+    errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
+    raise AssertionError(
+        f"{assertion}: the mean {what}{place} over {moments.count} draws is"
+        f" {expected + float(moments.bias[at]):.6g}, expected {expected:.6g}: off by {errors:.3g}"
+        f" standard errors, where {most:.3g} are allowed."
+    )
+
+
+def outputs(
+    assertion: str, drop: Drop, key: Key, x: Array, num_samples: int
+) -> Iterator[np.ndarray]:
+    """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
+    if num_samples < 2:
+        raise ValueError(f"{assertion}: num_samples must be at least 2; got {num_samples}.")
+    if x.size == 0:
+        raise ValueError(f"{assertion}: x must have elements to be judged; got shape {x.shape}.")
+    keys = jax.random.split(reusable(validate.one_key(assertion, key)), num_samples)
+    batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
+    run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
+    for start in range(0, num_samples, batch):
+        samples = np.asarray(run(keys[start : start + batch]))
+        if samples.shape[1:] != x.shape:
+            raise AssertionError(
+                f"{assertion}: the output has shape {samples.shape[1:]}, the input {x.shape}."
+            )
+        require_finite(assertion, samples)
+        yield samples
+
+
+def survivors(
+    assertion: str, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
+) -> np.ndarray:
+    """Which elements survive, with axes (slice along `axis`, draw, the rest)."""
+    (axis,) = validate.axes(assertion, "axis", axis, x.ndim)
+    require_no_zeros(assertion, x)
+    draws = outputs(assertion, drop, key, x, num_samples)
+    if x.shape[axis] == 1:
+        raise ValueError(f"{assertion}: x must have several slices along {axis}; got {x.shape}.")
+    kept = np.concatenate([samples != 0 for samples in draws])
+    return np.ascontiguousarray(np.moveaxis(kept, axis + 1, 0))
+
+
+def require_no_zeros(assertion: str, x: Array) -> None:
+    """Raises if an element of the input would look dropped."""
+    if not np.all(np.asarray(x) != 0):
+        raise ValueError(f"{assertion}: x must have no zeros; got some. Use jnp.ones.")
+
+
+def require_finite(assertion: str, output: np.ndarray) -> None:
+    """Raises if NaN or infinity is in an output, with which nothing compares."""
+    if not np.all(np.isfinite(wide(output))):
+        raise AssertionError(f"{assertion}: the output is not finite.")
+
+
+def reusable(key: Key) -> Key:
+    """A copy of the key, so that the key reuse checker allows another use."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.clone(key) if typed else key
+
+
+def wide(values: Any) -> np.ndarray:
+    """The values in double precision."""
+    values = np.asarray(values)
+    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+
+
+def real(values: Any) -> np.ndarray:
+    """The values as real numbers; a complex one becomes an axis of two."""
+    values = wide(values)
+    return np.stack([values.real, values.imag], -1) if np.iscomplexobj(values) else values

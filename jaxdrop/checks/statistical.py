@@ -1,0 +1,200 @@
+"""Assertions about distributions, which hold with a stated false-alarm rate."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdrop.checks.sampling import (
+    Moments,
+    outputs,
+    real,
+    reject,
+    require_no_zeros,
+    survivors,
+)
+from jaxdrop.core import validate
+from jaxdrop.core.types import Drop, Key, Rate
+
+
+def assert_expectation_kept(
+    drop: Drop,
+    key: Key,
+    x: Array,
+    *,
+    num_samples: int = 16384,
+    false_alarm_rate: float = 1e-9,
+) -> None:
+    """Asserts that E[y] = x, at every element and for the array as a whole.
+
+    The whole is tested by the projection of y on x, which must be 1 on average
+    and shows a wrong scale that no single element could. With the default
+    number of draws, 1000 independent elements and rate 0.1 a scale wrong by
+    0.6 % is noticed; more draws notice less, down to the rounding of the dtype.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key, split into one for each draw.
+      x: an input; of moderate size, since it is dropped from many times.
+      num_samples: number of draws.
+      false_alarm_rate: probability of rejecting a drop that is right.
+
+    Raises:
+      AssertionError: some mean is too far from the input to be chance.
+      ValueError: nothing survived in any draw, or `x` is empty.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.1)
+      >>> assert_expectation_kept(drop, jax.random.key(0), jnp.arange(8.0))
+    """
+    name = "assert_expectation_kept"
+    x = validate.inexact_array(name, "x", x)
+    x64 = real(x)
+    energy = np.sum(x64**2) or 1.0
+    elements, whole, survived = Moments(x64), Moments(np.ones(())), not np.any(x64)
+    for samples in outputs(name, drop, key, x, num_samples):
+        y = real(samples)
+        survived |= bool(np.any(y))
+        elements.add(y)
+        whole.add(np.sum((y * x64 / energy).reshape(len(y), -1), axis=1))
+    if not survived:
+        raise ValueError(
+            f"{name}: something must survive to be judged; got zeros in {num_samples} draws."
+        )
+    ratio = elements.ratio_span()
+    rounding = float(jnp.finfo(x.dtype).eps)
+    if np.any(x64):
+        allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
+        reject(name, "projection of the output on the input", whole, allowed)
+    allowed = elements.radius(false_alarm_rate / 2 / x64.size, ratio * np.abs(x64))
+    reject(name, "output", elements, allowed + rounding * np.abs(x64))
+
+
+def assert_keep_rate(
+    drop: Drop,
+    key: Key,
+    x: Array,
+    rate: Rate,
+    *,
+    num_samples: int = 16384,
+    false_alarm_rate: float = 1e-9,
+) -> None:
+    """Asserts that each element is dropped with probability `rate`.
+
+    An element counts as dropped where the output is 0.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key, split into one for each draw.
+      x: an input without zeros.
+      rate: the probability of dropping that is expected, in [0, 1].
+      num_samples: number of draws.
+      false_alarm_rate: probability of rejecting a drop that is right.
+
+    Raises:
+      AssertionError: some share of survivors is too far off to be chance.
+      ValueError: `rate` lies outside [0, 1], or `x` has zeros.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.1)
+      >>> assert_keep_rate(drop, jax.random.key(0), jnp.ones(8), 0.1)
+    """
+    rate = float(validate.probability("assert_keep_rate", "rate", rate))
+    require_no_zeros("assert_keep_rate", x)
+    elements = Moments(np.full(x.shape, 1 - rate))
+    whole = Moments(np.full((), 1 - rate))
+    for samples in outputs("assert_keep_rate", drop, key, x, num_samples):
+        kept = (samples != 0).astype(np.float64)
+        elements.add(kept)
+        whole.add(kept.reshape(len(kept), -1).mean(axis=1))
+    reject("assert_keep_rate", "share kept overall", whole, whole.radius(false_alarm_rate / 2, 1))
+    allowed = elements.radius(false_alarm_rate / 2 / x.size, 1)
+    reject("assert_keep_rate", "share kept", elements, allowed)
+
+
+def assert_mask_shared_along(
+    drop: Drop, key: Key, x: Array, axis: int, *, num_samples: int = 16
+) -> None:
+    """Asserts that what is dropped does not change along an axis.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key, split into one for each draw.
+      x: an input without zeros.
+      axis: the axis along which the mask is shared.
+      num_samples: number of draws.
+
+    Raises:
+      AssertionError: an element is dropped where another along the axis is not.
+      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell,
+        since everything was kept or everything dropped.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
+      >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
+    """
+    masks = survivors("assert_mask_shared_along", drop, key, x, axis, num_samples)
+    differs = masks != masks[:1]
+    if differs.any():
+        slice_, sample, *_ = np.argwhere(differs)[0]
+        raise AssertionError(
+            f"assert_mask_shared_along: slices 0 and {slice_} along axis {axis} had different"
+            f" masks in draw {sample}: {differs.mean():.3g} of all elements differ from slice 0."
+        )
+    if masks.all() or not masks.any():
+        raise ValueError(
+            f"assert_mask_shared_along: the mask must vary to be tested; got the same everywhere"
+            f" in {num_samples} draws. Use a rate nearer to 0.5 or more draws."
+        )
+
+
+def assert_masks_differ_along(
+    drop: Drop,
+    key: Key,
+    x: Array,
+    axis: int,
+    *,
+    num_samples: int = 1024,
+    false_alarm_rate: float = 1e-9,
+) -> None:
+    """Asserts that no two slices along an axis always have the same mask.
+
+    Slices with independent masks agree in every draw with a probability of at
+    most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared; it
+    must be below `false_alarm_rate` for the test to be able to tell.
+
+    Args:
+      drop: a function `(key, x) -> y`.
+      key: one random key, split into one for each draw.
+      x: an input without zeros.
+      axis: the axis along which masks differ.
+      num_samples: number of draws.
+      false_alarm_rate: probability of rejecting a drop that is right.
+
+    Raises:
+      AssertionError: two slices had the same mask in every draw.
+      ValueError: `axis` is out of range, `x` has zeros, or the number of draws
+        is too small to tell.
+
+    Example:
+      >>> drop = partial(dropout, rate=0.5)
+      >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
+    """
+    masks = survivors("assert_masks_differ_along", drop, key, x, axis, num_samples)
+    count = len(masks)
+    keep_prob = masks.mean()
+    agree = keep_prob**2 + (1 - keep_prob) ** 2
+    chance = count * (count - 1) / 2 * agree**num_samples
+    if chance > false_alarm_rate:
+        raise ValueError(
+            f"assert_masks_differ_along: num_samples must be large enough to tell; got"
+            f" {num_samples}, with which independent masks agree with probability {chance:.2g}."
+            " Use more draws or a rate nearer to 0.5."
+        )
+    first_seen: dict[bytes, int] = {}
+    for i, mask in enumerate(masks):
+        twin = first_seen.setdefault(mask.tobytes(), i)
+        if twin != i:
+            raise AssertionError(
+                f"assert_masks_differ_along: slices {twin} and {i} along axis {axis} had the same"
+                f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
+            )
