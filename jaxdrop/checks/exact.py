@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdrop.checks.sampling import outputs, require_finite, reusable, wide
+from jaxdrop.checks.sampling import outputs, require_finite, wide
 from jaxdrop.core import validate
 from jaxdrop.core.types import Drop, Key
+from jaxdrop.core.words import unconsumed
 
 _ROWS_PROBED = 256
 
@@ -52,8 +53,8 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
       >>> assert_same_under_jit(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     key = validate.one_key("assert_same_under_jit", key)
-    eager = np.asarray(drop(reusable(key), x))
-    jitted = np.asarray(jax.jit(drop)(reusable(key), x))
+    eager = np.asarray(drop(unconsumed(key), x))
+    jitted = np.asarray(jax.jit(drop)(unconsumed(key), x))
     require_finite("assert_same_under_jit", eager)
     if np.any((eager == 0) != (jitted == 0)):
         share = np.mean((eager == 0) != (jitted == 0))
@@ -89,7 +90,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     key = validate.one_key("assert_gradient_uses_same_mask", key)
 
     def forward(x: Array) -> Array:
-        return drop(reusable(key), x)
+        return drop(unconsumed(key), x)
 
     eps = float(jnp.finfo(x.dtype).eps)
     step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
@@ -130,7 +131,7 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
       >>> assert_key_determines_output(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     key = validate.one_key("assert_key_determines_output", key)
-    first, again = (np.asarray(drop(reusable(key), x)) for _ in range(2))
+    first, again = (np.asarray(drop(unconsumed(key), x)) for _ in range(2))
     require_finite("assert_key_determines_output", first)
     chex.assert_trees_all_equal(
         wide(first),

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxdrop.core import validate
 from jaxdrop.core.types import Drop, Key
+from jaxdrop.core.words import unconsumed
 
 _ELEMENTS_AT_ONCE = 2**22
 
@@ -95,7 +95,7 @@ def outputs(
         raise ValueError(f"{assertion}: num_samples must be at least 2; got {num_samples}.")
     if x.size == 0:
         raise ValueError(f"{assertion}: x must have elements to be judged; got shape {x.shape}.")
-    keys = jax.random.split(reusable(validate.one_key(assertion, key)), num_samples)
+    keys = jax.random.split(unconsumed(validate.one_key(assertion, key)), num_samples)
     batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
     run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
     for start in range(0, num_samples, batch):
@@ -131,12 +131,6 @@ def require_finite(assertion: str, output: np.ndarray) -> None:
     """Raises if NaN or infinity is in an output, with which nothing compares."""
     if not np.all(np.isfinite(wide(output))):
         raise AssertionError(f"{assertion}: the output is not finite.")
-
-
-def reusable(key: Key) -> Key:
-    """A copy of the key, so that the key reuse checker allows another use."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.clone(key) if typed else key
 
 
 def wide(values: Any) -> np.ndarray:

@@ -84,8 +84,13 @@ def mark_consumed(key: Key) -> None:
         jax.random.bits(key, (), jnp.uint32)
 
 
-def _is_typed(key: Key) -> bool:
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+def unconsumed(keys: Array) -> Array:
+    """The same key, or keys, for another use that the key reuse checker allows."""
+    return jax.random.clone(keys) if _is_typed(keys) else keys
+
+
+def _is_typed(keys: Array) -> bool:
+    return jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
 
 
 def grid_address(shape: Sequence[int], sharding: NamedSharding | None = None) -> Address:
