@@ -6,7 +6,20 @@ from jaxdrop import checks, rescale
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask
 from jaxdrop.core.mask import Mask
-from jaxdrop.methods.elementwise import apply_mask, dropout
+from jaxdrop.methods.attention import drop_heads, drop_key
+from jaxdrop.methods.blocks import drop_block, drop_block_gamma
+from jaxdrop.methods.elementwise import (
+    alpha_dropout,
+    apply_mask,
+    dropout,
+    fixed_count_dropout,
+    gaussian_dropout,
+)
+from jaxdrop.methods.graph import drop_edges, drop_nodes
+from jaxdrop.methods.recurrent import locked_dropout, zoneout
+from jaxdrop.methods.structured import cutout, drop_path, drop_path_rates, spatial_dropout
+from jaxdrop.methods.tokens import drop_condition, drop_tokens, replace_tokens, restore_tokens
+from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
 from jaxdrop.transforms.policies import (
     chain,
     curriculum_dropout_schedule,
@@ -20,8 +33,36 @@ from jaxdrop.transforms.policies import (
 __version__ = version("jaxdrop")
 
 __all__ = [
-    # Methods: `(key, x, rate, ...) -> y`.
+    # Elements: `(key, x, rate, ...) -> y`, as all methods.
+    "alpha_dropout",
     "dropout",
+    "fixed_count_dropout",
+    "gaussian_dropout",
+    # Feature maps, regions and residual branches.
+    "cutout",
+    "drop_block",
+    "drop_block_gamma",
+    "drop_path",
+    "drop_path_rates",
+    "spatial_dropout",
+    # Tokens and conditions.
+    "drop_condition",
+    "drop_tokens",
+    "replace_tokens",
+    "restore_tokens",
+    # Weights.
+    "drop_connect",
+    "embedding_dropout",
+    "mixout",
+    # Recurrent networks.
+    "locked_dropout",
+    "zoneout",
+    # Graphs.
+    "drop_edges",
+    "drop_nodes",
+    # Attention.
+    "drop_heads",
+    "drop_key",
     # Masks that are drawn apart and applied later.
     "Mask",
     "apply_mask",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,23 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
         return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
 
     return jax.checkpoint(select, prevent_cse=False)(mask, x)
+
+
+def select(mask: Mask, x: Array, other: Array) -> Array:
+    """`x` where the mask keeps, `other` elsewhere; nothing is scaled."""
+
+    def choose(mask: Mask, x: Array, other: Array) -> Array:
+        y = jnp.where(unpack_for(mask, x), x, other)
+        return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
+
+    return jax.checkpoint(choose, prevent_cse=False)(mask, x, other)
+
+
+def _poison(x: Array) -> Any:
+    """What nobody takes for a result: NaN, or the least integer."""
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.nan
+    return False if x.dtype == jnp.bool_ else jnp.iinfo(x.dtype).min
 
 
 def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Bool, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxdrop.core import validate
 from jaxdrop.core.compat import debug_check
@@ -62,21 +63,47 @@ def draw_fixed_count_mask(
     sizes = validate.shape("draw_fixed_count_mask", shape)
     shared = validate.axes("draw_fixed_count_mask", "broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
-    over = tuple(range(len(sizes))) if axis is None else axis
-    over = validate.axes("draw_fixed_count_mask", "axis", over, len(sizes))
-    group = math.prod([layout.shape[i] for i in over])
-    if group >= 2**31:
-        raise ValueError(
-            f"draw_fixed_count_mask: axis must span fewer than 2^31 elements; got {group}."
-        )
-    count = validate.survivors("draw_fixed_count_mask", count, group)
+    over, size = count_axes("draw_fixed_count_mask", axis, layout)
+    count = validate.survivors("draw_fixed_count_mask", count, size)
     return _fixed_count(key, count, layout, over)
+
+
+def count_axes(function: str, axis: Axes, layout: Layout) -> tuple[tuple[int, ...], int]:
+    """The axes to count over in canonical form, and how many elements they span."""
+    over = tuple(range(len(layout.shape))) if axis is None else axis
+    over = validate.axes(function, "axis", over, len(layout.shape))
+    size = math.prod([layout.shape[i] for i in over])
+    if size >= 2**31:
+        raise ValueError(f"{function}: axis must span fewer than 2^31 elements; got {size}.")
+    return over, size
+
+
+@overload
+def nearest_count(expected: float) -> int: ...
+@overload
+def nearest_count(expected: Float[Array, ""]) -> Float[Array, ""]: ...
+def nearest_count(expected: float | Float[Array, ""]) -> int | Float[Array, ""]:
+    """The nearest integer, the even one from halves.
+
+    What lies within 2^-11 of a half counts as one: `5 * (1 - 0.7)` is no
+    half in float64 and is one in float32, and both are to give one count.
+    """
+    if isinstance(expected, Array):
+        return jnp.rint(jnp.rint(expected * 1024) / 1024)
+    return round(round(expected * 1024) / 1024)
 
 
 @partial(jax.jit, static_argnames=("layout", "axes"))
 def _fixed_count(
     key: Key, count: int | Int[Array, ""], layout: Layout, axes: tuple[int, ...]
 ) -> Mask:
+    return fixed_count_mask(key, count, layout, axes)
+
+
+def fixed_count_mask(
+    key: Key, count: int | Int[Array, ""], layout: Layout, axes: tuple[int, ...]
+) -> Mask:
+    """Draws a mask with `count` survivors over the axes together; for use under `jit`."""
     size = math.prod([layout.shape[axis] for axis in axes])
     count = jnp.asarray(count, jnp.result_type(int))
     valid = (count >= 0) & (count <= size)

@@ -28,18 +28,21 @@ class Layout:
 
     Attributes:
       shape: sizes of the mask, 1 along axes where it is shared.
+      apart: how many first axes are never merged, so that words can be shifted
+        along them.
     """
 
     shape: tuple[int, ...]
+    apart: int = 0
 
     @cached_property
     def leading(self) -> int:
         """How many axes are not merged."""
-        for leading in reversed(range(len(self.shape))):
+        for leading in reversed(range(self.apart, len(self.shape))):
             size = math.prod(self.shape[leading:])
             if (-size % WORD_BITS) * 25 <= size:
                 return leading
-        return 0
+        return self.apart
 
     @cached_property
     def merged(self) -> int:

@@ -47,6 +47,15 @@ def sharded_along(batch: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     )
 
 
+def whole_along(x: jax.Array, axis: int) -> jax.Array:
+    """The same array, not split along an axis where its type says that it is."""
+    sharding = explicit_sharding(x)
+    if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
+        return x
+    spec = tuple(None if i == axis else part for i, part in enumerate(sharding.spec))
+    return jax.sharding.reshard(x, with_spec(sharding, spec))
+
+
 def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
     """The same mesh with another partition."""
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))

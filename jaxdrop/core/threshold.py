@@ -39,6 +39,15 @@ class Threshold(NamedTuple):
     digits: UInt32[Array, ""] | np.uint32
     start: UInt32[Array, ""] | np.uint32
 
+    def probabilities(self, dtype: jnp.dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Those of keeping and of dropping, each exact near 0 too."""
+        keep_prob = jnp.asarray(self.keep_prob, dtype)
+        units = jnp.uint32(0) - self.digits
+        nothing = (self.digits == 0) & (self.start == 0)
+        share = jnp.where(nothing, 1, units.astype(dtype) * 2.0**-32)
+        drop_prob = jnp.where(self.start == 0, share, 0)
+        return keep_prob, jnp.where(jnp.isnan(keep_prob), jnp.nan, drop_prob)
+
 
 Rounded: TypeAlias = Threshold | Float[Array, ""]
 """A known rate on the grid, or a traced one that is not there yet."""
@@ -62,26 +71,45 @@ def settle(rate: Rounded) -> Threshold:
 
 @lru_cache(maxsize=1024)  # eager loops ask for the same few rates
 def _known_threshold(rate: float) -> tuple[Threshold, int]:
-    units = int(_grid_units(np.float64(rate), np))
+    threshold = _known_from_units(rate, int(_grid_units(np.float64(rate), np)))
+    return threshold, _pairs(int(threshold.digits), int(threshold.start))
+
+
+def _known_from_units(rate: float, units: int) -> Threshold:
     if rate < 0.5:
-        dropped = units
-        digits = (2**32 - dropped) & _ONES if dropped else _ONES
-        start = 0 if dropped else _ONES
-        keep_prob = 1 - dropped / 2**32
-    else:
-        digits, start, keep_prob = units, 0, units / 2**32
-    return Threshold(keep_prob, np.uint32(digits), np.uint32(start)), _pairs(digits, start)
+        digits, start = ((2**32 - units) & _ONES, 0) if units else (_ONES, _ONES)
+        return Threshold(1 - units / 2**32, np.uint32(digits), np.uint32(start))
+    return Threshold(units / 2**32, np.uint32(units), np.uint32(0))
 
 
 def _traced_threshold(rate: Float[Array, ""]) -> Threshold:
     """The threshold for a rate that is not known; poisoned where it is bad."""
+    rate = checked_rate(rate)
+    return _from_units(rate, _grid_units(jnp.where(jnp.isnan(rate), 0, rate), jnp))
+
+
+def fine_threshold(rate: float | Float[Array, ""]) -> Threshold:
+    """The threshold on the fine grid for a rate in [0, 1], or a traced NaN."""
+    if not isinstance(rate, Array):
+        return _known_from_units(rate, round(min(rate, 1 - rate) * 2**32))
+    near = jnp.minimum(rate, 1 - rate)
+    units = jnp.rint(jnp.where(jnp.isnan(near), 0, near) * 2.0**32)
+    return _from_units(rate, units.astype(jnp.uint32))
+
+
+def checked_rate(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """A traced rate without its gradient, in [0, 1] or NaN where it is bad."""
     rate = lax.stop_gradient(rate)
     if jnp.finfo(rate.dtype).bits < 32:
         rate = rate.astype(jnp.float32)
     valid = (rate >= -_SLACK) & (rate <= 1 + _SLACK)
     debug_check(valid, "rate must lie in [0, 1]; got {rate}", rate=rate)
-    rate = jnp.where(valid, jnp.clip(rate, 0, 1), 0)
-    units = _grid_units(rate, jnp)
+    return jnp.where(valid, jnp.clip(rate, 0, 1), jnp.nan)
+
+
+def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
+    """The threshold for the smaller of a rate and its complement, in units of 2^-32."""
+    valid = ~jnp.isnan(rate)
     share = units.astype(jnp.result_type(float)) * 2.0**-32
     is_drop_share = rate < 0.5
     all_kept = (is_drop_share & (units == 0)) | ~valid

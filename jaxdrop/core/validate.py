@@ -66,6 +66,71 @@ def inexact_array(function: str, name: str, x: Any) -> Array:
     return x
 
 
+def real_array(function: str, name: str, x: Any) -> Array:
+    """Returns `x` as a JAX array if it is floating and not complex."""
+    x = inexact_array(function, name, x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{function}: {name} must be real; got {x.dtype}.")
+    return x
+
+
+def any_array(function: str, name: str, x: Any) -> Array:
+    """Returns `x` as a JAX array of numbers or booleans."""
+    if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
+        x = jnp.asarray(x)
+    if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        raise TypeError(f"{function}: {name} must be an array of numbers; got {describe(x)}.")
+    return x
+
+
+def like(function: str, name: str, value: Any, x: Any, x_name: str) -> Array:
+    """Returns `value` in the shape and dtype of `x`, if it broadcasts and is of no wider kind."""
+    given = any_array(function, name, value)
+    is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
+    if _kind(given.dtype) > _kind(x.dtype) and not is_flag:
+        raise TypeError(
+            f"{function}: {name} must be of the kind of {x_name}; got {given.dtype} for {x.dtype}."
+        )
+    try:
+        fits_x = jnp.broadcast_shapes(given.shape, x.shape) == x.shape
+    except ValueError:
+        fits_x = False
+    if not fits_x:
+        raise ValueError(
+            f"{function}: {name} must broadcast to {x_name}; got {given.shape} for {x.shape}."
+        )
+    if isinstance(value, int) and not _holds(x.dtype, value):
+        raise ValueError(f"{function}: {name} must fit into {x.dtype}; got {value}.")
+    missing = (1,) * (x.ndim - given.ndim)
+    return jnp.broadcast_to(given.astype(x.dtype).reshape(missing + given.shape), x.shape)
+
+
+def _holds(dtype: Any, value: int) -> bool:
+    if not jnp.issubdtype(dtype, jnp.integer):
+        return True
+    return int(jnp.iinfo(dtype).min) <= value <= int(jnp.iinfo(dtype).max)
+
+
+def _kind(dtype: Any) -> int:
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+
+
+def known_probability(function: str, name: str, rate: Any) -> float:
+    """Returns a probability as a float; it must be known while tracing."""
+    rate = probability(function, name, rate)
+    if not isinstance(rate, jax.Array):
+        return rate
+    try:
+        value = float(rate)
+    except jax.errors.ConcretizationTypeError:
+        raise TypeError(
+            f"{function}: {name} must be known while tracing; got {describe(rate)}."
+            " Close over a Python number, or make it static."
+        ) from None
+    return known_probability(function, name, value)
+
+
 def probability(function: str, name: str, rate: Any) -> Rate:
     """Returns a known probability as a checked float, any other as a scalar array."""
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
@@ -98,12 +163,66 @@ def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     return tuple(canonical)
 
 
+def axis(function: str, name: str, axis: Any, ndim: int) -> int:
+    """Returns one axis as a non-negative integer."""
+    found = axes(function, name, axis, ndim)
+    if len(found) != 1:
+        raise ValueError(f"{function}: {name} must be one axis; got {axis}.")
+    return found[0]
+
+
+def distinct_axes(function: str, x: Array, **named: int | None) -> tuple[int, ...]:
+    """Returns the axes of `x` that are given, which must all differ."""
+    given = {name: value for name, value in named.items() if value is not None}
+    found = tuple(axis(function, name, value, x.ndim) for name, value in given.items())
+    if len(set(found)) < len(found):
+        raise ValueError(
+            f"{function}: {' and '.join(given)} must differ; got"
+            f" {' and '.join(map(str, given.values()))} for {x.ndim} axes."
+        )
+    return found
+
+
+def spatial_axes(
+    function: str, x: Array, batch_axis: int | None, channel_axis: int | None
+) -> tuple[int, ...]:
+    """Returns the axes of `x` beside the two named ones; at least one must be left."""
+    others = distinct_axes(function, x, batch_axis=batch_axis, channel_axis=channel_axis)
+    spatial = tuple(i for i in range(x.ndim) if i not in others)
+    if not spatial:
+        raise ValueError(
+            f"{function}: x must have a spatial axis besides batch_axis and channel_axis;"
+            f" got shape {x.shape}. Pass batch_axis=None for one sample."
+        )
+    return spatial
+
+
 def shape(function: str, shape: Any) -> tuple[int, ...]:
     """Returns the shape as a tuple of non-negative integers."""
     sizes = integers(function, "shape", shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"{function}: shape must have no negative sizes; got {sizes}.")
     return sizes
+
+
+def positive(function: str, name: str, value: Any) -> int:
+    """Returns one integer of at least 1."""
+    (number,) = edges(function, name, value, 1, least=1)
+    return number
+
+
+def edges(function: str, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
+    """Returns `count` integers, given as so many or as one for all."""
+    given = integers(function, name, value)
+    if not isinstance(value, Sequence | np.ndarray):
+        given *= count
+    if len(given) != count:
+        raise ValueError(
+            f"{function}: {name} must be one number, or {count} for as many axes; got {value}."
+        )
+    if any(edge < least for edge in given):
+        raise ValueError(f"{function}: {name} must be at least {least}; got {value}.")
+    return given
 
 
 def survivors(function: str, count: Any, size: int) -> int | Array:

@@ -121,15 +121,23 @@ def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
 
 
 def _multiply(index: Words, stride: int) -> Address:
-    """`index * stride` in 64 bits, by 16-bit limbs of the stride's low half."""
-    stride_high, stride_low = np.uint32(stride >> 32), stride & 0xFFFFFFFF
+    """`index * stride` in 64 bits."""
+    high, low = _product(index, np.uint32(stride & 0xFFFFFFFF))
+    return Address(high + index * np.uint32(stride >> 32), low)
+
+
+def _product(a: Words, b: Words | np.uint32) -> Address:
+    """`a * b` in 64 bits, by limbs of 16."""
     half, mask = np.uint32(16), np.uint32(0xFFFF)
-    a1, a0 = index >> half, index & mask
-    b1, b0 = np.uint32(stride_low >> 16), np.uint32(stride_low & 0xFFFF)
+    a1, a0, b1, b0 = a >> half, a & mask, b >> half, b & mask
     middle = a1 * b0 + ((a0 * b0) >> half)
     upper = a0 * b1 + (middle & mask)
-    carry = a1 * b1 + (middle >> half) + (upper >> half)
-    return Address(carry + index * stride_high, index * np.uint32(stride_low))
+    return Address(a1 * b1 + (middle >> half) + (upper >> half), a * b)
+
+
+def below(words: Words, bound: Words | np.uint32) -> Words:
+    """Uniform integers in [0, bound), to within 2^-32, from one word each."""
+    return _product(words, bound).high
 
 
 def draw_pair(key: ThreefryKey, address: Address, pair: Words) -> tuple[Words, Words]:

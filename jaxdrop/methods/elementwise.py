@@ -5,18 +5,23 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Inexact
+from jax import Array, lax
+from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, rescale_and_select
-from jaxdrop.core.bernoulli import bernoulli_mask
+from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times, unpack_for
+from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.noise import standard_normal
 from jaxdrop.core.sharding import explicit_sharding
-from jaxdrop.core.threshold import Rounded, round_known
-from jaxdrop.core.types import Key, Rate
+from jaxdrop.core.threshold import Rounded, Threshold, checked_rate, round_known, settle
+from jaxdrop.core.types import Axes, Key, Rate
+from jaxdrop.core.words import ThreefryKey, threefry_key
+from jaxdrop.methods.masked import draw_for, drop
+
+_SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha
 
 
 def dropout(
@@ -77,20 +82,166 @@ def dropout(
       Srivastava et al., "Dropout: a simple way to prevent neural networks from
       overfitting", JMLR 15 (2014).
     """
-    key = validate.one_key("dropout", key)
     x = validate.inexact_array("dropout", "x", x)
-    rate = validate.probability("dropout", "rate", rate)
     shared = validate.axes("dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    rescale = rules.checked("dropout", rescale)
-    if not isinstance(rate, Array):
-        if rate == 0:
-            return x
-        if rate == 1:
-            return jnp.zeros_like(x)
-    settings = (*round_known(rate), mask_layout(x.shape, shared))
-    if rules.is_own(rescale):
-        return _dropout(key, x, *settings, rescale)
-    return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
+    return drop("dropout", key, x, rate, shared, rescale)
+
+
+def gaussian_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Inexact[Array, "*shape"]:
+    """Multiplies `x` by normal noise of mean 1, with the variance of `dropout`.
+
+    y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and
+    Var[y] = x^2 p / q, as under `dropout`; what `dropout` would zero is noise
+    here. The noise is drawn again in the backward pass, which keeps none of it.
+    It depends on what `draw_mask` says of masks, but for rounding: backends
+    may compute a logarithm or cosine with another last bit.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array.
+      rate: the rate p of the `dropout` with this variance, in [0, 1]; may be
+        traced. At 1, where the noise has no variance, zeros come out as from
+        `dropout`.
+      broadcast_dims: axes along which the noise is shared.
+
+    Returns:
+      An array with the shape and dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `broadcast_dims` are
+        out of range or repeated.
+
+    Example:
+      >>> y = gaussian_dropout(jax.random.key(0), jnp.ones(100_000), 0.2)
+      >>> abs(float(y.mean()) - 1) < 0.01, abs(float(y.var()) - 0.2 / 0.8) < 0.01
+      (True, True)
+
+    References:
+      Srivastava et al., "Dropout: a simple way to prevent neural networks from
+      overfitting", JMLR 15 (2014), section 10.
+    """
+    key = validate.one_key("gaussian_dropout", key)
+    x = validate.inexact_array("gaussian_dropout", "x", x)
+    rate = validate.probability("gaussian_dropout", "rate", rate)
+    shared = validate.axes("gaussian_dropout", "broadcast_dims", broadcast_dims, x.ndim)
+    if not isinstance(rate, Array) and rate in (0, 1):
+        return x if rate == 0 else jnp.zeros_like(x)
+    return _gaussian_dropout(key, x, round_known(rate)[0], mask_layout(x.shape, shared))
+
+
+def alpha_dropout(
+    key: Key,
+    x: Float[Array, "*shape"],
+    rate: Rate,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Float[Array, "*shape"]:
+    """Sets elements to the negative limit of SELU, keeping mean 0 and variance 1.
+
+    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is what SELU tends to,
+    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. For x of mean 0 and variance 1, y
+    has them too, exactly; other means and variances are not kept. For use with
+    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` for whole
+    features, as in `(1, 2)` for images with the channels last.
+
+    Args:
+      key: one random key, consumed here.
+      x: real floating array.
+      rate: probability of dropping, in [0, 1]; may be traced. A known rate of
+        0 returns `x` itself; 1 gives the limit, zeros.
+      broadcast_dims: axes along which the mask is shared.
+
+    Returns:
+      An array with the shape and dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not real floating, `key` is not one key, or `rate` is
+        not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `broadcast_dims` are
+        out of range or repeated.
+
+    Example:
+      >>> x = jax.random.normal(jax.random.key(0), (100_000,))
+      >>> y = alpha_dropout(jax.random.key(1), x, 0.3)
+      >>> abs(float(y.mean())) < 0.02, abs(float(y.var()) - 1) < 0.02
+      (True, True)
+
+    References:
+      Klambauer et al., "Self-normalizing neural networks", arXiv:1706.02515
+      (2017), section 2 on alpha dropout.
+    """
+    key = validate.one_key("alpha_dropout", key)
+    x = validate.real_array("alpha_dropout", "x", x)
+    rate = validate.probability("alpha_dropout", "rate", rate)
+    shared = validate.axes("alpha_dropout", "broadcast_dims", broadcast_dims, x.ndim)
+    if not isinstance(rate, Array) and rate in (0, 1):
+        return x if rate == 0 else jnp.zeros_like(x)
+    return _alpha_dropout(key, x, *round_known(rate), mask_layout(x.shape, shared))
+
+
+def fixed_count_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    axis: Axes = None,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Inexact[Array, "*shape"]:
+    """Keeps exactly k = round(n (1 - rate)) of n elements, in every draw.
+
+    Survivors are multiplied by n / k, so E[y] = x and Var[y_i] = x_i^2 (n/k - 1),
+    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1): the number of survivors
+    has no variance, and the sum of a constant input none either. Halves are
+    rounded to the even count. A k of 0 gives zeros. For another factor, apply
+    the mask of `draw_fixed_count_mask` by `apply_mask`.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array.
+      rate: share of elements to drop, in [0, 1]; may be traced, and is then no
+        more exact than its dtype.
+      axis: axes that elements are counted over; None for all. What lies along
+        the others is drawn independently.
+      broadcast_dims: axes along which the mask is shared; they count once.
+
+    Returns:
+      An array with the shape and dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], `axis` or
+        `broadcast_dims` are out of range or repeated, or `axis` spans 2^31
+        elements or more.
+
+    Example:
+      >>> y = fixed_count_dropout(jax.random.key(0), jnp.ones((3, 8)), 0.25, axis=1)
+      >>> (y != 0).sum(axis=1).tolist(), y.sum(axis=1).tolist()
+      ([6, 6, 6], [8.0, 8.0, 8.0])
+
+    References:
+      Fan, Muller and Rezucha, "Development of sampling plans by using
+      sequential (item by item) selection techniques", JASA 57 (1962).
+    """
+    key = validate.one_key("fixed_count_dropout", key)
+    x = validate.inexact_array("fixed_count_dropout", "x", x)
+    rate = validate.probability("fixed_count_dropout", "rate", rate)
+    shared = validate.axes("fixed_count_dropout", "broadcast_dims", broadcast_dims, x.ndim)
+    layout = mask_layout(x.shape, shared)
+    over, size = count_axes("fixed_count_dropout", axis, layout)
+    if isinstance(rate, Array):
+        return _fixed_count_dropout(key, x, _survivors(rate, size), layout, over)
+    if rate in (0, 1):
+        return x if rate == 0 else jnp.zeros_like(x)
+    return _fixed_count_dropout(key, x, nearest_count(size * (1 - rate)), layout, over)
 
 
 def apply_mask(
@@ -137,16 +288,55 @@ def apply_mask(
     return (_apply_mask if rules.is_own(rescale) else rescale_and_select)(mask, x, rescale)
 
 
-@partial(jax.jit, static_argnames=("pairs", "layout", "rule"))
-def _dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout, rule: Rescale) -> Array:
-    return rescale_and_select(_draw_for(key, x, rate, pairs, layout), x, rule)
-
-
-@partial(jax.jit, static_argnames=("pairs", "layout"))
-def _draw_for(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout) -> Mask:
-    return bernoulli_mask(key, rate, pairs, layout, explicit_sharding(x))
-
-
 @partial(jax.jit, static_argnames="rule")
 def _apply_mask(mask: Mask, x: Array, rule: Rescale) -> Array:
     return rescale_and_select(mask, x, rule)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _gaussian_dropout(key: Key, x: Array, rate: Rounded, layout: Layout) -> Array:
+    threshold, words_key = settle(rate), threefry_key(key)
+    sharding = layout.sharding(explicit_sharding(x))
+
+    # Under `checkpoint` the key alone is kept. No `prevent_cse=False` as
+    # elsewhere: XLA would then keep the noise rather than draw it again.
+    @jax.checkpoint
+    def disturb(words_key: ThreefryKey, threshold: Threshold, x: Array) -> Array:
+        noise = standard_normal(words_key, layout.shape, compute_dtype(x), sharding)
+        q, p = threshold.probabilities(noise.dtype)
+        some_kept = q != 0
+        spread = jnp.sqrt(p / jnp.where(some_kept, q, 1))
+        return times(x, jnp.where(some_kept, 1 + spread * noise, 0)).astype(x.dtype)
+
+    return disturb(words_key, threshold, x)
+
+
+@partial(jax.jit, static_argnames=("pairs", "layout"))
+def _alpha_dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
+    threshold = settle(rate)
+    mask = draw_for(key, x, threshold, pairs, layout)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def select(mask: Mask, threshold: Threshold, x: Array) -> Array:
+        q, p = threshold.probabilities(compute_dtype(x))
+        some_kept = q != 0
+        a = lax.rsqrt(jnp.where(some_kept, q * (1 + _SELU_LIMIT**2 * p), 1))
+        b = -a * p * _SELU_LIMIT
+        kept, dropped = times(x, a) + b, jnp.where(some_kept, a * _SELU_LIMIT + b, 0)
+        return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
+
+    return select(mask, threshold, x)
+
+
+@partial(jax.jit, static_argnames=("layout", "axes"))
+def _fixed_count_dropout(
+    key: Key, x: Array, count: int | Array, layout: Layout, axes: tuple[int, ...]
+) -> Array:
+    return rescale_and_select(fixed_count_mask(key, count, layout, axes), x, rules.expected)
+
+
+@partial(jax.jit, static_argnames="size")
+def _survivors(rate: Array, size: int) -> Array:
+    """The count for a traced rate; -1, which poisons, for a bad one."""
+    rate = checked_rate(rate)
+    return jnp.where(jnp.isnan(rate), -1, nearest_count(size * (1 - rate))).astype(jnp.int32)

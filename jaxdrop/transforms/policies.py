@@ -176,7 +176,7 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
     References:
       Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
     """
-    rate = _known_rate("early_dropout_schedule", rate)
+    rate = validate.known_probability("early_dropout_schedule", "rate", rate)
     if linear:
         return optax.linear_schedule(rate, 0.0, steps)
     return _step_schedule(rate, 0.0, steps)
@@ -203,7 +203,8 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
     References:
       Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
     """
-    return _step_schedule(0.0, _known_rate("late_dropout_schedule", rate), start)
+    rate = validate.known_probability("late_dropout_schedule", "rate", rate)
+    return _step_schedule(0.0, rate, start)
 
 
 def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
@@ -227,7 +228,7 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
     References:
       Morerio et al., "Curriculum dropout", arXiv:1703.06229 (2017).
     """
-    rate = _known_rate("curriculum_dropout_schedule", rate)
+    rate = validate.known_probability("curriculum_dropout_schedule", "rate", rate)
     if not gamma >= 0:
         raise ValueError(f"curriculum_dropout_schedule: gamma must not be negative; got {gamma}.")
     return lambda step: -rate * jnp.expm1(-gamma * step)
@@ -237,10 +238,3 @@ def _step_schedule(before: float, after: float, step: int) -> optax.Schedule:
     return optax.join_schedules(
         [optax.constant_schedule(before), optax.constant_schedule(after)], [step]
     )
-
-
-def _known_rate(function: str, rate: Any) -> float:
-    rate = validate.probability(function, "rate", rate)
-    if isinstance(rate, Array):
-        raise TypeError(f"{function}: rate must be a Python number; got {validate.describe(rate)}.")
-    return rate

@@ -1,0 +1,177 @@
+"""Methods for attention: heads, and keys before the softmax."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Inexact
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale, unpack_for
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.mask import Mask
+from jaxdrop.core.names import fold_in_name
+from jaxdrop.core.sharding import whole_along
+from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.core.words import below, draw_pair, grid_address, threefry_key
+from jaxdrop.methods.masked import draw_for, drop
+
+_ALL, _NONE_LOST = -1, -2
+_BLOCK = 64
+
+
+def drop_heads(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    head_axis: int = -2,
+    batch_axis: int | None = 0,
+    rescale: Rescale | None = None,
+) -> Inexact[Array, "*shape"]:
+    """Drops whole attention heads, one decision for each sample and head.
+
+    Survivors are multiplied by heads / kept for each sample. Given that one
+    survives, E[y] = x, and heads that are all alike keep their sum in every
+    draw. If none survives the sample is zero, never NaN.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array, what each head returned, such as (batch,
+        time, heads, features).
+      rate: probability of dropping a head, in [0, 1]; may be traced.
+      head_axis: axis of the heads.
+      batch_axis: axis of the samples; None for one sample, as under `vmap`.
+      rescale: rule for the factor of the survivors; None for
+        `rescale.realized(head_axis)`.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], an axis is out of range,
+        or both are the same.
+
+    Example:
+      >>> y = drop_heads(jax.random.key(0), jnp.ones((2, 5, 8, 4)), 0.5)
+      >>> y[:, 0, :, 0].sum(axis=1).tolist()
+      [8.0, 8.0]
+
+    References:
+      Zhou et al., "Scheduled DropHead: a regularization method for transformer
+      models", arXiv:2004.13342 (2020).
+    """
+    x = validate.inexact_array("drop_heads", "x", x)
+    named = validate.distinct_axes("drop_heads", x, head_axis=head_axis, batch_axis=batch_axis)
+    shared = tuple(i for i in range(x.ndim) if i not in named)
+    rule = rules.realized(head_axis) if rescale is None else rescale
+    return drop("drop_heads", key, x, rate, shared, rule)
+
+
+def drop_key(
+    key: Key,
+    logits: Float[Array, "*shape"],
+    rate: Rate,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Float[Array, "*shape"]:
+    """Drops keys of attention before the softmax, by setting logits to -inf.
+
+    The weights that the softmax gives then add up to 1, with nothing to
+    rescale. A query never loses all its keys: where all n would be dropped, one
+    of them stays, each equally likely. So a key is kept with probability
+    q + p^n / n, and at rate 1 each query has one key left.
+
+    Apply it after any other mask. Logits of less than half the dtype's lowest
+    number, -inf among them, count as masked: they are no keys to be left with,
+    and a query that has no others is returned as it came.
+
+    Args:
+      key: one random key, consumed here.
+      logits: real floating array, with the keys along its last axis.
+      rate: probability of dropping, in [0, 1]; may be traced.
+      broadcast_dims: axes along which the mask is shared, such as that of the
+        heads. Not the last one.
+
+    Returns:
+      An array with the shape and dtype of `logits`.
+
+    Raises:
+      TypeError: `logits` is not real floating, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], `logits` has no axes, or
+        `broadcast_dims` are out of range, repeated or the last.
+
+    Example:
+      >>> weights = jax.nn.softmax(drop_key(jax.random.key(0), jnp.zeros((4, 9)), 0.7))
+      >>> jnp.round(weights.sum(axis=-1), 4).tolist()
+      [1.0, 1.0, 1.0, 1.0]
+
+    References:
+      Li et al., "DropKey", arXiv:2208.02646 (2022).
+    """
+    key = validate.one_key("drop_key", key)
+    logits = validate.real_array("drop_key", "logits", logits)
+    rate = validate.probability("drop_key", "rate", rate)
+    if logits.ndim == 0:
+        raise ValueError("drop_key: logits must have an axis of keys; got shape ().")
+    shared = validate.axes("drop_key", "broadcast_dims", broadcast_dims, logits.ndim)
+    if logits.ndim - 1 in shared:
+        raise ValueError(
+            f"drop_key: broadcast_dims must not name the keys' axis; got {broadcast_dims}."
+        )
+    if not isinstance(rate, Array) and rate == 0:
+        return logits
+    return _drop_key(key, logits, *round_known(rate), mask_layout(logits.shape, shared))
+
+
+@partial(jax.jit, static_argnames=("pairs", "layout"))
+def _drop_key(key: Key, logits: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
+    mask = draw_for(key, logits, rate, pairs, layout)
+    left = _left(fold_in_name(key, "left"), mask, lax.stop_gradient(logits))
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def lower(mask: Mask, left: Array, logits: Array) -> Array:
+        line = (1,) * (logits.ndim - 1) + logits.shape[-1:]
+        position = lax.broadcasted_iota(jnp.int32, line, logits.ndim - 1)
+        keep = unpack_for(mask, logits) | (position == left) | (left == _ALL)
+        y = jnp.where(keep, logits, jnp.full_like(logits, -jnp.inf))
+        return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, jnp.nan), y)
+
+    return lower(mask, left, logits)
+
+
+def _left(key: Key, mask: Mask, logits: Array) -> Array:
+    """The key that each query is left with: its position, `_ALL` or `_NONE_LOST`."""
+    masked = logits < float(jnp.finfo(logits.dtype).min) / 2
+    live = whole_along(~masked, logits.ndim - 1)
+    lost_all = ~jnp.any(live & unpack_for(mask, logits), axis=-1, keepdims=True)
+    count = jnp.sum(live, -1, jnp.uint32, keepdims=True)
+    rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], logits.shape, strict=False))
+    words, _ = draw_pair(threefry_key(key), grid_address((*rows, 1)), jnp.uint32(0))
+    chosen = _nth(live, below(jnp.broadcast_to(words, count.shape), count))
+    return jnp.where(count == 0, _ALL, jnp.where(lost_all, chosen, _NONE_LOST))
+
+
+def _nth(live: Array, n: Array) -> Array:
+    """The position of the n-th True along the last axis, counted from 0.
+
+    Found by blocks first: a running count over all elements would take longer
+    than all the rest.
+    """
+    spare = -live.shape[-1] % _BLOCK
+    live = jnp.pad(live, [(0, 0)] * (live.ndim - 1) + [(0, spare)])
+    blocks = live.reshape(*live.shape[:-1], -1, _BLOCK)
+    ends = jnp.cumsum(jnp.sum(blocks, -1, jnp.uint32), -1, jnp.uint32)
+    block = jnp.sum(ends <= n, -1, jnp.int32, keepdims=True)
+    number = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1)
+    before = jnp.max(jnp.where(number < block, ends, 0), -1, keepdims=True, initial=0)
+    inside = jnp.any(blocks & (number == block)[..., None], axis=-2)
+    place = jnp.sum(jnp.cumsum(inside, -1, jnp.uint32) <= n - before, -1, jnp.int32, keepdims=True)
+    return block * _BLOCK + place

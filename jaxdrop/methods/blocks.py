@@ -1,0 +1,246 @@
+"""Methods that drop connected blocks of feature maps."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Inexact
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import rescale_and_select
+from jaxdrop.core.bernoulli import bernoulli_mask
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.sharding import explicit_sharding, with_spec
+from jaxdrop.core.threshold import ALL_PAIRS, Threshold, checked_rate, fine_threshold
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.core.words import Words
+
+_NEWTON_STEPS = 64  # at a rate of 1 - 2^-32, t takes 22 steps of about 1
+_LEAST_SLOPE = 1e-30  # where everything is dropped already
+
+
+def drop_block(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    block_size: int | Sequence[int],
+    batch_axis: int | None = 0,
+    channel_axis: int | None = -1,
+    exact: bool = True,
+) -> Inexact[Array, "*shape"]:
+    """Drops contiguous blocks of each feature map, a share `rate` of it on average.
+
+    Where a seed falls, with probability gamma, a block is dropped; blocks
+    overlap and lie wholly inside. Gamma is solved for, so that the expected
+    share of dropped elements is `rate`; the paper's gamma misses it, and drops
+    .386 instead of .5 for blocks of 3 x 3 in 8 x 8. Elements near the border are
+    covered by fewer blocks and dropped less often.
+
+    Survivors are multiplied by size / kept for each sample and channel: a
+    constant feature map keeps its sum in every draw, unless all of it is
+    dropped, which gives zeros. The mean of a single element is not kept.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array, such as (batch, height, width, channels).
+      rate: share to drop, in [0, 1]; may be traced.
+      block_size: edge of a block, or one for each spatial axis; at least 1, and
+        cut to the feature map where that is smaller.
+      batch_axis: axis of the samples; None for one sample, as under `vmap`.
+      channel_axis: axis of the channels; None if there is none.
+      exact: False for the paper's gamma.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` or `block_size` are not numbers.
+      ValueError: a known `rate` lies outside [0, 1], `block_size` is below 1 or
+        has another length than there are spatial axes, an axis is out of
+        range, both are the same, or no axis is left.
+
+    Example:
+      >>> y = drop_block(jax.random.key(0), jnp.ones((1, 9, 9, 1)), 0.3, block_size=3)
+      >>> round(float(y.sum()), 3)
+      81.0
+
+    References:
+      Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional
+      networks", arXiv:1810.12890 (2018).
+    """
+    key = validate.one_key("drop_block", key)
+    x = validate.inexact_array("drop_block", "x", x)
+    rate = validate.probability("drop_block", "rate", rate)
+    spatial = validate.spatial_axes("drop_block", x, batch_axis, channel_axis)
+    sizes = tuple(x.shape[axis] for axis in spatial)
+    blocks = _block_sizes("drop_block", block_size, sizes)
+    if x.size == 0 or (not isinstance(rate, Array) and rate == 0):
+        return x
+    if isinstance(rate, Array):
+        return _drop_block(key, x, rate, spatial, blocks, exact)
+    seeds = fine_threshold(_known_gamma(rate, sizes, blocks, exact))
+    return _drop_block(key, x, seeds, spatial, blocks, exact)
+
+
+def drop_block_gamma(
+    rate: Rate, shape: Sequence[int], block_size: int | Sequence[int], *, exact: bool = True
+) -> Float[Array, ""] | float:
+    """The probability of a seed with which `drop_block` drops a share `rate`.
+
+    A position that c seeds can cover is kept with probability (1 - gamma)^c, so
+    the exact gamma solves mean of (1 - gamma)^c = 1 - rate over all positions.
+    The paper's, rate / block^d * prod of f / (f - block + 1), takes blocks for
+    disjoint.
+
+    Args:
+      rate: share to drop, in [0, 1]; may be traced.
+      shape: sizes of the feature map along its spatial axes.
+      block_size: edge of a block, or one for each spatial axis.
+      exact: False for the paper's gamma.
+
+    Returns:
+      Gamma, in [0, 1].
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `block_size` is below 1
+        or has another length than `shape`.
+
+    Example:
+      >>> round(float(drop_block_gamma(0.5, (8, 8), 3)), 4)
+      0.1421
+
+    References:
+      Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional
+      networks", arXiv:1810.12890 (2018), equation 1.
+    """
+    rate = validate.probability("drop_block_gamma", "rate", rate)
+    sizes = validate.shape("drop_block_gamma", shape)
+    blocks = _block_sizes("drop_block_gamma", block_size, sizes)
+    if isinstance(rate, Array):
+        return _gamma(checked_rate(rate), sizes, blocks, exact)
+    return _known_gamma(rate, sizes, blocks, exact)
+
+
+@partial(jax.jit, static_argnames=("spatial", "blocks", "exact"))
+def _drop_block(
+    key: Key,
+    x: Array,
+    rate: Threshold | Array,
+    spatial: tuple[int, ...],
+    blocks: tuple[int, ...],
+    exact: bool,
+) -> Array:
+    sizes = tuple(x.shape[axis] for axis in spatial)
+    if not isinstance(rate, Threshold):
+        rate = fine_threshold(_gamma(checked_rate(rate), sizes, blocks, exact))
+    # With the spatial axes in front and never packed, a block spreads by
+    # shifting whole words, 32 decisions at once.
+    front = tuple(range(len(spatial)))
+    x = jnp.moveaxis(x, spatial, front)
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        sharding = with_spec(sharding, (*[None] * len(front), *sharding.spec[len(front) :]))
+    seeds = tuple(f - b + 1 for f, b in zip(sizes, blocks, strict=True))
+    layout = Layout((*seeds, *x.shape[len(front) :]), apart=len(front))
+    mask = bernoulli_mask(key, rate, ALL_PAIRS, layout, sharding)
+    words = mask.words
+    for axis, block in enumerate(blocks):
+        words = _spread(words, axis, block)
+    # Of the seeds' `keep_prob` nothing is used, but that it is NaN for a bad rate.
+    mask = replace(mask, words=words, layout=Layout(x.shape, apart=len(front)))
+    return jnp.moveaxis(rescale_and_select(mask, x, rules.realized(front)), front, spatial)
+
+
+def _spread(words: Words, axis: int, block: int) -> Words:
+    """Clears each element that lies up to `block - 1` behind a cleared one.
+
+    The axis grows by as much. Each trip doubles what a seed clears, and the
+    last one adds what is missing. A loop, so that XLA computes each trip's
+    words once; of one trip it would make none.
+    """
+    shifts = []
+    while sum(shifts) < block - 1:
+        shifts.append(min(sum(shifts) + 1, block - 1 - sum(shifts)))
+    shifts = np.array([*shifts, 0, 0][: max(len(shifts), 2)])
+    ones = [(0, 0)] * words.ndim
+    ones[axis] = (0, block - 1)
+    words = jnp.pad(words, ones, constant_values=np.uint32(0xFFFFFFFF))
+
+    def trip(i: Array, words: Words) -> Words:
+        return words & jnp.roll(words, jnp.asarray(shifts)[i], axis)
+
+    return lax.fori_loop(0, len(shifts), trip, words)
+
+
+def _block_sizes(
+    function: str, block_size: int | Sequence[int], sizes: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The edges of a block, none longer than the feature map."""
+    edges = validate.edges(function, "block_size", block_size, len(sizes), least=1)
+    return tuple(min(edge, max(size, 1)) for edge, size in zip(edges, sizes, strict=True))
+
+
+@lru_cache(maxsize=1024)  # eager loops ask for the same few
+def _known_gamma(
+    rate: float, sizes: tuple[int, ...], blocks: tuple[int, ...], exact: bool
+) -> float:
+    """In NumPy's float64, so that masks of known rates are the same everywhere."""
+    if rate in (0, 1) or not exact:
+        return rate if rate in (0, 1) else rate * _disjoint_share(sizes, blocks)
+    t = 0.0
+    for _ in range(_NEWTON_STEPS):
+        t = _newton_step(t, rate, *_coverage(sizes, blocks), np)
+    return float(-np.expm1(-t))
+
+
+def _gamma(rate: Array, sizes: tuple[int, ...], blocks: tuple[int, ...], exact: bool) -> Array:
+    """The probability of a seed for a traced rate in [0, 1], or NaN."""
+    if not exact:
+        return rate * _disjoint_share(sizes, blocks)
+    cover, share = (jnp.asarray(each, rate.dtype) for each in _coverage(sizes, blocks))
+
+    def step(i: Array, t: Array) -> Array:
+        return _newton_step(t, rate, cover, share, jnp)
+
+    t = lax.fori_loop(0, _NEWTON_STEPS, step, jnp.zeros_like(rate))
+    return jnp.where(rate == 1, 1, -jnp.expm1(-t))
+
+
+def _disjoint_share(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> float:
+    """The paper's gamma for a rate of 1."""
+    pairs = zip(sizes, blocks, strict=True)
+    return math.prod(f / (b * max(f - b + 1, 1)) for f, b in pairs)
+
+
+def _newton_step(t: Any, rate: Any, cover: Any, share: Any, xp: ModuleType) -> Any:
+    """One step to the t = -log(1 - gamma) at which a share `rate` is dropped.
+
+    The share dropped is a concave function of t, so steps from 0 never pass it.
+    """
+    dropped = -xp.sum(share * xp.expm1(-cover * t))
+    slope = xp.sum(share * cover * xp.exp(-cover * t))
+    return t + xp.maximum(rate - dropped, 0) / xp.maximum(slope, _LEAST_SLOPE)
+
+
+def _coverage(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """How many seeds can cover a position: the numbers, and the share that has each."""
+    axes = []
+    for f, b in zip(sizes, blocks, strict=True):
+        i = np.arange(f)
+        counts = np.minimum.reduce([i + 1, f - i, np.full(f, b), np.full(f, f - b + 1)])
+        axes.append(np.unique(counts, return_counts=True))
+    cover = [math.prod(numbers) for numbers in itertools.product(*[values for values, _ in axes])]
+    share = [math.prod(numbers) for numbers in itertools.product(*[c / c.sum() for _, c in axes])]
+    return np.array(cover, float), np.array(share)

@@ -1,0 +1,100 @@
+"""Methods for graphs: edges or nodes of a fixed-size array are dropped whole."""
+
+from jax import Array
+from jaxtyping import Inexact
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.methods.masked import drop
+
+
+def drop_edges(
+    key: Key,
+    weights: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    axis: int = 0,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops edges of a graph, by setting their weights to zero.
+
+    One decision an edge; E[y] = weights, so a sum over neighbours keeps its
+    mean. The number of edges stays, so that it compiles once. DropEdge as
+    published does not rescale, but normalises the adjacency again: pass
+    `rescale.none` and normalise after. In an undirected graph, drop one weight
+    for each undirected edge and gather: `drop_edges(key, weights, rate)[edge]`.
+
+    Args:
+      key: one random key, consumed here.
+      weights: floating or complex array of edge weights, such as (edges,) or
+        (edges, heads); padding is dropped like any other edge.
+      rate: probability of dropping, in [0, 1]; may be traced.
+      axis: axis of the edges. Those behind it share the decision, those ahead
+        of it are batches with their own.
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      An array with the shape and dtype of `weights`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `weights` is not floating or complex, `key` is not one key,
+        or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `axis` is out of range.
+
+    Example:
+      >>> y = drop_edges(jax.random.key(0), jnp.ones((6, 2)), 0.5)
+      >>> bool(jnp.all(y[:, 0] == y[:, 1]))
+      True
+
+    References:
+      Rong et al., "DropEdge: towards deep graph convolutional networks on node
+      classification", arXiv:1907.10903 (2019).
+    """
+    weights = validate.inexact_array("drop_edges", "weights", weights)
+    edges = validate.axis("drop_edges", "axis", axis, weights.ndim)
+    return drop("drop_edges", key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
+
+
+def drop_nodes(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    axis: int = -2,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops nodes of a graph, by setting all their features to zero.
+
+    One decision a node; E[y] = x and Var[y] = x^2 p / q at each element, and
+    what is propagated from it keeps its mean.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array of node features, such as (nodes, features).
+      rate: probability of dropping, in [0, 1]; may be traced.
+      axis: axis of the nodes. Those behind it share the decision, those ahead
+        of it are batches with their own.
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `axis` is out of range.
+
+    Example:
+      >>> y = drop_nodes(jax.random.key(0), jnp.ones((6, 2)), 0.5)
+      >>> bool(jnp.all(y[:, 0] == y[:, 1]))
+      True
+
+    References:
+      Feng et al., "Graph random neural networks for semi-supervised learning on
+      graphs", arXiv:2005.11079 (2020).
+    """
+    x = validate.inexact_array("drop_nodes", "x", x)
+    nodes = validate.axis("drop_nodes", "axis", axis, x.ndim)
+    return drop("drop_nodes", key, x, rate, tuple(range(nodes + 1, x.ndim)), rescale)

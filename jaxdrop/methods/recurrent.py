@@ -1,0 +1,128 @@
+"""Methods for recurrent networks: masks that last over time, and states that do."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Inexact
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale, compute_dtype, times
+from jaxdrop.core.threshold import Rounded, round_known, settle
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.methods.masked import drop, replace
+
+
+def locked_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    time_axis: int,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops the same elements at all time steps: variational dropout of a sequence.
+
+    E[y] = x and Var[y] = x^2 p / q at each element; what is dropped at one step
+    is dropped at all.
+
+    For the state of a recurrent network, which is not there before the `scan`,
+    draw the mask outside and apply it inside, as in the second example. Drawing
+    inside from a closed-over key would give the same mask, but draw it anew at
+    each step.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array with all time steps.
+      rate: probability of dropping, in [0, 1]; may be traced.
+      time_axis: axis of the time steps: 0 for what `scan` stacks, often 1 in
+        (batch, time, features).
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `time_axis` is out of
+        range.
+
+    Example:
+      >>> y = locked_dropout(jax.random.key(0), jnp.ones((3, 7, 4)), 0.5, time_axis=1)
+      >>> bool(jnp.all(y == y[:, :1]))
+      True
+
+      A recurrent mask, drawn once and used at each step:
+
+      >>> mask = draw_mask(jax.random.key(0), (4,), 0.5)
+      >>> def step(state, x):
+      ...     state = jnp.tanh(x + apply_mask(mask, state))
+      ...     return state, state
+      >>> _, states = jax.lax.scan(step, jnp.zeros(4), jnp.ones((7, 4)))
+      >>> states.shape
+      (7, 4)
+
+    References:
+      Gal and Ghahramani, "A theoretically grounded application of dropout in
+      recurrent neural networks", arXiv:1512.05287 (2016).
+      Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
+      models", arXiv:1708.02182 (2017).
+    """
+    x = validate.inexact_array("locked_dropout", "x", x)
+    time = validate.axis("locked_dropout", "time_axis", time_axis, x.ndim)
+    return drop("locked_dropout", key, x, rate, (time,), rescale)
+
+
+def zoneout(
+    key: Key | None,
+    new: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    old: Inexact[Array, "*shape"],
+) -> Inexact[Array, "*shape"]:
+    """Leaves elements of a recurrent state as they were, with probability `rate`.
+
+    y = m new + (1 - m) old. Nothing is scaled: E[y] = q new + p old, which is
+    what comes out at test time, without a key.
+
+    Args:
+      key: one random key, consumed here; None for the mean, at test time.
+      new: floating or complex array, the state that the cell computed.
+      rate: probability of keeping the old state, in [0, 1]; may be traced.
+      old: the state before this step, of the shape and kind of `new`.
+
+    Returns:
+      An array with the shape and dtype of `new`; `old` where `rate` is 1.
+
+    Raises:
+      TypeError: `new` or `old` is not floating or complex, `key` is not one
+        key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `old` does not
+        broadcast to the shape of `new`.
+
+    Example:
+      >>> new, old = jnp.ones(5), -jnp.ones(5)
+      >>> y = zoneout(jax.random.key(0), new, 0.25, old=old)
+      >>> bool(jnp.all(jnp.abs(y) == 1))
+      True
+      >>> zoneout(None, new, 0.25, old=old)
+      Array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
+
+    References:
+      Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
+      activations", arXiv:1606.01305 (2016).
+    """
+    new = validate.inexact_array("zoneout", "new", new)
+    old = validate.like("zoneout", "old", old, new, "new")
+    if key is not None:
+        return replace("zoneout", key, new, old, rate)
+    return _mean(new, old, round_known(validate.probability("zoneout", "rate", rate))[0])
+
+
+@jax.jit
+def _mean(new: Array, old: Array, rate: Rounded) -> Array:
+    keep_prob, drop_prob = settle(rate).probabilities(compute_dtype(new))
+    # Selected, so that at rates 0 and 1 what has no weight may be infinite.
+    kept = jnp.where(keep_prob == 0, 0, times(new, keep_prob))
+    return (kept + jnp.where(drop_prob == 0, 0, times(old, drop_prob))).astype(new.dtype)

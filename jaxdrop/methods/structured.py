@@ -1,0 +1,227 @@
+"""Methods that drop feature maps, residual branches or squares of images whole."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Inexact, Shaped
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.core.words import Words, below, draw_pair, grid_address, threefry_key
+from jaxdrop.methods.masked import drop
+
+
+def spatial_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    batch_axis: int | None = 0,
+    channel_axis: int | None = -1,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops whole feature maps: one decision for each sample and channel.
+
+    E[y] = x and Var[y] = x^2 p / q at each element, as under `dropout`; the
+    elements of one feature map live and die together. Only batch x channels
+    decisions are drawn. For signals, images and volumes alike: all axes but the
+    two named ones are spatial.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array, such as (batch, height, width, channels).
+      rate: probability of dropping, in [0, 1]; may be traced.
+      batch_axis: axis of the samples; None for one sample, as under `vmap`.
+      channel_axis: axis of the channels; None if there is none.
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], an axis is out of range,
+        both are the same, or no axis is left.
+
+    Example:
+      >>> y = spatial_dropout(jax.random.key(0), jnp.ones((2, 5, 5, 3)), 0.5)
+      >>> bool(jnp.all(y == y[:, :1, :1]))
+      True
+
+      Channels first:
+
+      >>> drop = partial(spatial_dropout, rate=0.5, channel_axis=1)
+      >>> y = drop(jax.random.key(0), jnp.ones((2, 3, 5, 5)))
+      >>> bool(jnp.all(y == y[..., :1, :1]))
+      True
+
+    References:
+      Tompson et al., "Efficient object localization using convolutional
+      networks", arXiv:1411.4280 (2014).
+    """
+    x = validate.inexact_array("spatial_dropout", "x", x)
+    spatial = validate.spatial_axes("spatial_dropout", x, batch_axis, channel_axis)
+    return drop("spatial_dropout", key, x, rate, spatial, rescale)
+
+
+def drop_path(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    batch_axis: int | None = 0,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops a residual branch whole: stochastic depth, one decision a sample.
+
+    Use it as `x + drop_path(key, branch(x), rate)`. E[y] = x and
+    Var[y] = x^2 p / q at each element; a sample's elements live and die
+    together. At rate 1 the identity path alone is left.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array, what the branch returned.
+      rate: probability of dropping the branch, in [0, 1]; may be traced.
+      batch_axis: axis of the samples; None for one decision for all of `x`, as
+        for a whole batch, or for one sample under `vmap`.
+      rescale: rule for the factor of the survivors; `rescale.none` as in the
+        paper, which scales by `1 - rate` at test time.
+
+    Returns:
+      An array with the shape and dtype of `x`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `batch_axis` is out of
+        range.
+
+    Example:
+      >>> branch = jnp.ones((4, 3))
+      >>> y = drop_path(jax.random.key(0), branch, 0.5)
+      >>> bool(jnp.all(y == y[:, :1]))
+      True
+
+    References:
+      Huang et al., "Deep networks with stochastic depth", arXiv:1603.09382 (2016).
+    """
+    x = validate.inexact_array("drop_path", "x", x)
+    samples = validate.distinct_axes("drop_path", x, batch_axis=batch_axis)
+    shared = tuple(i for i in range(x.ndim) if i not in samples)
+    return drop("drop_path", key, x, rate, shared, rescale)
+
+
+def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[float, ...]:
+    """Rates that rise linearly with depth: block l of L gets `rate * l / L`.
+
+    The expected number of blocks that are kept is `L - rate * (L + 1) / 2`.
+    Some libraries let the first block have rate 0 instead, as in
+    `numpy.linspace(0, rate, depth)`.
+
+    Args:
+      rate: the rate of the last block, in [0, 1]; may be traced.
+      depth: number of blocks L, at least 1.
+
+    Returns:
+      L rates, the first block's first: Python floats if `rate` is known, an
+      array if not.
+
+    Raises:
+      TypeError: `rate` is not a number, or `depth` not an integer.
+      ValueError: a known `rate` lies outside [0, 1], or `depth` is below 1.
+
+    Example:
+      >>> drop_path_rates(0.5, 4)
+      (0.125, 0.25, 0.375, 0.5)
+
+    References:
+      Huang et al., "Deep networks with stochastic depth", arXiv:1603.09382
+      (2016), equation 4.
+    """
+    rate = validate.probability("drop_path_rates", "rate", rate)
+    depth = validate.positive("drop_path_rates", "depth", depth)
+    if isinstance(rate, Array):
+        return rate * jnp.arange(1, depth + 1, dtype=rate.dtype) / depth
+    return tuple(rate * block / depth for block in range(1, depth + 1))
+
+
+def cutout(
+    key: Key,
+    x: Shaped[Array, "*shape"],
+    size: int | Sequence[int],
+    *,
+    batch_axis: int | None = 0,
+    channel_axis: int | None = -1,
+) -> Shaped[Array, "*shape"]:
+    """Sets one square of each sample to zero, in all channels.
+
+    The centre is uniform over all positions, and the square is cut off at the
+    border. Nothing is rescaled, and no mean is kept: a position is zeroed with
+    the probability that the square's edge covers it along each axis, which is
+    `size / n` inside and about half of that at the border.
+
+    Args:
+      key: one random key, consumed here.
+      x: array of any numbers, such as (batch, height, width, channels).
+      size: edge of the square in elements, or one for each spatial axis. Of an
+        even edge, one more element lies before the centre than behind it.
+      batch_axis: axis of the samples; None for one sample, as under `vmap`.
+      channel_axis: axis of the channels; None if there is none.
+
+    Returns:
+      An array with the shape and dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not an array, `key` is not one key, or `size` is not an
+        integer.
+      ValueError: `size` is negative or has another length than there are
+        spatial axes, an axis is out of range, both are the same, or no axis is
+        left.
+
+    Example:
+      >>> y = cutout(jax.random.key(0), jnp.ones((1, 8, 8, 3)), 1)
+      >>> int((y == 0).sum())
+      3
+
+    References:
+      DeVries and Taylor, "Improved regularization of convolutional neural
+      networks with cutout", arXiv:1708.04552 (2017).
+    """
+    key = validate.one_key("cutout", key)
+    x = validate.any_array("cutout", "x", x)
+    spatial = validate.spatial_axes("cutout", x, batch_axis, channel_axis)
+    edges = validate.edges("cutout", "size", size, len(spatial), least=0)
+    return _cutout(key, x, edges, spatial, None if batch_axis is None else batch_axis % x.ndim)
+
+
+@partial(jax.jit, static_argnames=("edges", "spatial", "batch_axis"))
+def _cutout(
+    key: Key,
+    x: Array,
+    edges: tuple[int, ...],
+    spatial: tuple[int, ...],
+    batch_axis: int | None,
+) -> Array:
+    samples = 1 if batch_axis is None else x.shape[batch_axis]
+    words, _ = draw_pair(threefry_key(key), grid_address((samples, len(spatial))), jnp.uint32(0))
+    words = jnp.broadcast_to(words, (samples, len(spatial)))
+
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps the words, not what they cover
+    def cut(words: Words, x: Array) -> Array:
+        inside = jnp.ones((1,) * x.ndim, bool)
+        for i, (axis, edge) in enumerate(zip(spatial, edges, strict=True)):
+            shape = tuple(samples if j == batch_axis else 1 for j in range(x.ndim))
+            centre = below(words[:, i], np.uint32(x.shape[axis])).astype(jnp.int32).reshape(shape)
+            line = tuple(n if j == axis else 1 for j, n in enumerate(x.shape))
+            offset = lax.broadcasted_iota(jnp.int32, line, axis) - (centre - edge // 2)
+            inside = inside & (offset >= 0) & (offset < edge)
+        return jnp.where(inside, jnp.zeros_like(x), x)
+
+    return cut(words, x)

@@ -1,0 +1,327 @@
+"""Methods for sequences and conditions: tokens are left out or replaced whole."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Int, Shaped
+
+from jaxdrop.core import validate
+from jaxdrop.core.apply import select
+from jaxdrop.core.bernoulli import bernoulli_mask
+from jaxdrop.core.compat import debug_check
+from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.methods.masked import replace
+
+Tree = TypeVar("Tree")
+
+
+def drop_tokens(
+    key: Key,
+    x: Shaped[Array, "*shape"],
+    rate: float,
+    *,
+    axis: int = -2,
+    prefix: int = 0,
+) -> tuple[Shaped[Array, "*kept_shape"], Int[Array, "*batch kept"]]:
+    """Keeps a random set of tokens of fixed size, in their order.
+
+    Of the n tokens behind the prefix exactly k = round(n (1 - rate)) are kept,
+    each set of k being equally likely; the prefix is always kept. Nothing is
+    scaled. The sequence gets shorter, so all behind it gets cheaper.
+    `restore_tokens` puts tokens back to where they were.
+
+    Args:
+      key: one random key, consumed here.
+      x: array of tokens, such as (batch, time, features).
+      rate: share to drop, in [0, 1]. It decides a shape, so it must be known
+        while tracing.
+      axis: axis of the tokens. Axes ahead of it are batches, each with a set of
+        its own; those behind it belong to the token. -1 for token ids.
+      prefix: number of first tokens that are always kept, such as a class token.
+
+    Returns:
+      The kept tokens, and their positions: int32 of shape
+      `x.shape[:axis] + (prefix + k,)`.
+
+    Raises:
+      TypeError: `x` is not an array, `key` is not one key, or `rate` is not a
+        known number.
+      ValueError: `rate` lies outside [0, 1], `axis` is out of range, or
+        `prefix` is negative or longer than the sequence.
+
+    Example:
+      >>> x = jnp.arange(10.0).reshape(1, 10, 1)
+      >>> tokens, positions = drop_tokens(jax.random.key(0), x, 0.5, prefix=1)
+      >>> tokens.shape, bool(jnp.all(tokens[..., 0].astype(int) == positions))
+      ((1, 5, 1), True)
+
+    References:
+      Liu et al., "PatchDropout: economizing vision transformers using patch
+      dropout", arXiv:2208.07220 (2022).
+      Li et al., "Scaling language-image pre-training via masking",
+      arXiv:2212.00794 (2022).
+    """
+    key = validate.one_key("drop_tokens", key)
+    x = validate.any_array("drop_tokens", "x", x)
+    rate = validate.known_probability("drop_tokens", "rate", rate)
+    axis = validate.axis("drop_tokens", "axis", axis, x.ndim)
+    (prefix,) = validate.edges("drop_tokens", "prefix", prefix, 1, least=0)
+    if prefix > x.shape[axis]:
+        raise ValueError(
+            f"drop_tokens: prefix must be at most the {x.shape[axis]} tokens; got {prefix}."
+        )
+    count = nearest_count((x.shape[axis] - prefix) * (1 - rate))
+    if count == x.shape[axis] - prefix:
+        positions = jnp.arange(x.shape[axis], dtype=jnp.int32)
+        return x, jnp.broadcast_to(positions, x.shape[: axis + 1])
+    return _drop_tokens(key, x, count, axis, prefix)
+
+
+def restore_tokens(
+    tokens: Shaped[Array, "*kept_shape"],
+    positions: Int[Array, "*batch kept"],
+    length: int,
+    *,
+    fill: Any = 0,
+) -> Shaped[Array, "*shape"]:
+    """Puts tokens back to their positions, and a fill everywhere else.
+
+    The inverse of what `drop_tokens` gathered: masked autoencoders decode a
+    sequence in which a learned token stands for each dropped one.
+
+    Args:
+      tokens: what `drop_tokens` returned, or what was computed from it; axes
+        behind those of `positions` may have changed.
+      positions: the positions that it returned.
+      length: number of tokens before any was dropped.
+      fill: what stands for a dropped token: a number, or an array that
+        broadcasts to the result, such as one learned token.
+
+    Returns:
+      An array with `length` in the place of the number of kept tokens.
+
+    Raises:
+      TypeError: `tokens` is no array, `positions` are not integers, or `fill`
+        has another kind of dtype.
+      ValueError: the shapes do not fit, or `length` is too short.
+
+    Example:
+      >>> x = jnp.arange(1.0, 7.0).reshape(6, 1)
+      >>> tokens, positions = drop_tokens(jax.random.key(0), x, 0.5)
+      >>> y = restore_tokens(tokens, positions, 6)
+      >>> bool(jnp.all((y == x) | (y == 0))), int((y == 0).sum())
+      (True, 3)
+
+    References:
+      He et al., "Masked autoencoders are scalable vision learners",
+      arXiv:2111.06377 (2021).
+    """
+    tokens = validate.any_array("restore_tokens", "tokens", tokens)
+    positions = validate.any_array("restore_tokens", "positions", positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"restore_tokens: positions must be integers; got {positions.dtype}.")
+    if positions.ndim == 0 or positions.shape != tokens.shape[: positions.ndim]:
+        raise ValueError(
+            f"restore_tokens: positions must have the first axes of tokens; got"
+            f" {positions.shape} for {tokens.shape}."
+        )
+    length = validate.edges("restore_tokens", "length", length, 1, least=positions.shape[-1])[0]
+    shape = (*positions.shape[:-1], length, *tokens.shape[positions.ndim :])
+    result = jax.ShapeDtypeStruct(shape, tokens.dtype)
+    fill = validate.like("restore_tokens", "fill", fill, result, "the result")
+    return _restore(tokens, positions, fill)
+
+
+def replace_tokens(
+    key: Key,
+    ids: Shaped[Array, "*shape"],
+    rate: Rate,
+    *,
+    replacement: Any,
+    where: Bool[Array, "..."] | None = None,
+) -> Shaped[Array, "*shape"]:
+    """Puts another token in the place of each with probability `rate`: word dropout.
+
+    Nothing is scaled. Every place that `where` allows is replaced independently.
+
+    Args:
+      key: one random key, consumed here.
+      ids: array of token ids, or of any numbers.
+      rate: probability of replacing, in [0, 1]; may be traced. A traced rate
+        outside turns integers into the least one that there is, floats into NaN.
+      replacement: the id of the unknown or mask token, or an array that
+        broadcasts to `ids`, such as random ids.
+      where: booleans that broadcast to `ids`; False where a token must stay,
+        such as padding. None for everywhere.
+
+    Returns:
+      An array with the shape and dtype of `ids`.
+
+    Raises:
+      TypeError: `ids` is not an array, `replacement` is of another kind,
+        `where` is not boolean, `key` is not one key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `replacement` or
+        `where` does not broadcast to `ids`.
+
+    Example:
+      >>> ids = jnp.array([5, 6, 7, 0, 0])
+      >>> replace_tokens(jax.random.key(0), ids, 1.0, replacement=1, where=ids != 0)
+      Array([1, 1, 1, 0, 0], dtype=int32)
+
+    References:
+      Bowman et al., "Generating sentences from a continuous space",
+      arXiv:1511.06349 (2015).
+    """
+    ids = validate.any_array("replace_tokens", "ids", ids)
+    other = validate.like("replace_tokens", "replacement", replacement, ids, "ids")
+    if where is not None:
+        where = validate.any_array("replace_tokens", "where", where)
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"replace_tokens: where must be boolean; got {where.dtype}.")
+        allowed = validate.like(
+            "replace_tokens", "where", where, jax.ShapeDtypeStruct(ids.shape, jnp.bool_), "ids"
+        )
+        other = jnp.where(allowed, other, ids)
+    return replace("replace_tokens", key, ids, other, rate)
+
+
+def drop_condition(
+    key: Key,
+    condition: Tree,
+    rate: Rate,
+    *,
+    null: Any,
+    batch_axis: int | None = 0,
+) -> Tree:
+    """Replaces whole conditions by the null condition: classifier-free guidance.
+
+    One decision for each sample, the same for all leaves of its condition.
+    Nothing is scaled. Gradients reach both the conditions and the null, which
+    may be learned.
+
+    Args:
+      key: one random key, consumed here.
+      condition: a pytree of arrays, each with the samples along `batch_axis`.
+      rate: probability of replacing a sample's condition, in [0, 1]; may be
+        traced. A traced rate outside turns floats into NaN and integers into
+        the least one that there is.
+      null: what stands for no condition: a pytree prefix of `condition` whose
+        leaves broadcast to its leaves, such as 0 or a learned embedding.
+      batch_axis: axis of the samples; None for one decision in all, as for one
+        sample under `vmap`.
+
+    Returns:
+      A pytree with the structure, shapes and dtypes of `condition`.
+
+    Raises:
+      TypeError: a leaf is not an array, a leaf of `null` is of another kind,
+        `key` is not one key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], `null` is no prefix or
+        does not broadcast, `batch_axis` is out of range, or leaves differ in
+        their number of samples.
+
+    Example:
+      >>> condition = {"text": jnp.ones((6, 2)), "label": jnp.arange(1, 7)}
+      >>> y = drop_condition(jax.random.key(0), condition, 0.5, null=0)
+      >>> bool(jnp.all((y["label"] == 0) == (y["text"][:, 0] == 0)))
+      True
+
+    References:
+      Ho and Salimans, "Classifier-free diffusion guidance", arXiv:2207.12598
+      (2022).
+    """
+    key = validate.one_key("drop_condition", key)
+    rate = validate.probability("drop_condition", "rate", rate)
+    leaves, structure = jax.tree.flatten_with_path(condition)
+    names = ["condition" + jax.tree_util.keystr(path) for path, _ in leaves]
+    arrays = [
+        validate.any_array("drop_condition", name, leaf)
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    axes = [
+        None
+        if batch_axis is None
+        else validate.axis("drop_condition", "batch_axis", batch_axis, array.ndim)
+        for array in arrays
+    ]
+    samples = {1 if axis is None else x.shape[axis] for x, axis in zip(arrays, axes, strict=True)}
+    if len(samples) > 1:
+        raise ValueError(
+            "drop_condition: condition must have as many samples in each leaf; got"
+            f" {sorted(samples)}. Pass batch_axis=None for one sample."
+        )
+    nulls = [
+        validate.like("drop_condition", "null", other, array, name)
+        for other, array, name in zip(_prefix_leaves(null, condition), arrays, names, strict=True)
+    ]
+    if not arrays or (not isinstance(rate, Array) and rate in (0, 1)):
+        return condition if rate == 0 else structure.unflatten(nulls)
+    return structure.unflatten(
+        _drop_condition(key, arrays, nulls, *round_known(rate), samples.pop(), tuple(axes))
+    )
+
+
+def _prefix_leaves(prefix: Any, tree: Any) -> list[Any]:
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
+    except ValueError as error:
+        raise ValueError(
+            f"drop_condition: null must be a pytree prefix of condition; {error}"
+        ) from None
+
+
+@partial(jax.jit, static_argnames=("count", "axis", "prefix"))
+def _drop_tokens(
+    key: Key, x: Array, count: int, axis: int, prefix: int
+) -> tuple[Array, Int[Array, "..."]]:
+    layout = Layout((*x.shape[:axis], x.shape[axis] - prefix))
+    mask = fixed_count_mask(key, count, layout, (axis,))
+    dropped = ~layout.unpack(mask.words)
+    chosen = jnp.argsort(dropped, axis=-1, stable=True)[..., :count].astype(jnp.int32)
+    first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
+    positions = jnp.concatenate([first, chosen + prefix], axis=-1)
+    return _for_batches(lambda x, positions: x[positions], axis)(x, positions), positions
+
+
+@jax.jit
+def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
+    length = fill.shape[positions.ndim - 1]
+    inside = jnp.all((positions >= 0) & (positions < length))
+    debug_check(inside, f"positions must lie in [0, {length})")
+    return _for_batches(
+        lambda fill, positions, tokens: fill.at[positions].set(tokens), positions.ndim - 1
+    )(fill, positions, tokens)
+
+
+def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function
+
+
+@partial(jax.jit, static_argnames=("pairs", "samples", "axes"))
+def _drop_condition(
+    key: Key,
+    arrays: list[Array],
+    nulls: list[Array],
+    rate: Rounded,
+    pairs: int,
+    samples: int,
+    axes: tuple[int | None, ...],
+) -> list[Array]:
+    mask = bernoulli_mask(key, rate, pairs, Layout((samples,)))
+
+    def choose(x: Array, null: Array, axis: int | None) -> Array:
+        layout = mask_layout(x.shape, tuple(i for i in range(x.ndim) if i != axis))
+        words = mask.words.reshape(layout.words_shape)
+        return select(dataclasses.replace(mask, words=words, layout=layout), x, null)
+
+    return [choose(*each) for each in zip(arrays, nulls, axes, strict=True)]

@@ -1,0 +1,219 @@
+"""Methods that drop weights instead of activations: leaves of a pytree, or rows of a table."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Inexact
+
+from jaxdrop import rescale as rules
+from jaxdrop.core import validate
+from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for, widen
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.mask import Mask
+from jaxdrop.core.names import fold_in_name, path_name
+from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.types import Key, Rate
+from jaxdrop.core.words import mark_consumed
+from jaxdrop.methods.masked import draw_for, drop
+
+Tree = TypeVar("Tree")
+Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
+"""A predicate over a leaf's path, as `jax.tree_util` gives it, and the leaf."""
+
+
+def drop_connect(
+    key: Key,
+    params: Tree,
+    rate: Rate,
+    *,
+    where: Where | None = None,
+    rescale: Rescale = rules.expected,
+) -> Tree:
+    """Drops single weights of the leaves of a pytree.
+
+    E[W'] = W and Var[W'] = W^2 p / q for each weight, so the pre-activation W' v
+    has mean W v and, with independent entries, variance (p / q) (W o W) (v o v).
+
+    Each leaf has a key of its own, derived from its path: adding, removing or
+    filtering leaves does not change the masks of the others, which are those of
+    `per_leaf(dropout)`. Draw a mask for each sample by
+    `jax.vmap(drop_connect, in_axes=(0, None, None))` over keys.
+
+    Args:
+      key: one random key, consumed here.
+      params: a pytree, such as a model's parameters or an equinox module.
+      rate: probability of dropping, in [0, 1]; may be traced.
+      where: which leaves to drop from, a predicate `(path, leaf) -> bool` with
+        the path as `jax.tree_util.tree_map_with_path` gives it; None for all
+        floating and complex arrays. Other leaves pass through.
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      A pytree of the structure of `params`.
+
+    Raises:
+      TypeError: a leaf that `where` picks is not floating or complex, `key` is
+        not one key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1].
+
+    Example:
+      >>> params = {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(8)}
+      >>> drop = partial(drop_connect, rate=0.5, where=lambda path, leaf: leaf.ndim > 1)
+      >>> dropped = drop(jax.random.key(0), params)
+      >>> sorted(set(dropped["kernel"].ravel().tolist())), bool(dropped["bias"].all())
+      ([0.0, 2.0], True)
+
+    References:
+      Wan et al., "Regularization of neural networks using DropConnect", ICML
+      (2013).
+    """
+    key = validate.one_key("drop_connect", key)
+    rate = validate.probability("drop_connect", "rate", rate)
+    rescale = rules.checked("drop_connect", rescale)
+
+    def drop_leaf(key: Key, leaf: Array) -> Array:
+        return drop("drop_connect", key, leaf, rate, (), rescale)
+
+    return _map_leaves("drop_connect", drop_leaf, key, where, params)
+
+
+def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | None = None) -> Tree:
+    """Replaces weights by those of a target, and rescales so that the mean is kept.
+
+    W' = (m W + (1 - m) U - p U) / q = U + m (W - U) / q: dropout of the
+    difference from the target U. E[W'] = W. With U the pretrained weights, it
+    keeps fine-tuning close to them; with U = 0 it is `drop_connect`, whose keys
+    it uses.
+
+    Args:
+      key: one random key, consumed here.
+      params: a pytree of weights W.
+      rate: probability of replacing, in [0, 1]; may be traced.
+      target: a pytree of weights U, of the structure of `params`.
+      where: which leaves to mix, a predicate `(path, leaf) -> bool` as for
+        `drop_connect`; None for all floating and complex arrays.
+
+    Returns:
+      A pytree of the structure of `params`; the target where `rate` is 1.
+
+    Raises:
+      TypeError: a leaf that `where` picks is not floating or complex, `key` is
+        not one key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `target` has another
+        structure or shapes.
+
+    Example:
+      >>> params, target = {"w": jnp.full(6, 3.0)}, {"w": jnp.ones(6)}
+      >>> mixed = mixout(jax.random.key(0), params, 0.5, target=target)
+      >>> sorted(set(mixed["w"].tolist()))
+      [1.0, 5.0]
+
+    References:
+      Lee, Cho and Kang, "Mixout: effective regularization to finetune
+      large-scale pretrained language models", arXiv:1909.11299 (2019).
+    """
+    key = validate.one_key("mixout", key)
+    rate = validate.probability("mixout", "rate", rate)
+    structure = jax.tree.structure(params)
+    if jax.tree.structure(target) != structure:
+        raise ValueError(
+            f"mixout: target must have the structure of params; got"
+            f" {jax.tree.structure(target)} for {structure}."
+        )
+
+    def mix(key: Key, leaf: Array, other: Any) -> Array:
+        other = validate.like("mixout", "target", other, leaf, "params")
+        if not isinstance(rate, Array) and rate in (0, 1):
+            return leaf if rate == 0 else other
+        return _mix(key, leaf, other, *round_known(rate), mask_layout(leaf.shape, ()))
+
+    return _map_leaves("mixout", mix, key, where, params, target)
+
+
+def embedding_dropout(
+    key: Key,
+    table: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    axis: int = 0,
+    rescale: Rescale = rules.expected,
+) -> Inexact[Array, "*shape"]:
+    """Drops whole rows of an embedding table, so a word vanishes everywhere at once.
+
+    One decision for each word of the vocabulary; E[y] = table and
+    Var[y] = table^2 p / q at each element. All occurrences of a word in what is
+    looked up afterwards live and die together.
+
+    Args:
+      key: one random key, consumed here.
+      table: floating or complex array, such as (vocabulary, features).
+      rate: probability of dropping, in [0, 1]; may be traced.
+      axis: axis of the vocabulary; all others share its decisions.
+      rescale: rule for the factor of the survivors.
+
+    Returns:
+      An array with the shape and dtype of `table`; zeros where `rate` is 1.
+
+    Raises:
+      TypeError: `table` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `axis` is out of range.
+
+    Example:
+      >>> table = embedding_dropout(jax.random.key(0), jnp.ones((10, 4)), 0.5)
+      >>> embedded = table[jnp.array([7, 1, 7])]
+      >>> bool(jnp.all(embedded[0] == embedded[2]))
+      True
+
+    References:
+      Gal and Ghahramani, "A theoretically grounded application of dropout in
+      recurrent neural networks", arXiv:1512.05287 (2016).
+      Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
+      models", arXiv:1708.02182 (2017).
+    """
+    table = validate.inexact_array("embedding_dropout", "table", table)
+    rows = validate.axis("embedding_dropout", "axis", axis, table.ndim)
+    shared = tuple(i for i in range(table.ndim) if i != rows)
+    return drop("embedding_dropout", key, table, rate, shared, rescale)
+
+
+def _map_leaves(
+    function: str,
+    drop_leaf: Callable[..., Array],
+    key: Key,
+    where: Where | None,
+    params: Tree,
+    *others: Tree,
+) -> Tree:
+    """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
+    mark_consumed(key)
+
+    def drop_chosen(path: tuple[Any, ...], leaf: Any, *other: Any) -> Any:
+        if not (_is_inexact(leaf) if where is None else where(path, leaf)):
+            return leaf
+        name = "params" + jax.tree_util.keystr(path)
+        leaf = validate.inexact_array(function, name, leaf)
+        return drop_leaf(fold_in_name(key, path_name(path)), leaf, *other)
+
+    return jax.tree_util.tree_map_with_path(drop_chosen, params, *others)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+@partial(jax.jit, static_argnames=("pairs", "layout"))
+def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(mask: Mask, x: Array, target: Array) -> Array:
+        difference = times(widen(x) - widen(target), rules.expected(mask, x))
+        kept = jnp.where(unpack_for(mask, x), difference, jnp.zeros_like(difference))
+        mixed = widen(target) + kept
+        poison = jnp.asarray(jnp.nan, compute_dtype(x)).astype(mixed.dtype)
+        return jnp.where(jnp.isnan(mask.keep_prob), poison, mixed).astype(x.dtype)
+
+    return add(draw_for(key, x, rate, pairs, layout), x, target)
