@@ -48,12 +48,18 @@ def sharded_along(batch: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 
 
 def whole_along(x: jax.Array, axis: int) -> jax.Array:
-    """The same array, not split along an axis where its type says that it is."""
+    """The same array, not split along an axis where its type says how it is."""
+    return laid_like(x, x, axis)
+
+
+def laid_like(value: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """The value split as `x` is where the type of `x` says how, but whole along an axis."""
     sharding = explicit_sharding(x)
-    if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
-        return x
-    spec = tuple(None if i == axis else part for i, part in enumerate(sharding.spec))
-    return jax.sharding.reshard(x, with_spec(sharding, spec))
+    if sharding is None:
+        return value
+    spec = enumerate(tuple(sharding.spec)[: value.ndim])
+    spec = tuple(None if i == axis else mesh_axes for i, mesh_axes in spec)
+    return jax.sharding.reshard(value, with_spec(sharding, spec))
 
 
 def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:

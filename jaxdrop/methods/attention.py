@@ -167,7 +167,7 @@ def _nth(live: Array, n: Array) -> Array:
     """
     spare = -live.shape[-1] % _BLOCK
     live = jnp.pad(live, [(0, 0)] * (live.ndim - 1) + [(0, spare)])
-    blocks = live.reshape(*live.shape[:-1], -1, _BLOCK)
+    blocks = live.reshape(*live.shape[:-1], live.shape[-1] // _BLOCK, _BLOCK)
     ends = jnp.cumsum(jnp.sum(blocks, -1, jnp.uint32), -1, jnp.uint32)
     block = jnp.sum(ends <= n, -1, jnp.int32, keepdims=True)
     number = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1)

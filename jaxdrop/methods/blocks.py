@@ -197,8 +197,10 @@ def _known_gamma(
     rate: float, sizes: tuple[int, ...], blocks: tuple[int, ...], exact: bool
 ) -> float:
     """In NumPy's float64, so that masks of known rates are the same everywhere."""
-    if rate in (0, 1) or not exact:
-        return rate if rate in (0, 1) else rate * _disjoint_share(sizes, blocks)
+    if rate == 1:
+        return 1.0
+    if not exact:
+        return rate * _disjoint_share(sizes, blocks)
     t = 0.0
     for _ in range(_NEWTON_STEPS):
         t = _newton_step(t, rate, *_coverage(sizes, blocks), np)
@@ -208,7 +210,7 @@ def _known_gamma(
 def _gamma(rate: Array, sizes: tuple[int, ...], blocks: tuple[int, ...], exact: bool) -> Array:
     """The probability of a seed for a traced rate in [0, 1], or NaN."""
     if not exact:
-        return rate * _disjoint_share(sizes, blocks)
+        return jnp.where(rate == 1, 1, rate * _disjoint_share(sizes, blocks))
     cover, share = (jnp.asarray(each, rate.dtype) for each in _coverage(sizes, blocks))
 
     def step(i: Array, t: Array) -> Array:

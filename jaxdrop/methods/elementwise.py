@@ -1,5 +1,6 @@
 """Methods that decide element by element."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -332,7 +333,12 @@ def _alpha_dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout
 def _fixed_count_dropout(
     key: Key, x: Array, count: int | Array, layout: Layout, axes: tuple[int, ...]
 ) -> Array:
-    return rescale_and_select(fixed_count_mask(key, count, layout, axes), x, rules.expected)
+    size = math.prod([layout.shape[axis] for axis in axes])
+
+    def by_count(mask: Mask, x: Array) -> Array:
+        return jnp.where(count == 0, 0, size / jnp.maximum(count, 1).astype(compute_dtype(x)))
+
+    return rescale_and_select(fixed_count_mask(key, count, layout, axes), x, by_count)
 
 
 @partial(jax.jit, static_argnames="size")

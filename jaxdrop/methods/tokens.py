@@ -16,6 +16,7 @@ from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.compat import debug_check
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.sharding import laid_like, whole_along
 from jaxdrop.core.threshold import Rounded, round_known
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.masked import replace
@@ -287,8 +288,9 @@ def _drop_tokens(
     dropped = ~layout.unpack(mask.words)
     chosen = jnp.argsort(dropped, axis=-1, stable=True)[..., :count].astype(jnp.int32)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
-    positions = jnp.concatenate([first, chosen + prefix], axis=-1)
-    return _for_batches(lambda x, positions: x[positions], axis)(x, positions), positions
+    positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
+    take = _for_batches(lambda x, positions: x[positions], axis)
+    return take(whole_along(x, axis), positions), positions
 
 
 @jax.jit
@@ -296,9 +298,8 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     length = fill.shape[positions.ndim - 1]
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
-    return _for_batches(
-        lambda fill, positions, tokens: fill.at[positions].set(tokens), positions.ndim - 1
-    )(fill, positions, tokens)
+    put = _for_batches(lambda x, at, values: x.at[at].set(values), positions.ndim - 1)
+    return put(laid_like(fill, tokens, positions.ndim - 1), positions, tokens)
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
