@@ -1,0 +1,272 @@
+"""Exact laws of the methods that drop feature maps, branches, blocks and squares."""
+
+import itertools
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import subsets
+from modes import enable_x64, make_key
+
+from jaxdrop import (
+    cutout,
+    draw_mask,
+    drop_block,
+    drop_block_gamma,
+    drop_path,
+    drop_path_rates,
+    dropout,
+    rescale,
+    spatial_dropout,
+)
+
+KEY = make_key("raw")
+
+
+@pytest.mark.parametrize("spatial", [(7,), (4, 5), (2, 3, 4)])
+def test_spatial_dropout_shares_the_mask_over_1_to_3_axes(spatial):
+    x = jnp.linspace(1, 2, 6 * math.prod(spatial)).reshape(2, *spatial, 3)
+    y = spatial_dropout(KEY, x, 0.5)
+    between = tuple(range(1, 1 + len(spatial)))
+    np.testing.assert_array_equal(y, dropout(KEY, x, 0.5, broadcast_dims=between))
+    first = spatial_dropout(KEY, jnp.moveaxis(x, -1, 1), 0.5, channel_axis=1)
+    np.testing.assert_array_equal(jnp.moveaxis(first, 1, -1), y)
+
+
+def test_spatial_dropout_of_one_sample_under_vmap():
+    x, keys = jnp.ones((5, 4, 6, 3)), jax.random.split(make_key("raw"), 5)
+    y = jax.vmap(partial(spatial_dropout, rate=0.5, batch_axis=None))(keys, x)
+    assert jnp.all(y == y[:, :1, :1])
+    assert len(np.unique(y[:, 0, 0], axis=0)) > 1
+
+
+def test_drop_path_at_rate_one_leaves_the_identity_path():
+    x = jnp.arange(12.0).reshape(3, 4)
+
+    def network(key, x, rate):
+        for block in range(3):
+            branch = jnp.tanh(x) / (block * 0.0)  # infinite, and NaN at zero
+            x = x + drop_path(jax.random.fold_in(key, block), branch, rate)
+        return x
+
+    for rate in (1, 1.0, jnp.float32(1)):
+        np.testing.assert_array_equal(network(KEY, x, rate), x)
+    np.testing.assert_array_equal(jax.jit(network)(KEY, x, 1.0), x)
+
+
+def test_drop_path_decides_for_each_sample_or_for_the_batch():
+    x = jnp.ones((64, 3, 2))
+    by_sample = drop_path(KEY, x, 0.5)
+    assert jnp.all(by_sample == by_sample[:, :1, :1])
+    assert set(np.unique(by_sample)) == {0, 2}
+    np.testing.assert_array_equal(by_sample, dropout(KEY, x, 0.5, broadcast_dims=(1, 2)))
+    batches = [drop_path(make_key("raw", i), x, 0.5, batch_axis=None) for i in range(8)]
+    assert {tuple(np.unique(y)) for y in batches} == {(0,), (2,)}
+
+
+def test_drop_path_without_rescale_is_the_paper():
+    y = drop_path(KEY, jnp.ones((64, 2)), 0.5, rescale=rescale.none)
+    assert set(np.unique(y)) == {0, 1}
+
+
+def test_drop_path_rates_rise_linearly_to_the_last():
+    assert drop_path_rates(0.5, 5) == (0.1, 0.2, 0.3, 0.4, 0.5)
+    np.testing.assert_allclose(
+        jax.jit(drop_path_rates, static_argnums=1)(0.5, 5), drop_path_rates(0.5, 5), rtol=1e-6
+    )
+    kept = sum(1 - rate for rate in drop_path_rates(0.5, 54))
+    np.testing.assert_allclose(kept, 54 - 0.5 * 55 / 2)  # 40.25 of the paper's 54
+    with pytest.raises(ValueError, match=r"^drop_path_rates: depth must be at least 1; got 0\.$"):
+        drop_path_rates(0.5, 0)
+
+
+def spread(seeds, blocks):
+    """Dropped positions, by the definition: all that a seed's block covers."""
+    dropped = np.zeros([s + b - 1 for s, b in zip(seeds.shape, blocks, strict=True)], bool)
+    for corner in np.argwhere(seeds):
+        dropped[tuple(slice(c, c + b) for c, b in zip(corner, blocks, strict=True))] = True
+    return dropped
+
+
+def expected_keep(gamma, sizes, blocks):
+    """The expected share kept, over all sets of seeds."""
+    shape = [f - b + 1 for f, b in zip(sizes, blocks, strict=True)]
+    total = 0.0
+    for seeds in subsets(int(np.prod(shape))):
+        chance = gamma ** seeds.sum() * (1 - gamma) ** (~seeds).sum()
+        total += chance * (1 - spread(seeds.reshape(shape), blocks).mean())
+    return total
+
+
+@pytest.mark.parametrize(
+    ("sizes", "blocks"),
+    [
+        ((6,), (3,)),
+        ((9,), (2,)),
+        ((4, 4), (2, 2)),
+        ((5, 4), (3, 1)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((3, 4), (3, 4)),
+    ],
+)
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5, 0.99])
+def test_exact_gamma_keeps_the_asked_share_over_all_sets_of_seeds(sizes, blocks, rate):
+    gamma = drop_block_gamma(rate, sizes, blocks)
+    np.testing.assert_allclose(expected_keep(gamma, sizes, blocks), 1 - rate, rtol=1e-12)
+
+
+def test_gamma_of_the_paper_misses_the_asked_share():
+    cover = np.array([1, 2, 3, 3, 3, 3, 2, 1])
+    kept = lambda gamma: np.mean((1 - gamma) ** np.outer(cover, cover))  # noqa: E731
+    published = drop_block_gamma(0.5, (8, 8), 3, exact=False)
+    exact = drop_block_gamma(0.5, (8, 8), 3)
+    assert (round(kept(published), 3), round(exact, 4)) == (0.614, 0.1421)
+    np.testing.assert_allclose(kept(exact), 0.5, rtol=1e-14)
+    np.testing.assert_allclose(drop_block_gamma(0.1, (14, 14), 7), 0.006764, atol=5e-7)
+
+
+def test_traced_gamma_is_the_known_one():
+    rates = np.array([0.0, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0])
+    for options in [((8, 8), 3), ((14, 14), 7), ((16,), (5,)), ((6, 6, 6), 2)]:
+        for exact in (True, False):
+            gamma = partial(drop_block_gamma, shape=options[0], block_size=options[1], exact=exact)
+            traced = jax.jit(jax.vmap(gamma))(jnp.asarray(rates, jnp.float32))
+            # The root is found in float32, and 0.999 leaves it few digits to tell from 1.
+            np.testing.assert_allclose(traced, [gamma(rate) for rate in rates], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "blocks"),
+    [((9,), (4,)), ((8, 7), (3, 3)), ((7, 8), (2, 5)), ((4, 5, 6), (2, 3, 4)), ((6, 6), (7, 1))],
+)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_drop_block_drops_the_blocks_of_its_seeds(spatial, blocks, channels):
+    cut = tuple(min(b, f) for b, f in zip(blocks, spatial, strict=True))
+    seed_shape = tuple(f - b + 1 for f, b in zip(spatial, cut, strict=True))
+    gamma = drop_block_gamma(0.4, spatial, blocks)
+    seeds = drop_block(KEY, jnp.ones((2, *seed_shape, channels)), gamma, block_size=1) == 0
+    y = np.asarray(drop_block(KEY, jnp.ones((2, *spatial, channels)), 0.4, block_size=blocks))
+    for sample, channel in itertools.product(range(2), range(channels)):
+        dropped = spread(np.asarray(seeds[sample, ..., channel]), cut)
+        kept = y[sample, ..., channel]
+        np.testing.assert_array_equal(kept == 0, dropped)
+        if not dropped.all():
+            np.testing.assert_allclose(kept[~dropped], dropped.size / (~dropped).sum(), rtol=1e-6)
+
+
+def test_seeds_of_drop_block_are_independent_decisions():
+    seeds = drop_block(KEY, jnp.ones((2, 6, 32)), 0.25, block_size=1) != 0
+    mask = draw_mask(KEY, (6, 2, 32), 0.25).unpack()
+    np.testing.assert_array_equal(jnp.moveaxis(seeds, 1, 0), mask)
+
+
+def test_drop_block_takes_channels_first_or_none():
+    x = jnp.arange(1.0, 1 + 2 * 6 * 5 * 3).reshape(2, 6, 5, 3)
+    y = drop_block(KEY, x, 0.3, block_size=2)
+    first = drop_block(KEY, jnp.moveaxis(x, -1, 1), 0.3, block_size=2, channel_axis=1)
+    np.testing.assert_array_equal(jnp.moveaxis(first, 1, -1), y)
+    alone = drop_block(KEY, x[..., :1], 0.3, block_size=2)
+    none = drop_block(KEY, x[..., 0], 0.3, block_size=2, channel_axis=None)
+    np.testing.assert_array_equal(alone[..., 0], none)
+
+
+def test_drop_block_keeps_the_sum_of_a_constant_map_in_every_draw():
+    y = drop_block(KEY, jnp.ones((8, 12, 12, 5)), 0.3, block_size=4)
+    sums = np.asarray(y.sum((1, 2)))
+    np.testing.assert_allclose(sums[sums != 0], 144, rtol=1e-5)
+
+
+def centres(size, spatial, keys):
+    """Squares that `cutout` leaves out of ones, by the centre that explains each."""
+    found = {}
+    squares = {}
+    for centre in itertools.product(*map(range, spatial)):
+        covered = [
+            (np.arange(n) >= c - size // 2) & (np.arange(n) < c - size // 2 + size)
+            for c, n in zip(centre, spatial, strict=True)
+        ]
+        squares[centre] = ~(covered[0][:, None] & covered[1][None, :])
+    ys = jax.vmap(lambda key: cutout(key, jnp.ones((1, *spatial, 2)), size))(keys)
+    for y in np.asarray(ys):
+        matches = [c for c, square in squares.items() if (y[0] == square[..., None]).all()]
+        assert matches
+        for centre in matches:
+            found[centre] = found.get(centre, 0) + 1
+    return squares, found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_cutout_cuts_a_clipped_square_around_every_position(size):
+    squares, found = centres(size, (4, 5), jax.random.split(make_key("raw"), 512))
+    assert set(found) == set(squares)
+
+
+def test_cutout_keeps_dtype_and_takes_integers_and_edges_for_each_axis():
+    images = jnp.full((2, 6, 8, 3), 7, jnp.uint8)
+    y = cutout(KEY, images, (99, 1))
+    assert y.dtype == jnp.uint8
+    assert jnp.all((y == 0).sum((1, 2, 3)) == 6 * 1 * 3)
+    np.testing.assert_array_equal(cutout(KEY, images, 0), images)
+
+
+def test_cutout_differs_between_samples_and_hides_what_it_covers():
+    x = jnp.ones((16, 6, 6))
+    y = cutout(KEY, x, 3, channel_axis=None)
+    assert len(np.unique(np.asarray(y), axis=0)) > 1
+    y, pull = jax.vjp(lambda x: cutout(KEY, x, 3, channel_axis=None), x)
+    hidden = jnp.where(y == 0, jnp.nan, x)
+    np.testing.assert_array_equal(cutout(KEY, hidden, 3, channel_axis=None), y)
+    np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], y)
+
+
+def test_cutout_of_one_sample_under_vmap():
+    x, keys = jnp.ones((5, 6, 6, 2)), jax.random.split(make_key("raw"), 5)
+    y = jax.vmap(partial(cutout, size=2, batch_axis=None))(keys, x)
+    for key, x_one, y_one in zip(keys, x, y, strict=True):
+        np.testing.assert_array_equal(cutout(key, x_one[None], 2)[0], y_one)
+
+
+def test_cutout_is_the_same_with_x64():
+    plain = cutout(KEY, jnp.ones((2, 6, 6, 1)), 3)
+    with enable_x64():
+        np.testing.assert_array_equal(cutout(KEY, jnp.ones((2, 6, 6, 1), jnp.float32), 3), plain)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x: spatial_dropout(KEY, x, 0.5, batch_axis=3),
+            "spatial_dropout: batch_axis and channel_axis must differ; got 3 and -1 for 4 axes.",
+        ),
+        (
+            lambda x: spatial_dropout(KEY, x[0, 0], 0.5),
+            "spatial_dropout: x must have a spatial axis besides batch_axis and channel_axis;"
+            " got shape (5, 3). Pass batch_axis=None for one sample.",
+        ),
+        (
+            lambda x: drop_block(KEY, x, 0.5, block_size=(2, 2, 2)),
+            "drop_block: block_size must be one number, or 2 for as many axes; got (2, 2, 2).",
+        ),
+        (
+            lambda x: drop_block(KEY, x, 0.5, block_size=0),
+            "drop_block: block_size must be at least 1; got 0.",
+        ),
+        (
+            lambda x: drop_path(KEY, x, 0.5, batch_axis=4),
+            "drop_path: batch_axis must lie in [-4, 4) for 4 axes; got 4.",
+        ),
+        (lambda x: cutout(KEY, x, -1), "cutout: size must be at least 0; got -1."),
+        (
+            lambda x: drop_path(KEY, x, 0.5, batch_axis=(0, 1)),
+            "drop_path: batch_axis must be one axis; got (0, 1).",
+        ),
+    ],
+)
+def test_bad_axes_and_sizes(call, message):
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}$"):
+        call(jnp.ones((2, 4, 5, 3)))
