@@ -1,12 +1,15 @@
 """What reaches XLA: compilations, memory, residuals and operations, counted and not timed."""
 
 import logging
+import math
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from method_table import METHODS
 from modes import make_key
 
 import jaxdrop
@@ -107,6 +110,58 @@ def test_backward_pass_keeps_a_bit_an_element(shape, rule, rate):
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     drop = partial(dropout, make_key("raw"), rate=rate, rescale=rule)
     assert kept_bytes(lambda x: drop(x), x) <= 0.13 * x.size
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.keeps_words_alone], ids=lambda method: method.name
+)
+def test_every_method_keeps_at_most_a_bit_an_element(method):
+    x = jax.ShapeDtypeStruct(tuple(8 * n for n in method.large), jnp.bfloat16)
+    assert kept_bytes(lambda x: method.run(make_key("raw"), x, 0.1), x) <= 0.13 * x.size
+
+
+def test_drop_key_keeps_a_bit_a_logit_and_a_number_a_query():
+    x = jax.ShapeDtypeStruct((8, 128, 1024), jnp.bfloat16)
+    kept = kept_bytes(lambda x: jaxdrop.drop_key(make_key("raw"), x, 0.1), x)
+    assert kept <= 0.13 * x.size
+
+
+def drawn_words(drop, x):
+    """How many words the largest Threefry block of a program fills."""
+    text = jax.jit(drop).lower(make_key("raw"), x).as_text()
+    shapes = re.findall(r"stablehlo.shift_left %\S+, %\S+ : tensor<([0-9x]*)x?ui32>", text)
+    return max(math.prod(int(n) for n in shape.split("x") if n) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("drop", "shape", "decisions"),
+    [
+        (jaxdrop.dropout, (64, 256), 64 * 256),
+        (jaxdrop.spatial_dropout, (64, 56, 56, 256), 64 * 256),
+        (jaxdrop.drop_path, (64, 56, 56, 256), 64),
+        (jaxdrop.embedding_dropout, (32000, 512), 32000),
+        (partial(jaxdrop.locked_dropout, time_axis=0), (100, 64, 512), 64 * 512),
+        (jaxdrop.drop_heads, (64, 128, 8, 64), 64 * 8),
+        (jaxdrop.drop_nodes, (3200, 512), 3200),
+        (partial(jaxdrop.drop_condition, null=0), (64, 77, 768), 64),
+        (partial(jaxdrop.drop_block, block_size=7), (16, 56, 56, 64), 50 * 50 * 16 * 64),
+    ],
+    ids=lambda value: getattr(getattr(value, "func", value), "__name__", None),
+)
+def test_a_shared_mask_draws_only_what_it_needs(drop, shape, decisions):
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    assert drawn_words(lambda key, x: drop(key, x, 0.1), x) == -(-decisions // 32)
+
+
+def test_gaussian_noise_is_drawn_again_in_the_backward_pass():
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+    def gradient(key, x):
+        return jax.vjp(lambda x: jaxdrop.gaussian_dropout(key, jnp.sin(x), 0.1), x)[1](x)[0]
+
+    assert kept_bytes(lambda x: jaxdrop.gaussian_dropout(make_key("raw"), x, 0.1), x) <= 64
+    compiled = jax.jit(gradient).lower(make_key("raw"), x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= MIB / 4
 
 
 def test_eager_vjp_keeps_a_bit_an_element():

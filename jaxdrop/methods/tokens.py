@@ -101,7 +101,7 @@ def restore_tokens(
     Args:
       tokens: what `drop_tokens` returned, or what was computed from it; axes
         behind those of `positions` may have changed.
-      positions: the positions that it returned.
+      positions: the positions that it returned, all different in a sequence.
       length: number of tokens before any was dropped.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
@@ -298,8 +298,24 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     length = fill.shape[positions.ndim - 1]
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
-    put = _for_batches(lambda x, at, values: x.at[at].set(values), positions.ndim - 1)
-    return put(laid_like(fill, tokens, positions.ndim - 1), positions, tokens)
+    axis, kept = positions.ndim - 1, positions.shape[-1]
+    if kept == 0:
+        return fill
+
+    # A gather by the inverse of the positions. Unlike a scatter of the tokens it
+    # leaves nothing of the size of the result for the gradient.
+    def invert(positions: Array) -> Array:
+        numbers = jnp.arange(kept, dtype=jnp.int32)
+        return jnp.full(length, kept, jnp.int32).at[positions].set(numbers)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def gather(source: Array, tokens: Array, fill: Array) -> Array:
+        there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
+        return jnp.where(there, tokens[jnp.minimum(source, kept - 1)], fill)
+
+    source = _for_batches(invert, axis)(positions)
+    tokens = whole_along(tokens, axis)
+    return _for_batches(gather, axis)(source, tokens, laid_like(fill, tokens, axis))
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
