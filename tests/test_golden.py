@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from method_table import CUTOUT, METHODS, pattern
 from modes import enable_x64
 
 import jaxdrop
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("masks.json").read_text())
+GOLDEN_METHODS = json.loads(Path(__file__).with_name("golden").joinpath("methods.json").read_text())
 BERNOULLI = [case for case in GOLDEN if "rate" in case]
 ONE_SHAPE = [case for case in GOLDEN if case["shape"] == [2, 3, 40]]
 FIXED = [case for case in GOLDEN if "count" in case]
@@ -90,6 +92,13 @@ def test_numpy_reference_rebuilds_every_mask_of_a_threefry_key():
         return reference.mask(case["key"], shape, case["rate"])
 
     assert_all_equal(plain, rebuilt)
+
+
+@pytest.mark.parametrize("method", [*METHODS, CUTOUT], ids=lambda method: method.name)
+def test_every_method_drops_what_it_did(method):
+    key = jax.random.wrap_key_data(np.array([0, 42], np.uint32))
+    packed = np.packbits(pattern(method, key)).tobytes().hex()
+    assert packed == GOLDEN_METHODS[method.name]
 
 
 def test_dropout_uses_the_mask_of_draw_mask():

@@ -47,9 +47,9 @@ def draw_mask(
     The mask depends on the key's data, the shape and the rate alone: it is the
     same eager or under any transform, on any device or sharding, known or
     traced rate, for every key implementation. This also holds for `rbg` and
-    `unsafe_rbg` keys, whose own draws depend on the sharding and, under `vmap`,
-    on the first key only; but keys that `jax.random.split` derives from them
-    are only as independent as JAX makes them.
+    `unsafe_rbg` keys, whose own draws under `vmap` depend on the first key only
+    and, on some backends, on the sharding; but keys that `jax.random.split`
+    derives from them are only as independent as JAX makes them.
 
     Args:
       key: one random key, consumed here.

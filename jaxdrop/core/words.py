@@ -60,7 +60,7 @@ def threefry_key(key: Key) -> ThreefryKey:
 
     Two words of data are taken as they are. Data of other lengths (rbg and
     others) are hashed down, so that what follows is the same for all keys:
-    independent under `vmap` and of the sharding, which rbg itself is not.
+    independent under `vmap`, which rbg itself is not, and of the backend.
     """
     mark_consumed(key)
     data = (jax.random.key_data(key) if _is_typed(key) else key).reshape(-1)

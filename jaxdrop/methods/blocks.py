@@ -57,7 +57,9 @@ def drop_block(
       block_size: edge of a block, or one for each spatial axis; at least 1, and
         cut to the feature map where that is smaller.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
-      channel_axis: axis of the channels; None if there is none.
+      channel_axis: axis of the channels; None if there is none. To drop the same
+        blocks in all channels, count their axis as spatial, with a block as
+        long as it: `block_size=(b, b, channels), channel_axis=None`.
       exact: False for the paper's gamma.
 
     Returns:

@@ -35,8 +35,8 @@ def drop_tokens(
     """Keeps a random set of tokens of fixed size, in their order.
 
     Of the n tokens behind the prefix exactly k = round(n (1 - rate)) are kept,
-    each set of k being equally likely; the prefix is always kept. Nothing is
-    scaled. The sequence gets shorter, so all behind it gets cheaper.
+    each set of k being equally likely; the prefix is always kept. Without one, k
+    may be 0. Nothing is scaled. The sequence gets shorter, so all behind it gets cheaper.
     `restore_tokens` puts tokens back to where they were.
 
     Args:

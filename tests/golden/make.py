@@ -8,12 +8,16 @@ test_golden.py also rebuilds those of Threefry keys from the NumPy reference.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import jaxdrop
+
+sys.path.append(str(Path(__file__).parent.parent / "support"))
+from method_table import CUTOUT, METHODS, pattern
 
 PATH = Path(__file__).with_name("masks.json")
 RATES = [0.5, 0.25, 0.1, 1 / 3, 0.9, 0.999, 1e-5, 0.0, 1.0]
@@ -54,3 +58,6 @@ def draw(case):
 if __name__ == "__main__":
     rows = [{**case, "mask": encode(draw(case).unpack())} for case in cases()]
     PATH.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    key = key_of("threefry2x32", [0, 42])
+    patterns = {method.name: encode(pattern(method, key)) for method in [*METHODS, CUTOUT]}
+    PATH.with_name("methods.json").write_text(json.dumps(patterns, indent=1) + "\n")

@@ -52,6 +52,18 @@ class Method:
         return ~jnp.isclose(y, dropped, rtol=1e-6, atol=0)
 
 
+def pattern(method: Method, key: jax.Array, rate: float = 0.3) -> np.ndarray:
+    """What one key drops from ones; where nothing is dropped, the signs of the noise."""
+    y = method.run(key, jnp.ones(method.shape), rate)
+    return np.asarray(y > 1 if method.at_dropped(rate) is None else method.kept(y, rate))
+
+
+def cut(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """`cutout` has no rate: the edge of the square is half of the image."""
+    del rate
+    return jaxdrop.cutout(key, x, 2)
+
+
 def draw_then_apply(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
     rule = options.pop("rescale", rescale.expected)
     mask = jaxdrop.draw_mask(key, getattr(x, "shape", ()), rate, **options)
@@ -185,3 +197,6 @@ METHODS = [
         argument="logits",
     ),
 ]
+
+# What also has a golden mask, and is not `(key, x, rate) -> y`.
+CUTOUT = images("cutout", cut, keeps_mean=False)
