@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from timing import Run, summarise, take_turns
 Record: TypeAlias = dict[str, Any]
 
 REFERENCES = {"over_jaxdrop": OURS, "over_double": BASELINE}
+_XORS_A_BLOCK = 20  # one in each round of Threefry-2x32-20
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,38 @@ def temporary_bytes(compiled: Compiled) -> int | None:
 
 
 def kept_bytes_per_element(drop: Drop, case: Case) -> float:
+    """`kept_bytes` for each element of the input."""
+    return kept_bytes(drop, *case.inputs(FORWARD)) / elements(case.shape)
+
+
+def kept_bytes(drop: Callable[..., Any], key: Array, x: Any) -> int:
     """What the forward pass keeps for the backward pass: the leaves of the vjp."""
-    key, x = case.inputs(FORWARD)
     pull_back = jax.eval_shape(lambda key, x: jax.vjp(partial(drop, key), x)[1], key, x)
-    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back))
-    return kept / x.size
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back))
+
+
+def threefry_blocks(jaxpr: Any) -> float:
+    """Threefry blocks that a jaxpr computes, those of its inner ones included."""
+    return sum(_blocks_of(equation) for equation in jaxpr.eqns)
+
+
+def _blocks_of(equation: Any) -> float:
+    size = equation.outvars[0].aval.size if equation.outvars else 0
+    match equation.primitive.name:
+        case "random_bits":
+            return size
+        case "xor":
+            return size / _XORS_A_BLOCK
+    inner = [threefry_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    together = max if equation.primitive.name == "cond" else sum
+    return equation.params.get("length", 1) * together(inner or [0])
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for value in jax.tree.leaves(list(equation.params.values())):
+        value = getattr(value, "jaxpr", value)
+        if hasattr(value, "eqns"):
+            yield value
 
 
 def compare(

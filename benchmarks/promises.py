@@ -9,7 +9,7 @@ prints a table in Markdown and writes it, with versions, to a JSON file.
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,10 +17,17 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from elementwise import Case, compile_drop, kept_bytes_per_element, temporary_bytes
+from elementwise import (
+    Case,
+    compile_drop,
+    kept_bytes_per_element,
+    temporary_bytes,
+    threefry_blocks,
+)
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from peers import FORWARD, OURS, PEERS, TORCH, find_peers, make_drop
+from probing import attempt, how, markdown, refused
 
 import jaxdrop
 
@@ -32,7 +39,6 @@ BAD_RATES = {"-0.1": -0.1, "1.5": 1.5, "NaN": float("nan")}
 RATE = 0.1
 SHAPE = (64, 256)
 RESULTS = Path(__file__).parent / "results" / "promises.json"
-_XORS_A_BLOCK = 20  # one in each round of Threefry-2x32-20
 _BITS_A_BLOCK = 64
 
 
@@ -49,7 +55,7 @@ def bad_known_rates(name: str) -> str:
     entrances = {"function": function} | ({"layer": _keras_layer} if name == "keras" else {})
     return _joined(
         {
-            entrance: _joined({text: _refused(call, rate) for text, rate in BAD_RATES.items()})
+            entrance: _joined({text: refused(call, rate) for text, rate in BAD_RATES.items()})
             for entrance, call in entrances.items()
         }
     )
@@ -70,7 +76,7 @@ def gradient_at_rate_one(name: str) -> str:
     def traced() -> str:
         return _finiteness(jax.grad(lambda x: _under_traced_rate(name, x, 1.0).sum())(_ones()))
 
-    return _joined({"known": _attempt(known), "traced": _attempt(traced)})
+    return _joined({"known": attempt(known), "traced": attempt(traced)})
 
 
 def nan_at_dropped_places(name: str) -> str:
@@ -129,7 +135,7 @@ def random_bits_computed(name: str) -> str:
 
     def bits(rate: float) -> str:
         jaxpr = jax.make_jaxpr(make_drop(name, rate))(*case.inputs(FORWARD)).jaxpr
-        return f"{_BITS_A_BLOCK * _blocks(jaxpr) / np.prod(case.shape):.3g}"
+        return f"{_BITS_A_BLOCK * threefry_blocks(jaxpr) / np.prod(case.shape):.3g}"
 
     return _joined({f"rate {rate}": bits(rate) for rate in (RATE, 0.5)})
 
@@ -224,10 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name} is left out: {reason}")
     names = [OURS, *versions]
     rows = {
-        promise: {name: _attempt(partial(probe, name)) for name in names}
+        promise: {name: attempt(partial(probe, name)) for name in names}
         for promise, probe in PROMISES.items()
     }
-    print(_markdown(names, rows))
+    lines = ([promise, *cells.values()] for promise, cells in rows.items())
+    print(markdown(["promise", *names], lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {"environment": _environment(versions, missing), "promises": _records(rows)}
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -247,26 +254,9 @@ def _environment(versions: dict[str, str], missing: dict[str, str]) -> dict[str,
 
 def _records(rows: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     return [
-        {"promise": promise, "how": _how(PROMISES[promise]), "cells": cells}
+        {"promise": promise, "how": how(PROMISES[promise]), "cells": cells}
         for promise, cells in rows.items()
     ]
-
-
-def _markdown(names: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> str:
-    lines = [["promise", *names], ["---"] * (len(names) + 1)]
-    lines += [[promise, *cells.values()] for promise, cells in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _how(probe: Probe) -> str:
-    return " ".join((probe.__doc__ or "").split())
-
-
-def _attempt(probe: Callable[[], str]) -> str:
-    try:
-        return probe()
-    except Exception as error:  # whatever a library raises is the result
-        return type(error).__name__
 
 
 def _joined(parts: Mapping[str, str]) -> str:
@@ -274,14 +264,6 @@ def _joined(parts: Mapping[str, str]) -> str:
     if len(set(parts.values())) == 1:
         return next(iter(parts.values()))
     return "; ".join(f"{name}: {part}" for name, part in parts.items())
-
-
-def _refused(call: Callable[[float], object], rate: float) -> str:
-    try:
-        call(rate)
-    except Exception:  # a library may choose which
-        return "refused"
-    return "accepted"
 
 
 def _keras_layer(rate: float) -> object:
@@ -334,30 +316,6 @@ def _zeros_or_nan(values: np.ndarray) -> str:
 
 def _float64(x: Any) -> np.ndarray:
     return np.asarray(x).astype(np.float64)
-
-
-def _blocks(jaxpr: Any) -> float:
-    """Threefry blocks that a jaxpr computes, those of its inner ones included."""
-    return sum(_blocks_of(equation) for equation in jaxpr.eqns)
-
-
-def _blocks_of(equation: Any) -> float:
-    size = equation.outvars[0].aval.size if equation.outvars else 0
-    match equation.primitive.name:
-        case "random_bits":
-            return size
-        case "xor":
-            return size / _XORS_A_BLOCK
-    inner = [_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
-    together = max if equation.primitive.name == "cond" else sum
-    return equation.params.get("length", 1) * together(inner or [0])
-
-
-def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    for value in jax.tree.leaves(list(equation.params.values())):
-        value = getattr(value, "jaxpr", value)
-        if hasattr(value, "eqns"):
-            yield value
 
 
 if __name__ == "__main__":

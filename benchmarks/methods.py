@@ -1,0 +1,288 @@
+"""Measures what each method costs beside one pass over its input and `dropout` of its mask.
+
+Run it as `python benchmarks/methods.py`. The promise is that a method takes no
+longer than two things together: a pass over what it reads, and
+`jaxdrop.dropout` of an array with one element for each decision. It prints a
+table in Markdown and writes everything to a JSON file; see README.md.
+"""
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from elementwise import (
+    Record,
+    compile_drop,
+    elements,
+    kept_bytes,
+    run_of,
+    temporary_bytes,
+    threefry_blocks,
+)
+from jax import Array
+from peers import BOTH, FORWARD
+from probing import markdown
+from timing import Samples, rounded, summarise, take_turns
+from tqdm import tqdm
+
+import jaxdrop
+
+Shape: TypeAlias = tuple[int, ...]
+Candidate: TypeAlias = tuple[Callable[..., Any], tuple[Array, ...]]
+"""A function `(key, xs)`, and the arrays `xs` that it takes."""
+
+RATE = 0.1
+RESULTS = Path(__file__).parent / "results"
+_METHOD, _PASS, _MASK, _PROMISE = "method", "pass", "dropout of the mask", "promise"
+_QUICK_EDGE = 16  # the longest axis in a trial
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method on an input of realistic size.
+
+    Attributes:
+      drop: a function of the key and of the arrays that it reads.
+      shape: sizes of these arrays.
+      decisions: from these sizes to those of an array with one element a decision.
+      reads: the number of these arrays.
+      dtype: name of their dtype; integers have no backward pass.
+    """
+
+    drop: Callable[..., Array]
+    shape: Shape
+    decisions: Callable[[Shape], Shape] = lambda shape: shape
+    reads: int = 1
+    dtype: str = "float32"
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Those that exist."""
+        return (FORWARD, BOTH) if self.dtype == "float32" else (FORWARD,)
+
+    def candidates(self) -> dict[str, Candidate]:
+        """What is timed side by side."""
+        keys = jax.random.split(jax.random.key(1), self.reads)
+        normal = [8 * jax.random.normal(key, self.shape) for key in keys]
+        xs = tuple(x.astype(self.dtype) for x in normal)
+        one_a_decision = jnp.ones(self.decisions(self.shape))
+        return {
+            _METHOD: (lambda key, xs: self.drop(key, *xs), xs),
+            _PASS: (lambda key, xs: xs[0] * 2 if self.reads == 1 else xs[0] + xs[1], xs),
+            _MASK: (lambda key, xs: jaxdrop.dropout(key, *xs, RATE), (one_a_decision,)),
+        }
+
+
+_SQUARE = (4096, 4096)
+
+METHODS = {
+    "alpha_dropout": Method(partial(jaxdrop.alpha_dropout, rate=RATE), _SQUARE),
+    "gaussian_dropout": Method(partial(jaxdrop.gaussian_dropout, rate=RATE), _SQUARE),
+    "fixed_count_dropout, each row": Method(
+        partial(jaxdrop.fixed_count_dropout, rate=RATE, axis=1), _SQUARE
+    ),
+    "spatial_dropout": Method(
+        partial(jaxdrop.spatial_dropout, rate=RATE),
+        (64, 56, 56, 256),
+        lambda shape: (shape[0], shape[-1]),
+    ),
+    "drop_block, 7 x 7": Method(
+        partial(jaxdrop.drop_block, rate=RATE, block_size=7),
+        (64, 56, 56, 64),
+        lambda shape: (shape[0], shape[1] - 6, shape[2] - 6, shape[3]),  # seeds
+    ),
+    "drop_path": Method(
+        partial(jaxdrop.drop_path, rate=RATE), (64, 256, 1024), lambda shape: shape[:1]
+    ),
+    "cutout, 56 x 56": Method(
+        partial(jaxdrop.cutout, size=56),
+        (128, 224, 224, 3),
+        lambda shape: (shape[0], 2),  # coordinates, of one word each
+    ),
+    "drop_tokens": Method(
+        lambda key, x: jaxdrop.drop_tokens(key, x, 0.5)[0], (64, 256, 1024), lambda shape: shape[:2]
+    ),
+    "replace_tokens": Method(
+        partial(jaxdrop.replace_tokens, rate=RATE, replacement=0), _SQUARE, dtype="int32"
+    ),
+    "drop_condition": Method(
+        partial(jaxdrop.drop_condition, rate=RATE, null=0.0), (512, 64, 512), lambda s: s[:1]
+    ),
+    "drop_connect": Method(partial(jaxdrop.drop_connect, rate=RATE), _SQUARE),
+    "embedding_dropout": Method(
+        partial(jaxdrop.embedding_dropout, rate=RATE), (32768, 512), lambda shape: shape[:1]
+    ),
+    "mixout": Method(
+        lambda key, x, target: jaxdrop.mixout(key, x, RATE, target=target), _SQUARE, reads=2
+    ),
+    "zoneout": Method(
+        lambda key, new, old: jaxdrop.zoneout(key, new, RATE, old=old), _SQUARE, reads=2
+    ),
+    "locked_dropout": Method(
+        partial(jaxdrop.locked_dropout, rate=RATE, time_axis=1),
+        (64, 256, 1024),
+        lambda shape: (shape[0], shape[2]),
+    ),
+    "drop_edges": Method(
+        partial(jaxdrop.drop_edges, rate=RATE), (2**21, 8), lambda shape: shape[:1]
+    ),
+    "drop_nodes": Method(
+        partial(jaxdrop.drop_nodes, rate=RATE), (2**17, 128), lambda shape: shape[:1]
+    ),
+    "drop_heads": Method(
+        partial(jaxdrop.drop_heads, rate=RATE),
+        (16, 1024, 16, 64),
+        lambda shape: (shape[0], shape[2]),
+    ),
+    "drop_key": Method(partial(jaxdrop.drop_key, rate=RATE), (8, 8, 512, 512)),
+}
+
+
+def compare(name: str, method: Method, rounds: int, tick: Callable[[], object]) -> Record:
+    """Times, blocks and memory of a method and of what it is promised to cost at most.
+
+    Args:
+      name: the method's name.
+      method: the method.
+      rounds: number of samples of each candidate.
+      tick: called after each round.
+
+    Returns:
+      A record with one for each direction inside.
+    """
+    key, candidates = jax.random.key(0), method.candidates()
+    decisions = elements(method.decisions(method.shape))
+    blocks = {
+        which: threefry_blocks(jax.make_jaxpr(candidates[which][0])(key, candidates[which][1]))
+        for which in (_METHOD, _MASK)
+    }
+    record: Record = {
+        "method": name,
+        "size": "x".join(map(str, method.shape)),
+        "dtype": method.dtype,
+        "decisions": decisions,
+        "threefry_blocks": {which: round(count) for which, count in blocks.items()},
+    }
+    for direction in method.directions:
+        record[direction] = _compare_direction(key, candidates, direction, rounds, tick)
+    if BOTH in method.directions:
+        record["kept_bytes"] = kept_bytes(*candidates[_METHOD][:1], key, candidates[_METHOD][1])
+    return record
+
+
+def _compare_direction(
+    key: Array,
+    candidates: dict[str, Candidate],
+    direction: str,
+    rounds: int,
+    tick: Callable[[], object],
+) -> dict[str, Record]:
+    runs, compiled = {}, {}
+    for which, (function, xs) in candidates.items():
+        inputs: tuple[Any, ...] = (key, xs)
+        if direction == BOTH:
+            y = jax.eval_shape(function, key, xs)
+            inputs = (key, xs, jnp.ones(y.shape, y.dtype))
+        compiled[which] = compile_drop(function, direction, inputs)
+        runs[which] = run_of(compiled[which], inputs)
+    samples: Samples = take_turns(runs, rounds, tick)
+    samples[_PROMISE] = samples[_PASS] + samples[_MASK]
+    records = summarise(samples, {"over_promise": _PROMISE, "over_pass": _PASS})
+    records[_METHOD]["temporary_bytes"] = temporary_bytes(compiled[_METHOD])
+    return records
+
+
+def table(records: Sequence[Record]) -> str:
+    """The measurements in Markdown."""
+    heading = ["method", "x", "decisions"]
+    for direction in (FORWARD, BOTH):
+        heading += [f"{direction}, ms", "over promise", "over pass"]
+    heading += ["blocks drawn", "by dropout of the mask", "temporary MiB", "kept bytes a decision"]
+    return markdown(heading, map(_cells, records))
+
+
+def _cells(record: Record) -> list[str]:
+    cells = [record["method"], f"{record['size']} {record['dtype']}", f"{record['decisions']:,}"]
+    for direction in (FORWARD, BOTH):
+        if direction in record:
+            own = record[direction][_METHOD]
+            cells += [
+                f"{own['median_ms']:.3g}",
+                f"{own['over_promise']:.2f}",
+                f"{own['over_pass']:.2f}",
+            ]
+        else:
+            cells += ["-"] * 3
+    temporary = record[FORWARD][_METHOD]["temporary_bytes"]
+    blocks, kept = record["threefry_blocks"], record.get("kept_bytes")
+    return [
+        *cells,
+        *(f"{blocks[which]:,}" for which in (_METHOD, _MASK)),
+        "-" if temporary is None else f"{temporary / 2**20:.1f}",
+        "-" if kept is None else f"{rounded(kept / record['decisions']):g}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, and writes the results."""
+    options = _parse(arguments)
+    methods = {name: METHODS[name] for name in METHODS if name.split(",")[0] in options.methods}
+    if options.quick:
+        methods = {name: _small(method) for name, method in methods.items()}
+    total = options.rounds * sum(len(method.directions) for method in methods.values())
+    with tqdm(total=total, unit="round") as bar:
+        tick = partial(bar.update, 1)
+        records = [compare(name, each, options.rounds, tick) for name, each in methods.items()]
+    print(table(records))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        results = {"environment": _environment(options), "rate": RATE, "methods": records}
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _small(method: Method) -> Method:
+    """The method on a tiny input."""
+    shape = tuple(min(size, _QUICK_EDGE) for size in method.shape)
+    return Method(method.drop, shape, method.decisions, method.reads, method.dtype)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    names = [name.split(",")[0] for name in METHODS]
+    parser = argparse.ArgumentParser(description="Benchmarks the methods of jaxdrop.")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD")
+    parser.add_argument("--rounds", type=int, help="samples of each candidate; default: 15")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/methods.json")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a trial of 2 rounds on tiny inputs; writes only to the path given",
+    )
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (2 if options.quick else 15)
+    if not options.quick and options.methods == names:
+        options.json = options.json or RESULTS / "methods.json"
+    return options
+
+
+def _environment(options: argparse.Namespace) -> dict[str, Any]:
+    words = ["python", "benchmarks/methods.py", "--rounds", str(options.rounds)]
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "jaxdrop": jaxdrop.__version__,
+        "command": shlex.join(words + ["--quick"] * options.quick),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What the tables of probes share: to run a probe, to say how it measures, to show its row."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+def attempt(probe: Callable[[], str]) -> str:
+    """What a probe finds, or the name of the exception that it meets."""
+    try:
+        return probe()
+    except Exception as error:  # whatever a library raises is the result
+        return type(error).__name__
+
+
+def refused(call: Callable[[float], object], rate: float) -> str:
+    """Whether a call with this rate raises."""
+    try:
+        call(rate)
+    except Exception:  # a library may choose which
+        return "refused"
+    return "accepted"
+
+
+def how(probe: Callable[..., Any]) -> str:
+    """The docstring of a probe, on one line."""
+    return " ".join((probe.__doc__ or "").split())
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
