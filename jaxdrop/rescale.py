@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, compute_dtype, count, times, unpack_for, widen
+from jaxdrop.core.apply import Rescale, compute_dtype, count_flags, times, unpack_for, widen
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.threshold import round_known, settle
 from jaxdrop.core.types import Axes, Rate
@@ -255,7 +255,7 @@ class _Realized:
                 f"realized: axis must span fewer than 2^32 elements; got {size}."
                 " Name the axes to count over."
             )
-        kept = count(unpack_for(mask, x), axes).astype(compute_dtype(x))
+        kept = count_flags(unpack_for(mask, x), axes).astype(compute_dtype(x))
         some_kept = kept != 0
         return jnp.where(some_kept, size / jnp.where(some_kept, kept, 1), 0)
 

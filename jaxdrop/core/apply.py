@@ -59,7 +59,7 @@ def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:
     return mask.layout.unpack(mask.words, mask.layout.sharding(explicit_sharding(x)))
 
 
-def count(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Array, "..."]:
+def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Array, "..."]:
     """How many are True over the axes, which are kept.
 
     One axis goes first, in the narrowest type that holds its size: XLA on a CPU

@@ -10,7 +10,7 @@ from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, count, unpack_for
+from jaxdrop.core.apply import Rescale, count_flags, unpack_for
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.names import fold_in_name
@@ -171,7 +171,7 @@ def _blocks(flags: Array) -> Array:
 
 def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
     """The position of one True in each row of blocks, each equally likely, and their number."""
-    inside = count(blocks, (blocks.ndim - 1,))[..., 0]
+    inside = count_flags(blocks, (blocks.ndim - 1,))[..., 0]
     number = jnp.sum(inside, -1, jnp.uint32, keepdims=True)
     rank = below(words, number)
     ends = jnp.cumsum(inside, -1)
