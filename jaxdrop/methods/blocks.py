@@ -198,14 +198,17 @@ def _block_sizes(
 def _known_gamma(
     rate: float, sizes: tuple[int, ...], blocks: tuple[int, ...], exact: bool
 ) -> float:
-    """In NumPy's float64, so that masks of known rates are the same everywhere."""
+    """The probability of a seed for a known rate.
+
+    In NumPy's float64, so that masks of known rates are the same everywhere.
+    """
     if rate == 1:
         return 1.0
     if not exact:
         return rate * _disjoint_share(sizes, blocks)
-    t = 0.0
+    t, (cover, share) = 0.0, _coverage(sizes, blocks)
     for _ in range(_NEWTON_STEPS):
-        t = _newton_step(t, rate, *_coverage(sizes, blocks), np)
+        t = _newton_step(t, rate, cover, share, np)
     return float(-np.expm1(-t))
 
 

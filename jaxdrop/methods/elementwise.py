@@ -320,10 +320,9 @@ def _alpha_dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout
     @partial(jax.checkpoint, prevent_cse=False)
     def select(mask: Mask, threshold: Threshold, x: Array) -> Array:
         q, p = threshold.probabilities(compute_dtype(x))
-        some_kept = q != 0
-        a = lax.rsqrt(jnp.where(some_kept, q * (1 + _SELU_LIMIT**2 * p), 1))
-        b = -a * p * _SELU_LIMIT
-        kept, dropped = times(x, a) + b, jnp.where(some_kept, a * _SELU_LIMIT + b, 0)
+        a = lax.rsqrt(jnp.where(q == 0, 1, q * (1 + _SELU_LIMIT**2 * p)))
+        kept = times(x, a) - a * p * _SELU_LIMIT
+        dropped = a * q * _SELU_LIMIT  # a a' + b
         return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
 
     return select(mask, threshold, x)
