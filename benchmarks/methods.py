@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from elementwise import (
     Record,
     compile_drop,
+    compiled_blocks,
     elements,
     kept_bytes,
     run_of,
     temporary_bytes,
-    threefry_blocks,
 )
 from jax import Array
 from peers import BOTH, FORWARD
@@ -159,22 +159,17 @@ def compare(name: str, method: Method, rounds: int, tick: Callable[[], object]) 
       A record with one for each direction inside.
     """
     key, candidates = jax.random.key(0), method.candidates()
-    decisions = elements(method.decisions(method.shape))
-    blocks = {
-        which: threefry_blocks(jax.make_jaxpr(candidates[which][0])(key, candidates[which][1]))
-        for which in (_METHOD, _MASK)
-    }
     record: Record = {
         "method": name,
         "size": "x".join(map(str, method.shape)),
         "dtype": method.dtype,
-        "decisions": decisions,
-        "threefry_blocks": {which: round(count) for which, count in blocks.items()},
+        "decisions": elements(method.decisions(method.shape)),
     }
     for direction in method.directions:
         record[direction] = _compare_direction(key, candidates, direction, rounds, tick)
     if BOTH in method.directions:
-        record["kept_bytes"] = kept_bytes(*candidates[_METHOD][:1], key, candidates[_METHOD][1])
+        function, xs = candidates[_METHOD]
+        record["kept_bytes"] = kept_bytes(function, key, xs)
     return record
 
 
@@ -196,7 +191,9 @@ def _compare_direction(
     samples: Samples = take_turns(runs, rounds, tick)
     samples[_PROMISE] = samples[_PASS] + samples[_MASK]
     records = summarise(samples, {"over_promise": _PROMISE, "over_pass": _PASS})
-    records[_METHOD]["temporary_bytes"] = temporary_bytes(compiled[_METHOD])
+    for which, program in compiled.items():
+        records[which]["threefry_blocks"] = compiled_blocks(program)
+        records[which]["temporary_bytes"] = temporary_bytes(program)
     return records
 
 
@@ -205,7 +202,7 @@ def table(records: Sequence[Record]) -> str:
     heading = ["method", "x", "decisions"]
     for direction in (FORWARD, BOTH):
         heading += [f"{direction}, ms", "over promise", "over pass"]
-    heading += ["blocks drawn", "by dropout of the mask", "temporary MiB", "kept bytes a decision"]
+    heading += ["blocks", "of dropout of the mask", "temporary, MiB", "kept bytes a decision"]
     return markdown(heading, map(_cells, records))
 
 
@@ -221,12 +218,14 @@ def _cells(record: Record) -> list[str]:
             ]
         else:
             cells += ["-"] * 3
-    temporary = record[FORWARD][_METHOD]["temporary_bytes"]
-    blocks, kept = record["threefry_blocks"], record.get("kept_bytes")
+    blocks = [record[FORWARD][which]["threefry_blocks"] for which in (_METHOD, _MASK)]
+    ways = [record[direction] for direction in (FORWARD, BOTH) if direction in record]
+    temporary = [way[_METHOD]["temporary_bytes"] for way in ways]
+    kept = record.get("kept_bytes")
     return [
         *cells,
-        *(f"{blocks[which]:,}" for which in (_METHOD, _MASK)),
-        "-" if temporary is None else f"{temporary / 2**20:.1f}",
+        *(f"{count:,}" for count in blocks),
+        "-" if None in temporary else " / ".join(f"{count / 2**20:.1f}" for count in temporary),
         "-" if kept is None else f"{rounded(kept / record['decisions']):g}",
     ]
 

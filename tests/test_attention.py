@@ -118,6 +118,22 @@ def test_a_query_without_keys_is_returned_as_it_came(masked):
     np.testing.assert_array_equal(y[2:], logits[2:])
 
 
+def test_where_says_which_keys_a_query_may_be_left_with():
+    where = jnp.arange(6) < 2  # the others were masked by -1e9, which is a logit like any other
+    logits = jnp.broadcast_to(jnp.where(where, 0.0, -1e9), (512, 6))
+    y = drop_key(KEY, logits, 0.9, where=where)
+    np.testing.assert_array_equal((y[:, :2] == 0).any(1), True)
+    with pytest.raises(TypeError, match=r"^drop_key: where must be boolean; got float32\.$"):
+        drop_key(KEY, logits, 0.5, where=logits)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e4m3b11fnuz"])
+def test_dtypes_without_an_infinity_are_refused(dtype):
+    message = re.escape(f"drop_key: logits must have a dtype with an infinity; got {dtype}.")
+    with pytest.raises(TypeError, match=f"^{message}"):
+        drop_key(KEY, jnp.zeros((2, 3), dtype), 0.5)
+
+
 def test_gradient_of_drop_key_is_one_where_a_logit_stays():
     logits = jnp.zeros((16, 9))
     y, pull = jax.vjp(lambda logits: drop_key(KEY, logits, 0.6), logits)
@@ -129,6 +145,11 @@ def test_drop_key_shares_its_mask_over_heads():
     y = drop_key(KEY, logits, 0.97, broadcast_dims=(1,))
     assert jnp.all(y == y[:, :1])
     assert (y == 0).any(-1).all()
+
+
+def test_heads_need_an_axis():
+    with pytest.raises(TypeError, match=r"^drop_heads: head_axis must be integers; got \(None,\)"):
+        drop_heads(KEY, jnp.ones((2, 3, 4)), 0.5, head_axis=None)
 
 
 def test_drop_key_rejects_what_has_no_keys():

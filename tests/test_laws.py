@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jax.experimental import checkify
 from method_table import METHODS
-from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key, make_keys
+from modes import KEY_IMPLEMENTATIONS, assert_check_failed, enable_x64, make_key, make_keys
 
 from jaxdrop.checks import assert_expectation_kept
 
@@ -31,7 +31,6 @@ every_method_with_key = pytest.mark.parametrize(
 )
 with_traced_rate = methods(lambda method: method.takes_traced_rate)
 linear_methods = methods(lambda method: method.linear)
-FLOATS = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 
 
 def inputs(shape, dtype=jnp.float32):
@@ -93,7 +92,7 @@ def test_scan_equals_a_loop(method):
 @every_method
 def test_shape_and_dtype_are_those_of_the_input(method):
     cases = [(shape, "float32") for shape in method.odd_shapes]
-    cases += [(method.shape, dtype) for dtype in FLOATS]
+    cases += [(method.shape, dtype) for dtype in method.floats]
     cases += [(method.shape, "complex64")] if method.takes_complex else []
     for shape, dtype in cases:
         x = inputs(shape).astype(dtype)
@@ -145,8 +144,7 @@ def test_bad_traced_rate_fails_under_checkify(method):
     checked = jax.jit(checkify.checkify(method.run))
     for rate in (-0.1, 1.5, jnp.nan):
         error, _ = checked(make_key("raw"), inputs(method.shape), jnp.float32(rate))
-        with pytest.raises(checkify.JaxRuntimeError, match=r"rate must lie in \[0, 1\]; got"):
-            error.throw()
+        assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
     error, _ = checked(make_key("raw"), inputs(method.shape), jnp.float32(0.5))
     error.throw()
 
@@ -225,6 +223,15 @@ def test_checkpoint_gives_the_gradient_of_the_forward_mask(method):
         return jnp.sum(jnp.sin(method.run(key, x, 0.3)))
 
     close(jax.jit(jax.grad(jax.checkpoint(loss)))(x), jax.jit(jax.grad(loss))(x))
+
+
+@with_traced_rate
+def test_checkpoint_takes_traced_rates(method):
+    def loss(x, rate):
+        return jnp.sum(jnp.sin(method.run(make_key("raw"), x, rate)))
+
+    x, rate = inputs(method.shape), jnp.float32(0.3)
+    close(jax.grad(jax.checkpoint(loss))(x, rate), jax.grad(loss)(x, rate))
 
 
 @with_traced_rate

@@ -79,6 +79,34 @@ def test_every_method_works_on_sharded_arrays(method, kind):
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=0 if method.linear else 1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_works_eagerly_inside_a_mesh_context(method):
+    key, x = make_key("raw"), inputs(method.large)
+    plain = method.run(key, x, 0.3)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        y = method.run(key, put(x, P("a"), AxisType.Explicit), 0.3)
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_takes_a_key_and_a_rate_of_each_device_in_shard_map(method):
+    def local(rate, x):
+        index = jax.lax.axis_index("a")
+        known = method.run(jax.random.fold_in(make_key("raw"), index), x, 0.3)
+        if not method.takes_traced_rate:
+            return known, known
+        return known, method.run(jax.random.fold_in(make_key("raw", 1), index), x, rate[0])
+
+    x = inputs((4 * method.shape[0], *method.shape[1:]))
+    spread = jax.shard_map(
+        local, mesh=mesh(), in_specs=(P("a"), P("a")), out_specs=(P("a"), P("a"))
+    )
+    known, _ = jax.jit(spread)(jnp.array([0.1, 0.3, 0.5, 0.7]), x)
+    part = x[: method.shape[0]]
+    alone = method.run(jax.random.fold_in(make_key("raw"), 0), part, 0.3)
+    np.testing.assert_allclose(known[: method.shape[0]], alone, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [

@@ -2,15 +2,23 @@
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
-from modes import make_key
+from modes import assert_check_failed, make_key
 
-from jaxdrop import draw_mask, drop_condition, drop_tokens, replace_tokens, restore_tokens
+from jaxdrop import (
+    draw_mask,
+    drop_condition,
+    drop_tokens,
+    per_sample,
+    replace_tokens,
+    restore_tokens,
+)
 
 KEY = make_key("raw")
 
@@ -83,8 +91,7 @@ def test_restore_takes_changed_features_and_checks_positions_under_checkify():
     assert restore_tokens(tokens @ jnp.ones((3, 7)), positions, 8).shape == (2, 8, 7)
     checked = checkify.checkify(lambda positions: restore_tokens(tokens, positions, 6))
     error, _ = checked(positions + 6)
-    with pytest.raises(checkify.JaxRuntimeError, match=r"positions must lie in \[0, 6\)"):
-        error.throw()
+    assert_check_failed(error, r"positions must lie in \[0, 6\)")
 
 
 def test_bad_calls_of_drop_and_restore():
@@ -128,10 +135,18 @@ def test_tokens_that_must_stay_do():
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int16"])
-def test_bad_traced_rate_gives_the_least_integer(dtype):
+def test_bad_traced_rate_gives_the_integer_farthest_from_zero(dtype):
     ids = jnp.arange(1, 5).astype(dtype)
     y = jax.jit(lambda rate: replace_tokens(KEY, ids, rate, replacement=0))(1.5)
-    assert jnp.all(y == jnp.iinfo(dtype).min)
+    bounds = jnp.iinfo(dtype)
+    assert jnp.all(y == (bounds.min if bounds.min else bounds.max))
+
+
+def test_tokens_are_replaced_for_each_sample_with_its_own_key():
+    ids, drop = jnp.arange(1, 41).reshape(2, 20), partial(replace_tokens, rate=0.5, replacement=0)
+    y = per_sample(drop)(KEY, ids)
+    for key, row, dropped in zip(jax.random.split(KEY, 2), ids, y, strict=True):
+        np.testing.assert_array_equal(dropped, drop(key, row))
 
 
 def test_bad_replacements():
@@ -147,6 +162,10 @@ def test_bad_replacements():
         replace_tokens(KEY, ids, 0.5, replacement=jnp.ones(3, int))
     with raises(ValueError, "replace_tokens: replacement must fit into uint8; got 300."):
         replace_tokens(KEY, ids.astype(jnp.uint8), 0.5, replacement=300)
+    with raises(ValueError, "replace_tokens: replacement must fit into uint8; got 300."):
+        replace_tokens(KEY, ids.astype(jnp.uint8), 0.5, replacement=np.int64(300))
+    with raises(ValueError, "replace_tokens: replacement must fit into int32; got 2199023255552."):
+        replace_tokens(KEY, ids, 0.5, replacement=2**41)
     with raises(TypeError, "replace_tokens: where must be boolean; got int32."):
         replace_tokens(KEY, ids, 0.5, replacement=0, where=ids)
 
@@ -195,6 +214,8 @@ def test_rate_one_gives_the_null_and_rate_zero_the_condition():
     assert not any(leaf.any() for leaf in jax.tree.leaves(y))
     assert drop_condition(KEY, CONDITION, 0, null=0) is CONDITION
     assert drop_condition(KEY, {}, 0.5, null=0) == {}
+    nothing = jax.jit(lambda rate: drop_condition(KEY, {"a": None}, rate, null=0))
+    assert nothing(0.3) == {"a": None}
 
 
 def test_batch_axis_may_be_any():

@@ -118,7 +118,7 @@ def test_mixout_to_zero_is_drop_connect():
     params = {"w": jnp.linspace(1, 2, 35).reshape(5, 7), "step": 1}
     zeros = {"w": jnp.zeros((5, 7)), "step": 1}
     mixed = mixout(KEY, params, 0.3, target=zeros)
-    np.testing.assert_array_equal(mixed["w"], drop_connect(KEY, params, 0.3)["w"])
+    np.testing.assert_allclose(mixed["w"], drop_connect(KEY, params, 0.3)["w"], rtol=1e-6)
     assert mixed["step"] == 1
 
 
@@ -127,6 +127,28 @@ def test_mixout_at_rate_one_is_the_target_and_hides_what_it_replaces():
     for rate in (1, jnp.float32(1)):
         np.testing.assert_array_equal(mixout(KEY, params, rate, target=target)["w"], [1, 2])
     assert mixout(KEY, params, 0, target=target)["w"] is params["w"]
+
+
+def test_mixout_at_a_traced_rate_of_zero_is_the_weights_to_the_bit():
+    weights = jnp.array([1e-8, 0.3, -2.0, 1.0])
+    target = jnp.array([1e8, -0.7, jnp.inf, jnp.nan])
+    mixed = jax.jit(lambda rate: mixout(KEY, weights, rate, target=target))(0.0)
+    np.testing.assert_array_equal(mixed, weights)
+
+
+def test_rate_zero_does_not_use_the_key():
+    key, params = jax.random.key(0), {"w": jnp.ones(3)}
+    for _ in range(2):
+        assert drop_connect(key, params, 0) is params
+        assert mixout(key, params, 0, target=params) is params
+
+
+def test_scalars_of_numpy_are_settings_and_where_must_be_a_function():
+    params = {"w": jnp.ones(64), "epsilon": np.float32(1e-5)}
+    assert drop_connect(KEY, params, 1.0)["epsilon"] == np.float32(1e-5)
+    message = re.escape("drop_connect: where must be a function of (path, leaf); got 'w'.")
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        drop_connect(KEY, params, 0.5, where="w")
 
 
 def test_mixout_is_rounded_once_in_bfloat16():

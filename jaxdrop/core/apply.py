@@ -48,10 +48,13 @@ def select(mask: Mask, x: Array, other: Array) -> Array:
 
 
 def _poison(x: Array) -> Any:
-    """What nobody takes for a result: NaN, or the least integer."""
+    """What nobody takes for a result: NaN, or the integer farthest from 0; of booleans, False."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.nan
-    return False if x.dtype == jnp.bool_ else jnp.iinfo(x.dtype).min
+    if x.dtype == jnp.bool_:
+        return False
+    bounds = jnp.iinfo(x.dtype)
+    return bounds.min or bounds.max
 
 
 def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:

@@ -124,7 +124,7 @@ def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Boo
     bound = _order_statistic(words, 32, jnp.ones_like(words, bool), count, axes)
     below, tied = words < bound, words == bound
     left = count - count_flags(below, axes).astype(jnp.int32)
-    last = _order_statistic(position, math.prod(shape).bit_length(), tied, left, axes)
+    last = _order_statistic(position, max(math.prod(shape), 1).bit_length(), tied, left, axes)
     return (count > 0) & (below | (tied & (position <= last)))
 
 
@@ -146,5 +146,7 @@ def _order_statistic(
         below = count_flags(among & (values < candidate), axes)
         return jnp.where(below.astype(jnp.int32) < rank, candidate, found)
 
-    total = jnp.sum(values, axes, jnp.uint32, keepdims=True)  # for its type alone
+    # For its type alone: that of a count, on whatever devices it differs.
+    total = jnp.sum(jnp.where(among, values, 0), axes, jnp.uint32, keepdims=True)
+    total = total + rank.astype(jnp.uint32)
     return lax.fori_loop(np.uint32(0), np.uint32(bits), try_bit, total ^ total)

@@ -28,34 +28,44 @@ class Layout:
 
     Attributes:
       shape: sizes of the mask, 1 along axes where it is shared.
-      apart: how many first axes are never merged, so that words can be shifted
-        along them.
+      apart: axes that lie ahead of all others in the words and are never merged,
+        so that words can be shifted along them.
     """
 
     shape: tuple[int, ...]
-    apart: int = 0
+    apart: tuple[int, ...] = ()
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The axes as they lie in the words, the last one closest together."""
+        return (*self.apart, *(i for i in range(len(self.shape)) if i not in self.apart))
+
+    @cached_property
+    def stored(self) -> tuple[int, ...]:
+        """The sizes in that order."""
+        return tuple(self.shape[axis] for axis in self.order)
 
     @cached_property
     def leading(self) -> int:
         """How many axes are not merged."""
-        for leading in reversed(range(self.apart, len(self.shape))):
-            size = math.prod(self.shape[leading:])
+        for leading in reversed(range(len(self.apart), len(self.shape))):
+            size = math.prod(self.stored[leading:])
             if (-size % WORD_BITS) * 25 <= size:
                 return leading
-        return self.apart
+        return len(self.apart)
 
     @cached_property
     def merged(self) -> int:
         """Elements along the merged axis."""
-        return math.prod(self.shape[self.leading :])
+        return math.prod(self.stored[self.leading :])
 
     @cached_property
     def words_shape(self) -> tuple[int, ...]:
         """Sizes of the words; a very long merged axis is folded in two."""
         words = -(-self.merged // WORD_BITS)
         if words <= _LONGEST_AXIS:
-            return (*self.shape[: self.leading], words)
-        return (*self.shape[: self.leading], -(-words // _LONGEST_AXIS), _LONGEST_AXIS)
+            return (*self.stored[: self.leading], words)
+        return (*self.stored[: self.leading], -(-words // _LONGEST_AXIS), _LONGEST_AXIS)
 
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes ahead of the layout's own are kept."""
@@ -63,13 +73,17 @@ class Layout:
         bits = (words[..., None] >> _lanes(words.ndim)) & jnp.uint32(1)
         packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
         if packed != self.merged:
-            rows = (*batch, *self.shape[: self.leading])
+            rows = (*batch, *self.stored[: self.leading])
             bits = bits.reshape(*rows, packed)[..., : self.merged]
-        return lax.reshape(bits, (*batch, *self.shape), out_sharding=sharding) != 0
+        if sharding is not None:
+            sharding = with_spec(sharding, self._stored_spec(sharding))
+        bits = lax.reshape(bits, (*batch, *self.stored), out_sharding=sharding)
+        places = [len(batch) + self.order.index(axis) for axis in range(len(self.shape))]
+        return jnp.transpose(bits, (*range(len(batch)), *places)) != 0
 
     def pack(self, keep: Bool[Array, "..."]) -> Words:
         """The inverse of `unpack`; bits beyond the last element are 0."""
-        rows = keep.reshape(*self.shape[: self.leading], self.merged)
+        rows = jnp.transpose(keep, self.order).reshape(*self.stored[: self.leading], self.merged)
         spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
@@ -91,13 +105,19 @@ class Layout:
         """
         if sharding is None:
             return None
-        spec = tuple(sharding.spec)
+        spec = self._stored_spec(sharding)
         first, *rest = spec[self.leading :] or [None]
         merged: list[Any] = [None] * (len(self.words_shape) - self.leading)
         part = WORD_BITS * shard_count(sharding, first)
         if len(merged) == 1 and not any(rest) and self.merged % part == 0:
             merged = [first]
         return with_spec(sharding, (*spec[: self.leading], *merged))
+
+    def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
+        """How the axes of the mask are split, in the order in which they lie in the words."""
+        if not self.apart:
+            return tuple(sharding.spec)
+        return tuple(sharding.spec[axis] for axis in self.order)
 
 
 def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:

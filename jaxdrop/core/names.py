@@ -4,7 +4,10 @@ import hashlib
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jaxtyping import UInt32
 
 from jaxdrop.core.types import Key
 
@@ -15,8 +18,12 @@ def fold_in_name(key: Key, name: str) -> Key:
     The hash is BLAKE2s, so it is the same in every process and version.
     """
     digest = hashlib.blake2s(name.encode(), digest_size=8).digest()
-    first = jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
-    return jax.random.fold_in(first, int.from_bytes(digest[4:], "little"))
+    return _fold_in_both(key, *np.frombuffer(digest, "<u4"))
+
+
+@jax.jit  # one program for all names
+def _fold_in_both(key: Key, first: UInt32[Array, ""], second: UInt32[Array, ""]) -> Key:
+    return jax.random.fold_in(jax.random.fold_in(key, first), second)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -52,7 +52,7 @@ def whole_along(x: jax.Array, axis: int) -> jax.Array:
     return laid_like(x, x, axis)
 
 
-def laid_like(value: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Array:
     """The value split as `x` is where the type of `x` says how, but whole along an axis."""
     sharding = explicit_sharding(x)
     if sharding is None:

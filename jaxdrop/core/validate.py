@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdrop.core.sharding import laid_like
 from jaxdrop.core.types import Key, Rate
 
 _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
@@ -85,6 +86,8 @@ def any_array(function: str, name: str, x: Any) -> Array:
 
 def like(function: str, name: str, value: Any, x: Any, x_name: str) -> Array:
     """Returns `value` in the shape and dtype of `x`, if it broadcasts and is of no wider kind."""
+    if isinstance(value, int | np.integer | np.ndarray) and not _holds(x.dtype, value):
+        raise ValueError(f"{function}: {name} must fit into {x.dtype}; got {value}.")
     given = any_array(function, name, value)
     is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
     if _kind(given.dtype) > _kind(x.dtype) and not is_flag:
@@ -99,16 +102,28 @@ def like(function: str, name: str, value: Any, x: Any, x_name: str) -> Array:
         raise ValueError(
             f"{function}: {name} must broadcast to {x_name}; got {given.shape} for {x.shape}."
         )
-    if isinstance(value, int) and not _holds(x.dtype, value):
-        raise ValueError(f"{function}: {name} must fit into {x.dtype}; got {value}.")
     missing = (1,) * (x.ndim - given.ndim)
-    return jnp.broadcast_to(given.astype(x.dtype).reshape(missing + given.shape), x.shape)
+    wide = jnp.broadcast_to(given.astype(x.dtype).reshape(missing + given.shape), x.shape)
+    return laid_like(wide, x) if isinstance(x, jax.Array) else wide
 
 
-def _holds(dtype: Any, value: int) -> bool:
-    if not jnp.issubdtype(dtype, jnp.integer):
+def _holds(dtype: Any, value: Any) -> bool:
+    """Whether known integers fit into an integer dtype; other values are judged by their kind."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return False
+    integers = np.issubdtype(np.asarray(value).dtype, np.integer)
+    if not integers or not jnp.issubdtype(dtype, jnp.integer) or np.size(value) == 0:
         return True
-    return int(jnp.iinfo(dtype).min) <= value <= int(jnp.iinfo(dtype).max)
+    least, most = int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
+    return least <= int(np.min(value)) and int(np.max(value)) <= most
+
+
+def flags(function: str, name: str, value: Any, x: Array, x_name: str) -> Array:
+    """Returns booleans in the shape of `x`, and split over devices as it is."""
+    value = any_array(function, name, value)
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{function}: {name} must be boolean; got {value.dtype}.")
+    return like(function, name, value, x != x, x_name)
 
 
 def _kind(dtype: Any) -> int:

@@ -5,8 +5,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
@@ -68,9 +69,10 @@ def drop_heads(
       models", arXiv:2004.13342 (2020).
     """
     x = validate.inexact_array("drop_heads", "x", x)
+    head = validate.axis("drop_heads", "head_axis", head_axis, x.ndim)
     named = validate.distinct_axes("drop_heads", x, head_axis=head_axis, batch_axis=batch_axis)
     shared = tuple(i for i in range(x.ndim) if i not in named)
-    rule = rules.realized(head_axis) if rescale is None else rescale
+    rule = rules.realized(head) if rescale is None else rescale
     return drop("drop_heads", key, x, rate, shared, rule)
 
 
@@ -79,6 +81,7 @@ def drop_key(
     logits: Float[Array, "*shape"],
     rate: Rate,
     *,
+    where: Bool[Array, "..."] | None = None,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Float[Array, "*shape"]:
     """Drops keys of attention before the softmax, by setting logits to -inf.
@@ -88,14 +91,18 @@ def drop_key(
     of them stays, each equally likely. So a key is kept with probability
     q + p^n / n, and at rate 1 each query has one key left.
 
-    Apply it after any other mask. Logits of less than half the dtype's lowest
-    number, -inf among them, count as masked: they are no keys to be left with,
-    and a query that has no others is returned as it came.
+    The key that stays must be one that the query may see, so say which by
+    `where`, or mask the logits first. Logits of less than half the dtype's
+    lowest number, -inf among them, count as masked; -1e9 does not. A query that
+    may see no key is returned as it came.
 
     Args:
       key: one random key, consumed here.
       logits: real floating array, with the keys along its last axis.
       rate: probability of dropping, in [0, 1]; may be traced.
+      where: booleans that broadcast to `logits`, True where a query may see a
+        key; None where the logits themselves say it. The others are not masked
+        here, only never left alone.
       broadcast_dims: axes along which the mask is shared, such as that of the
         heads. Not the last one.
 
@@ -103,10 +110,11 @@ def drop_key(
       An array with the shape and dtype of `logits`.
 
     Raises:
-      TypeError: `logits` is not real floating, `key` is not one key, or
-        `rate` is not a number.
-      ValueError: a known `rate` lies outside [0, 1], `logits` has no axes, or
-        `broadcast_dims` are out of range, repeated or the last.
+      TypeError: `logits` is not real floating or cannot be infinite, `where` is
+        not boolean, `key` is not one key, or `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], `logits` has no axes,
+        `where` does not broadcast to it, or `broadcast_dims` are out of range,
+        repeated or the last.
 
     Example:
       >>> weights = jax.nn.softmax(drop_key(jax.random.key(0), jnp.zeros((4, 9)), 0.7))
@@ -119,6 +127,11 @@ def drop_key(
     key = validate.one_key("drop_key", key)
     logits = validate.real_array("drop_key", "logits", logits)
     rate = validate.probability("drop_key", "rate", rate)
+    if not np.isinf(np.asarray(-np.inf).astype(logits.dtype)):
+        raise TypeError(
+            f"drop_key: logits must have a dtype with an infinity; got {logits.dtype}."
+            " Cast it, as in logits.astype(jnp.float32)."
+        )
     if logits.ndim == 0:
         raise ValueError("drop_key: logits must have an axis of keys; got shape ().")
     shared = validate.axes("drop_key", "broadcast_dims", broadcast_dims, logits.ndim)
@@ -126,15 +139,20 @@ def drop_key(
         raise ValueError(
             f"drop_key: broadcast_dims must not name the keys' axis; got {broadcast_dims}."
         )
+    if where is not None:
+        where = validate.flags("drop_key", "where", where, logits, "logits")
     if logits.size == 0 or (not isinstance(rate, Array) and rate == 0):
         return logits
-    return _drop_key(key, logits, *round_known(rate), mask_layout(logits.shape, shared))
+    return _drop_key(key, logits, where, *round_known(rate), mask_layout(logits.shape, shared))
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout"))
-def _drop_key(key: Key, logits: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
+def _drop_key(
+    key: Key, logits: Array, where: Array | None, rate: Rounded, pairs: int, layout: Layout
+) -> Array:
     mask = draw_for(key, logits, rate, pairs, layout)
-    left = _left(fold_in_name(key, "left"), mask, lax.stop_gradient(logits))
+    live = ~(lax.stop_gradient(logits) < float(jnp.finfo(logits.dtype).min) / 2)
+    left = _left(fold_in_name(key, "left"), mask, live if where is None else live & where)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def lower(mask: Mask, left: Array, logits: Array) -> Array:
@@ -147,12 +165,11 @@ def _drop_key(key: Key, logits: Array, rate: Rounded, pairs: int, layout: Layout
     return lower(mask, left, logits)
 
 
-def _left(key: Key, mask: Mask, logits: Array) -> Array:
+def _left(key: Key, mask: Mask, live: Array) -> Array:
     """The key that each query is left with: its position, `_ALL` or `_NONE_LOST`."""
-    masked = logits < float(jnp.finfo(logits.dtype).min) / 2
-    live = whole_along(~masked, logits.ndim - 1)
-    some_kept = jnp.any(jnp.any(_blocks(live & unpack_for(mask, logits)), -1), -1, keepdims=True)
-    rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], logits.shape, strict=False))
+    live = whole_along(live, live.ndim - 1)
+    some_kept = jnp.any(jnp.any(_blocks(live & unpack_for(mask, live)), -1), -1, keepdims=True)
+    rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], live.shape, strict=False))
     words, _ = draw_pair(threefry_key(key), grid_address((*rows, 1)), jnp.uint32(0))
     chosen, number = _any_one(_blocks(live), jnp.broadcast_to(words, some_kept.shape))
     return jnp.where(number == 0, _ALL, jnp.where(some_kept, _NONE_LOST, chosen))
@@ -164,9 +181,10 @@ def _blocks(flags: Array) -> Array:
     Sums over short axes are faster than over long ones (XLA on a CPU, measured),
     and running counts over all elements would take longer than all the rest.
     """
-    blocks = -(-flags.shape[-1] // _BLOCK)
-    spare = [(0, 0)] * (flags.ndim - 1) + [(0, blocks * _BLOCK - flags.shape[-1])]
-    return jnp.pad(flags, spare).reshape(*flags.shape[:-1], blocks, _BLOCK)
+    block = min(_BLOCK, flags.shape[-1])
+    blocks = -(-flags.shape[-1] // block)
+    spare = [(0, 0)] * (flags.ndim - 1) + [(0, blocks * block - flags.shape[-1])]
+    return jnp.pad(flags, spare).reshape(*flags.shape[:-1], blocks, block)
 
 
 def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
@@ -182,4 +200,4 @@ def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
     place = jnp.sum(
         jnp.cumsum(flags, -1, jnp.uint32) <= rank - before, -1, jnp.int32, keepdims=True
     )
-    return block * _BLOCK + place, number
+    return block * blocks.shape[-1] + place, number

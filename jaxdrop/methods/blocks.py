@@ -46,6 +46,9 @@ def drop_block(
     .386 instead of .5 for blocks of 3 x 3 in 8 x 8. Elements near the border are
     covered by fewer blocks and dropped less often.
 
+    Gamma is found in float64 for a known rate and in float32 for a traced one, so
+    their masks may differ at one seed in millions.
+
     Survivors are multiplied by size / kept for each sample and channel: a
     constant feature map keeps its sum in every draw, unless all of it is
     dropped, which gives zeros. The mean of a single element is not kept.
@@ -147,22 +150,21 @@ def _drop_block(
     sizes = tuple(x.shape[axis] for axis in spatial)
     if not isinstance(rate, Threshold):
         rate = fine_threshold(_gamma(checked_rate(rate), sizes, blocks, exact))
-    # With the spatial axes in front and never packed, a block spreads by
+    # With the spatial axes apart from the packed ones, a block spreads by
     # shifting whole words, 32 decisions at once.
-    front = tuple(range(len(spatial)))
-    x = jnp.moveaxis(x, spatial, front)
+    edges = dict(zip(spatial, blocks, strict=True))
+    seeds = tuple(n - edges.get(axis, 1) + 1 for axis, n in enumerate(x.shape))
     sharding = explicit_sharding(x)
     if sharding is not None:
-        sharding = with_spec(sharding, (*[None] * len(front), *sharding.spec[len(front) :]))
-    seeds = tuple(f - b + 1 for f, b in zip(sizes, blocks, strict=True))
-    layout = Layout((*seeds, *x.shape[len(front) :]), apart=len(front))
-    mask = bernoulli_mask(key, rate, ALL_PAIRS, layout, sharding)
+        spec = enumerate(sharding.spec)
+        sharding = with_spec(sharding, tuple(None if i in edges else names for i, names in spec))
+    mask = bernoulli_mask(key, rate, ALL_PAIRS, Layout(seeds, apart=spatial), sharding)
     words = mask.words
     for axis, block in enumerate(blocks):
         words = _spread(words, axis, block)
     # Of the seeds' `keep_prob` nothing is used, but that it is NaN for a bad rate.
-    mask = replace(mask, words=words, layout=Layout(x.shape, apart=len(front)))
-    return jnp.moveaxis(rescale_and_select(mask, x, rules.realized(front)), front, spatial)
+    mask = replace(mask, words=words, layout=Layout(x.shape, apart=spatial))
+    return rescale_and_select(mask, x, rules.realized(spatial))
 
 
 def _spread(words: Words, axis: int, block: int) -> Words:

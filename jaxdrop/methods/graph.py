@@ -25,6 +25,7 @@ def drop_edges(
     published does not rescale, but normalises the adjacency again: pass
     `rescale.none` and normalise after. In an undirected graph, drop one weight
     for each undirected edge and gather: `drop_edges(key, weights, rate)[edge]`.
+    For a dense adjacency matrix use `dropout`: here its rows would be edges.
 
     Args:
       key: one random key, consumed here.

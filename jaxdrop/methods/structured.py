@@ -12,6 +12,7 @@ from jaxtyping import Float, Inexact, Shaped
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
 from jaxdrop.core.apply import Rescale
+from jaxdrop.core.threshold import checked_rate
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import Words, below, draw_pair, grid_address, threefry_key
 from jaxdrop.methods.masked import drop
@@ -90,7 +91,7 @@ def drop_path(
       x: floating or complex array, what the branch returned.
       rate: probability of dropping the branch, in [0, 1]; may be traced.
       batch_axis: axis of the samples; None for one decision for all of `x`, as
-        for a whole batch, or for one sample under `vmap`.
+        for a whole batch, and for one sample under `vmap` or `per_sample`.
       rescale: rule for the factor of the survivors; `rescale.none` as in the
         paper, which scales by `1 - rate` at test time.
 
@@ -148,6 +149,7 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
     rate = validate.probability("drop_path_rates", "rate", rate)
     depth = validate.positive("drop_path_rates", "depth", depth)
     if isinstance(rate, Array):
+        rate = checked_rate(rate)
         return rate * jnp.arange(1, depth + 1, dtype=rate.dtype) / depth
     return tuple(rate * block / depth for block in range(1, depth + 1))
 
@@ -198,7 +200,9 @@ def cutout(
     x = validate.any_array("cutout", "x", x)
     spatial = validate.spatial_axes("cutout", x, batch_axis, channel_axis)
     edges = validate.edges("cutout", "size", size, len(spatial), least=0)
-    return _cutout(key, x, edges, spatial, None if batch_axis is None else batch_axis % x.ndim)
+    edges = tuple(min(e, 2 * x.shape[i]) for e, i in zip(edges, spatial, strict=True))
+    batch = validate.distinct_axes("cutout", x, batch_axis=batch_axis)
+    return _cutout(key, x, edges, spatial, batch[0] if batch else None)
 
 
 @partial(jax.jit, static_argnames=("edges", "spatial", "batch_axis"))

@@ -101,7 +101,8 @@ def restore_tokens(
     Args:
       tokens: what `drop_tokens` returned, or what was computed from it; axes
         behind those of `positions` may have changed.
-      positions: the positions that it returned, all different in a sequence.
+      positions: the positions that it returned: in [0, length), all different in
+        a sequence. Others lose tokens, and only `checkify` sees it.
       length: number of tokens before any was dropped.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
@@ -157,7 +158,7 @@ def replace_tokens(
       key: one random key, consumed here.
       ids: array of token ids, or of any numbers.
       rate: probability of replacing, in [0, 1]; may be traced. A traced rate
-        outside turns integers into the least one that there is, floats into NaN.
+        outside turns integers into the one farthest from 0, floats into NaN.
       replacement: the id of the unknown or mask token, or an array that
         broadcasts to `ids`, such as random ids.
       where: booleans that broadcast to `ids`; False where a token must stay,
@@ -184,13 +185,8 @@ def replace_tokens(
     ids = validate.any_array("replace_tokens", "ids", ids)
     other = validate.like("replace_tokens", "replacement", replacement, ids, "ids")
     if where is not None:
-        where = validate.any_array("replace_tokens", "where", where)
-        if where.dtype != jnp.bool_:
-            raise TypeError(f"replace_tokens: where must be boolean; got {where.dtype}.")
-        allowed = validate.like(
-            "replace_tokens", "where", where, jax.ShapeDtypeStruct(ids.shape, jnp.bool_), "ids"
-        )
-        other = jnp.where(allowed, other, ids)
+        where = validate.flags("replace_tokens", "where", where, ids, "ids")
+        other = jnp.where(where, other, ids)
     return replace("replace_tokens", key, ids, other, rate)
 
 
@@ -212,8 +208,8 @@ def drop_condition(
       key: one random key, consumed here.
       condition: a pytree of arrays, each with the samples along `batch_axis`.
       rate: probability of replacing a sample's condition, in [0, 1]; may be
-        traced. A traced rate outside turns floats into NaN and integers into
-        the least one that there is.
+        traced. A traced rate outside turns floats into NaN, integers into the
+        one farthest from 0 and booleans into False.
       null: what stands for no condition: a pytree prefix of `condition` whose
         leaves broadcast to its leaves, such as 0 or a learned embedding.
       batch_axis: axis of the samples; None for one decision in all, as for one
@@ -259,11 +255,13 @@ def drop_condition(
             "drop_condition: condition must have as many samples in each leaf; got"
             f" {sorted(samples)}. Pass batch_axis=None for one sample."
         )
+    if not arrays:
+        return condition
     nulls = [
         validate.like("drop_condition", "null", other, array, name)
         for other, array, name in zip(_prefix_leaves(null, condition), arrays, names, strict=True)
     ]
-    if not arrays or (not isinstance(rate, Array) and rate in (0, 1)):
+    if not isinstance(rate, Array) and rate in (0, 1):
         return condition if rate == 0 else structure.unflatten(nulls)
     return structure.unflatten(
         _drop_condition(key, arrays, nulls, *round_known(rate), samples.pop(), tuple(axes))
@@ -285,8 +283,14 @@ def _drop_tokens(
 ) -> tuple[Array, Int[Array, "..."]]:
     layout = Layout((*x.shape[:axis], x.shape[axis] - prefix))
     mask = fixed_count_mask(key, count, layout, (axis,))
-    dropped = ~layout.unpack(mask.words)
-    chosen = jnp.argsort(dropped, axis=-1, stable=True)[..., :count].astype(jnp.int32)
+    keep = layout.unpack(mask.words)
+    places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)  # count: nowhere
+
+    def gather(places: Array) -> Array:
+        numbers = jnp.arange(places.shape[-1], dtype=jnp.int32)
+        return jnp.zeros(count, jnp.int32).at[places].set(numbers, mode="drop")
+
+    chosen = _for_batches(gather, axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
     positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
     take = _for_batches(lambda x, positions: x[positions], axis)

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
@@ -15,7 +16,7 @@ from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.names import fold_in_name, path_name
-from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import mark_consumed
 from jaxdrop.methods.masked import draw_for, drop
@@ -74,6 +75,8 @@ def drop_connect(
     key = validate.one_key("drop_connect", key)
     rate = validate.probability("drop_connect", "rate", rate)
     rescale = rules.checked("drop_connect", rescale)
+    if not isinstance(rate, Array) and rate == 0:
+        return params
 
     def drop_leaf(key: Key, leaf: Array) -> Array:
         return drop("drop_connect", key, leaf, rate, (), rescale)
@@ -124,11 +127,13 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
             f"mixout: target must have the structure of params; got"
             f" {jax.tree.structure(target)} for {structure}."
         )
+    if not isinstance(rate, Array) and rate == 0:
+        return params
 
     def mix(key: Key, leaf: Array, other: Any) -> Array:
         other = validate.like("mixout", "target", other, leaf, "params")
-        if not isinstance(rate, Array) and rate in (0, 1):
-            return leaf if rate == 0 else other
+        if not isinstance(rate, Array) and rate == 1:
+            return other
         return _mix(key, leaf, other, *round_known(rate), mask_layout(leaf.shape, ()))
 
     return _map_leaves("mixout", mix, key, where, params, target)
@@ -190,6 +195,10 @@ def _map_leaves(
     *others: Tree,
 ) -> Tree:
     """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
+    if not (where is None or callable(where)):
+        raise TypeError(
+            f"{function}: where must be a function of (path, leaf); got {validate.describe(where)}."
+        )
     mark_consumed(key)
 
     def drop_chosen(path: tuple[Any, ...], leaf: Any, *other: Any) -> Any:
@@ -203,17 +212,20 @@ def _map_leaves(
 
 
 def _is_inexact(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout"))
 def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
     @partial(jax.checkpoint, prevent_cse=False)
-    def add(mask: Mask, x: Array, target: Array) -> Array:
-        difference = times(widen(x) - widen(target), rules.expected(mask, x))
-        kept = jnp.where(unpack_for(mask, x), difference, jnp.zeros_like(difference))
-        mixed = widen(target) + kept
+    def add(mask: Mask, threshold: Threshold, x: Array, target: Array) -> Array:
+        # W + (W - U) p / q where kept: exact where p is 0, and no cancellation near it.
+        q, p = threshold.probabilities(compute_dtype(x))
+        more = times(widen(x) - widen(target), p / jnp.where(q == 0, 1, q))
+        kept = widen(x) + jnp.where(p == 0, jnp.zeros_like(more), more)
+        mixed = jnp.where(unpack_for(mask, x), kept, widen(target))
         poison = jnp.asarray(jnp.nan, compute_dtype(x)).astype(mixed.dtype)
         return jnp.where(jnp.isnan(mask.keep_prob), poison, mixed).astype(x.dtype)
 
-    return add(draw_for(key, x, rate, pairs, layout), x, target)
+    threshold = settle(rate)
+    return add(draw_for(key, x, threshold, pairs, layout), threshold, x, target)

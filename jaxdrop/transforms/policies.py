@@ -38,8 +38,7 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
       A function `(key, batch) -> batch`.
 
     Raises:
-      TypeError: when called, if `key` is not one key, or `x` not a floating
-        or complex array.
+      TypeError: when called, if `key` is not one key, or `x` not an array.
       ValueError: when called, if `axis` is out of range.
 
     Example:
@@ -51,7 +50,7 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
 
     def drop_batch(key: Key, x: Array) -> Array:
         key = validate.one_key("per_sample", key)
-        x = validate.inexact_array("per_sample", "x", x)
+        x = validate.any_array("per_sample", "x", x)
         (batch_axis,) = validate.axes("per_sample", "axis", axis, x.ndim)
         keys = sharded_along(jax.random.split(key, x.shape[batch_axis]), x, batch_axis)
         return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)

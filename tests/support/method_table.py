@@ -12,6 +12,7 @@ import numpy as np
 import jaxdrop
 from jaxdrop import rescale
 
+FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 SELU_LIMIT = -1.7580993408473766
 MATRICES = ((0,), (0, 3), (5, 1), (2, 3, 33))
 IMAGES = ((0, 2, 3), (2, 0, 3), (1, 1, 1), (2, 3, 4, 33), (1, 2, 3, 2, 5))
@@ -33,6 +34,7 @@ class Method:
     aggregates: bool = False  # sums over x enter the factor, so a NaN spreads
     at_dropped: Callable[[float], float | None] = lambda rate: 0.0  # None: nothing is
     at_one: Callable[[jax.Array], bool] = lambda y: not y.any()  # what rate 1 leaves
+    floats: tuple[str, ...] = FLOATS
     takes_complex: bool = True
     takes_traced_rate: bool = True
     monotone: bool = True  # with one key, a higher rate only drops more
@@ -190,6 +192,7 @@ METHODS = [
         odd_shapes=(*MATRICES, (3, 0)),
         linear=False,
         keeps_mean=False,
+        floats=("float32", "bfloat16", "float16", "float8_e5m2"),  # with an infinity
         at_one=lambda y: bool(((y == 1).sum(-1) == 1).all() and ((y == 0) | (y == 1)).all()),
         takes_complex=False,
         monotone=False,

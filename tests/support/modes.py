@@ -2,6 +2,10 @@
 
 import jax
 import jax.experimental
+import pytest
+from jax.experimental import checkify
+
+from jaxdrop.core.compat import CHECKS_LEAVE_CHECKPOINT_WORKING
 
 
 def enable_x64(enabled=True):
@@ -11,6 +15,15 @@ def enable_x64(enabled=True):
     if enabled:
         return jax.experimental.enable_x64()
     return jax.experimental.disable_x64()
+
+
+def assert_check_failed(error, match):
+    """A check failed under `checkify`; before JAX 0.8 there are none."""
+    if CHECKS_LEAVE_CHECKPOINT_WORKING:
+        with pytest.raises(checkify.JaxRuntimeError, match=match):
+            error.throw()
+    else:
+        error.throw()
 
 
 KEY_IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg", "raw"]
