@@ -11,6 +11,7 @@ from jax.experimental import checkify
 from method_table import METHODS
 from modes import KEY_IMPLEMENTATIONS, assert_check_failed, enable_x64, make_key, make_keys
 
+import jaxdrop
 from jaxdrop.checks import assert_expectation_kept
 
 
@@ -155,22 +156,27 @@ def test_rate_that_decides_a_shape_must_be_known(method):
         jax.jit(method.run)(make_key("raw"), inputs(method.shape), 0.3)
 
 
-@every_method_with_key
+@every_method
 @pytest.mark.parametrize("jit", [False, True])
-def test_key_is_consumed(method, implementation, jit):
-    if implementation == "raw":  # JAX does not track raw keys
-        implementation = "threefry2x32"
-
+def test_key_is_consumed(method, jit):
     def drop(key):
         return method.run(key, inputs(method.shape), 0.3)
 
-    key = make_key(implementation)
+    key = make_key("threefry2x32")
     run = jax.jit(drop) if jit else drop
     run(key)
     with pytest.raises(jax.errors.KeyReuseError):
         run(key)
     with pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(lambda key: drop(key) + drop(key))(make_key(implementation))
+        jax.jit(lambda key: drop(key) + drop(key))(make_key("threefry2x32"))
+
+
+@pytest.mark.parametrize("implementation", [k for k in KEY_IMPLEMENTATIONS if k != "raw"])
+def test_key_of_every_implementation_is_consumed(implementation):
+    key, x = make_key(implementation), inputs((6, 40))
+    jaxdrop.dropout(key, x, 0.3)
+    with pytest.raises(jax.errors.KeyReuseError):
+        jaxdrop.dropout(key, x, 0.3)
 
 
 @every_method

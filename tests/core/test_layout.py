@@ -61,3 +61,17 @@ def test_words_shape(shape, words):
 
 def test_shared_axes_have_size_one():
     assert mask_layout((2, 3, 4), (0, 2)) == Layout((1, 3, 1))
+
+
+@pytest.mark.parametrize("apart", [(1,), (1, 2), (0, 3)])
+def test_axes_kept_apart_come_first_and_are_never_merged(apart):
+    keep = np.random.default_rng(0).random((2, 3, 5, 7)) < 0.5
+    layout = Layout(keep.shape, apart=apart)
+    words = layout.pack(jnp.asarray(keep))
+    assert words.shape[: len(apart)] == tuple(keep.shape[axis] for axis in apart)
+    np.testing.assert_array_equal(layout.unpack(words), keep)
+    rest = [axis for axis in range(4) if axis not in apart]
+    moved = Layout(
+        tuple(keep.shape[axis] for axis in (*apart, *rest)), apart=tuple(range(len(apart)))
+    )
+    np.testing.assert_array_equal(words, moved.pack(jnp.asarray(keep.transpose(*apart, *rest))))

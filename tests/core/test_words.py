@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from modes import KEY_IMPLEMENTATIONS, make_key
 
 from jaxdrop.core.words import (
+    below,
     draw_pair,
     flat_address,
     grid_address,
@@ -109,3 +110,10 @@ def test_every_bit_of_key_data_changes_the_threefry_key(implementation):
     seen = set(zip(*(words.tolist() for words in jax.vmap(hashed)(data ^ flips)), strict=True))
     assert as_ints(threefry_key(key)) in seen
     assert len(seen) == 1 + 32 * data.size
+
+
+def test_integers_below_a_bound_are_the_high_half_of_a_product():
+    drawn = np.array([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x12345678], np.uint32)
+    for bound in (1, 3, 224, 65537, 2**31, 2**32 - 1):
+        expected = [int(word) * bound >> 32 for word in drawn]
+        np.testing.assert_array_equal(below(jnp.asarray(drawn), np.uint32(bound)), expected)
