@@ -41,14 +41,18 @@ def select(mask: Mask, x: Array, other: Array) -> Array:
     """`x` where the mask keeps, `other` elsewhere; nothing is scaled."""
 
     def choose(mask: Mask, x: Array, other: Array) -> Array:
-        y = jnp.where(unpack_for(mask, x), x, other)
-        return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
+        return poisoned(mask, jnp.where(unpack_for(mask, x), x, other))
 
     return jax.checkpoint(choose, prevent_cse=False)(mask, x, other)
 
 
+def poisoned(mask: Mask, y: Array) -> Array:
+    """The result, or what nobody takes for one if the mask was drawn at a bad rate."""
+    return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
+
+
 def _poison(x: Array) -> Any:
-    """What nobody takes for a result: NaN, or the integer farthest from 0; of booleans, False."""
+    """NaN, or the integer farthest from 0; of booleans, False."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.nan
     if x.dtype == jnp.bool_:

@@ -17,7 +17,7 @@ from jaxdrop.core.compat import debug_check
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.types import Axes, Key
-from jaxdrop.core.words import Words, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import Words, draw_words, grid_address
 
 
 def draw_fixed_count_mask(
@@ -109,10 +109,9 @@ def fixed_count_mask(
     count = jnp.asarray(count, jnp.result_type(int))
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
-    words, _ = draw_pair(threefry_key(key), grid_address(layout.shape), jnp.uint32(0))
     share = jnp.where(valid, count.astype(jnp.result_type(float)) / max(size, 1), jnp.nan)
     count = jnp.where(valid, count, size).astype(jnp.int32)  # so that NaN reaches every element
-    keep = _smallest(jnp.broadcast_to(words, layout.shape), count, axes)
+    keep = _smallest(draw_words(key, layout.shape), count, axes)
     return Mask(layout.pack(keep), share, layout)
 
 

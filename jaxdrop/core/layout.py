@@ -6,6 +6,7 @@ of word e div 32. Sizes of 1 (shared axes) change nothing.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,7 +39,7 @@ class Layout:
     @cached_property
     def order(self) -> tuple[int, ...]:
         """The axes as they lie in the words, the last one closest together."""
-        return (*self.apart, *(i for i in range(len(self.shape)) if i not in self.apart))
+        return (*self.apart, *other_axes(len(self.shape), self.apart))
 
     @cached_property
     def stored(self) -> tuple[int, ...]:
@@ -118,6 +119,11 @@ class Layout:
         if not self.apart:
             return tuple(sharding.spec)
         return tuple(sharding.spec[axis] for axis in self.order)
+
+
+def other_axes(ndim: int, axes: Sequence[int | None]) -> tuple[int, ...]:
+    """All axes but the given ones."""
+    return tuple(axis for axis in range(ndim) if axis not in axes)
 
 
 def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:

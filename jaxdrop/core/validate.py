@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdrop.core.layout import other_axes
 from jaxdrop.core.sharding import laid_like
 from jaxdrop.core.types import Key, Rate
 
@@ -84,27 +85,35 @@ def any_array(function: str, name: str, x: Any) -> Array:
     return x
 
 
-def like(function: str, name: str, value: Any, x: Any, x_name: str) -> Array:
-    """Returns `value` in the shape and dtype of `x`, if it broadcasts and is of no wider kind."""
-    if isinstance(value, int | np.integer | np.ndarray) and not _holds(x.dtype, value):
-        raise ValueError(f"{function}: {name} must fit into {x.dtype}; got {value}.")
+def like(function: str, name: str, value: Any, x: Any, x_name: str, dtype: Any = None) -> Array:
+    """Returns `value` laid out as `x`, in its dtype or the given one.
+
+    It must broadcast to the shape of `x` and be of no wider kind than the dtype.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if isinstance(value, int | np.integer | np.ndarray) and not _holds(dtype, value):
+        raise ValueError(f"{function}: {name} must fit into {dtype}; got {value}.")
     given = any_array(function, name, value)
     is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
-    if _kind(given.dtype) > _kind(x.dtype) and not is_flag:
+    if _kind(given.dtype) > _kind(dtype) and not is_flag:
         raise TypeError(
-            f"{function}: {name} must be of the kind of {x_name}; got {given.dtype} for {x.dtype}."
+            f"{function}: {name} must be of the kind of {x_name}; got {given.dtype} for {dtype}."
         )
-    try:
-        fits_x = jnp.broadcast_shapes(given.shape, x.shape) == x.shape
-    except ValueError:
-        fits_x = False
-    if not fits_x:
+    if not _broadcasts(given.shape, x.shape):
         raise ValueError(
             f"{function}: {name} must broadcast to {x_name}; got {given.shape} for {x.shape}."
         )
     missing = (1,) * (x.ndim - given.ndim)
-    wide = jnp.broadcast_to(given.astype(x.dtype).reshape(missing + given.shape), x.shape)
+    wide = jnp.broadcast_to(given.astype(dtype).reshape(missing + given.shape), x.shape)
     return laid_like(wide, x) if isinstance(x, jax.Array) else wide
+
+
+def _broadcasts(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> bool:
+    """Whether an array of a shape can be broadcast to that of `x`."""
+    try:
+        return jnp.broadcast_shapes(shape, x_shape) == x_shape
+    except ValueError:
+        return False
 
 
 def _holds(dtype: Any, value: Any) -> bool:
@@ -123,7 +132,7 @@ def flags(function: str, name: str, value: Any, x: Array, x_name: str) -> Array:
     value = any_array(function, name, value)
     if value.dtype != jnp.bool_:
         raise TypeError(f"{function}: {name} must be boolean; got {value.dtype}.")
-    return like(function, name, value, x != x, x_name)
+    return like(function, name, value, x, x_name, jnp.bool_)
 
 
 def _kind(dtype: Any) -> int:
@@ -203,7 +212,7 @@ def spatial_axes(
 ) -> tuple[int, ...]:
     """Returns the axes of `x` beside the two named ones; at least one must be left."""
     others = distinct_axes(function, x, batch_axis=batch_axis, channel_axis=channel_axis)
-    spatial = tuple(i for i in range(x.ndim) if i not in others)
+    spatial = other_axes(x.ndim, others)
     if not spatial:
         raise ValueError(
             f"{function}: x must have a spatial axis besides batch_axis and channel_axis;"
@@ -220,9 +229,9 @@ def shape(function: str, shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def positive(function: str, name: str, value: Any) -> int:
-    """Returns one integer of at least 1."""
-    (number,) = edges(function, name, value, 1, least=1)
+def whole_number(function: str, name: str, value: Any, least: int) -> int:
+    """Returns one integer of at least `least`."""
+    (number,) = edges(function, name, value, 1, least)
     return number
 
 
@@ -290,11 +299,7 @@ def factor(factor: Any, x: Array) -> Array:
         raise TypeError(
             f"rescale: the rule's factor must be real for {x.dtype}; got {factor.dtype}."
         )
-    try:
-        fits_x = jnp.broadcast_shapes(factor.shape, x.shape) == x.shape
-    except ValueError:
-        fits_x = False
-    if not fits_x:
+    if not _broadcasts(factor.shape, x.shape):
         raise ValueError(
             f"rescale: the rule's factor must broadcast to {x.shape}; got shape {factor.shape}."
         )

@@ -140,6 +140,12 @@ def below(words: Words, bound: Words | np.uint32) -> Words:
     return _product(words, bound).high
 
 
+def draw_words(key: Key, shape: tuple[int, ...]) -> Words:
+    """Consumes `key` and returns one word for each element of an array of `shape`."""
+    words, _ = draw_pair(threefry_key(key), grid_address(shape), jnp.uint32(0))
+    return jnp.broadcast_to(words, shape)
+
+
 def draw_pair(key: ThreefryKey, address: Address, pair: Words) -> tuple[Words, Words]:
     """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
     tagged = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair

@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Inexact
 
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, count_flags, unpack_for
-from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.apply import Rescale, count_flags, poisoned, unpack_for
+from jaxdrop.core.layout import Layout, mask_layout, other_axes
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.names import fold_in_name
 from jaxdrop.core.sharding import whole_along
 from jaxdrop.core.threshold import Rounded, round_known
 from jaxdrop.core.types import Key, Rate
-from jaxdrop.core.words import Words, below, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
 
 _ALL, _NONE_LOST = -1, -2
@@ -71,7 +71,7 @@ def drop_heads(
     x = validate.inexact_array("drop_heads", "x", x)
     head = validate.axis("drop_heads", "head_axis", head_axis, x.ndim)
     named = validate.distinct_axes("drop_heads", x, head_axis=head_axis, batch_axis=batch_axis)
-    shared = tuple(i for i in range(x.ndim) if i not in named)
+    shared = other_axes(x.ndim, named)
     rule = rules.realized(head) if rescale is None else rescale
     return drop("drop_heads", key, x, rate, shared, rule)
 
@@ -159,8 +159,7 @@ def _drop_key(
         line = (1,) * (logits.ndim - 1) + logits.shape[-1:]
         position = lax.broadcasted_iota(jnp.int32, line, logits.ndim - 1)
         keep = unpack_for(mask, logits) | (position == left) | (left == _ALL)
-        y = jnp.where(keep, logits, jnp.full_like(logits, -jnp.inf))
-        return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, jnp.nan), y)
+        return poisoned(mask, jnp.where(keep, logits, jnp.full_like(logits, -jnp.inf)))
 
     return lower(mask, left, logits)
 
@@ -170,8 +169,8 @@ def _left(key: Key, mask: Mask, live: Array) -> Array:
     live = whole_along(live, live.ndim - 1)
     some_kept = jnp.any(jnp.any(_blocks(live & unpack_for(mask, live)), -1), -1, keepdims=True)
     rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], live.shape, strict=False))
-    words, _ = draw_pair(threefry_key(key), grid_address((*rows, 1)), jnp.uint32(0))
-    chosen, number = _any_one(_blocks(live), jnp.broadcast_to(words, some_kept.shape))
+    words = jnp.broadcast_to(draw_words(key, (*rows, 1)), some_kept.shape)
+    chosen, number = _any_one(_blocks(live), words)
     return jnp.where(number == 0, _ALL, jnp.where(some_kept, _NONE_LOST, chosen))
 
 

@@ -40,15 +40,13 @@ def drop(
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
-def replace(
-    function: str, key: Key, x: Array, other: Array, rate: Rate, shared: tuple[int, ...] = ()
-) -> Array:
+def replace(function: str, key: Key, x: Array, other: Array, rate: Rate) -> Array:
     """Puts elements of `other` in the place of those of `x`, with probability `rate`."""
     key = validate.one_key(function, key)
     rate = validate.probability(function, "rate", rate)
     if not isinstance(rate, Array) and rate in (0, 1):
         return x if rate == 0 else other
-    return _replace(key, x, other, *round_known(rate), mask_layout(x.shape, shared))
+    return _replace(key, x, other, *round_known(rate), mask_layout(x.shape, ()))
 
 
 def draw_for(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout) -> Mask:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Inexact, Shaped
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
 from jaxdrop.core.apply import Rescale
+from jaxdrop.core.layout import other_axes
 from jaxdrop.core.threshold import checked_rate
 from jaxdrop.core.types import Key, Rate
-from jaxdrop.core.words import Words, below, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import drop
 
 
@@ -115,8 +116,7 @@ def drop_path(
     """
     x = validate.inexact_array("drop_path", "x", x)
     samples = validate.distinct_axes("drop_path", x, batch_axis=batch_axis)
-    shared = tuple(i for i in range(x.ndim) if i not in samples)
-    return drop("drop_path", key, x, rate, shared, rescale)
+    return drop("drop_path", key, x, rate, other_axes(x.ndim, samples), rescale)
 
 
 def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[float, ...]:
@@ -147,7 +147,7 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
       (2016), equation 4.
     """
     rate = validate.probability("drop_path_rates", "rate", rate)
-    depth = validate.positive("drop_path_rates", "depth", depth)
+    depth = validate.whole_number("drop_path_rates", "depth", depth, least=1)
     if isinstance(rate, Array):
         rate = checked_rate(rate)
         return rate * jnp.arange(1, depth + 1, dtype=rate.dtype) / depth
@@ -214,8 +214,6 @@ def _cutout(
     batch_axis: int | None,
 ) -> Array:
     samples = 1 if batch_axis is None else x.shape[batch_axis]
-    words, _ = draw_pair(threefry_key(key), grid_address((samples, len(spatial))), jnp.uint32(0))
-    words = jnp.broadcast_to(words, (samples, len(spatial)))
 
     @partial(jax.checkpoint, prevent_cse=False)  # keeps the words, not what they cover
     def cut(words: Words, x: Array) -> Array:
@@ -228,4 +226,4 @@ def _cutout(
             inside = inside & (offset >= 0) & (offset < edge)
         return jnp.where(inside, jnp.zeros_like(x), x)
 
-    return cut(words, x)
+    return cut(draw_words(key, (samples, len(spatial))), x)

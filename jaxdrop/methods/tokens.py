@@ -15,7 +15,7 @@ from jaxdrop.core.apply import select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.compat import debug_check
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
-from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.layout import Layout, mask_layout, other_axes
 from jaxdrop.core.sharding import laid_like, whole_along
 from jaxdrop.core.threshold import Rounded, round_known
 from jaxdrop.core.types import Key, Rate
@@ -74,7 +74,7 @@ def drop_tokens(
     x = validate.any_array("drop_tokens", "x", x)
     rate = validate.known_probability("drop_tokens", "rate", rate)
     axis = validate.axis("drop_tokens", "axis", axis, x.ndim)
-    (prefix,) = validate.edges("drop_tokens", "prefix", prefix, 1, least=0)
+    prefix = validate.whole_number("drop_tokens", "prefix", prefix, least=0)
     if prefix > x.shape[axis]:
         raise ValueError(
             f"drop_tokens: prefix must be at most the {x.shape[axis]} tokens; got {prefix}."
@@ -135,7 +135,8 @@ def restore_tokens(
             f"restore_tokens: positions must have the first axes of tokens; got"
             f" {positions.shape} for {tokens.shape}."
         )
-    length = validate.edges("restore_tokens", "length", length, 1, least=positions.shape[-1])[0]
+    kept = positions.shape[-1]
+    length = validate.whole_number("restore_tokens", "length", length, least=kept)
     shape = (*positions.shape[:-1], length, *tokens.shape[positions.ndim :])
     result = jax.ShapeDtypeStruct(shape, tokens.dtype)
     fill = validate.like("restore_tokens", "fill", fill, result, "the result")
@@ -285,12 +286,7 @@ def _drop_tokens(
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
     places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)  # count: nowhere
-
-    def gather(places: Array) -> Array:
-        numbers = jnp.arange(places.shape[-1], dtype=jnp.int32)
-        return jnp.zeros(count, jnp.int32).at[places].set(numbers, mode="drop")
-
-    chosen = _for_batches(gather, axis)(places)
+    chosen = _for_batches(partial(_inverse, size=count), axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
     positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
     take = _for_batches(lambda x, positions: x[positions], axis)
@@ -308,18 +304,21 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
     # A gather by the inverse of the positions. Unlike a scatter of the tokens it
     # leaves nothing of the size of the result for the gradient.
-    def invert(positions: Array) -> Array:
-        numbers = jnp.arange(kept, dtype=jnp.int32)
-        return jnp.full(length, kept, jnp.int32).at[positions].set(numbers)
-
     @partial(jax.checkpoint, prevent_cse=False)
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
         there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
         return jnp.where(there, tokens[jnp.minimum(source, kept - 1)], fill)
 
-    source = _for_batches(invert, axis)(positions)
+    source = _for_batches(partial(_inverse, size=length), axis)(positions)
     tokens = whole_along(tokens, axis)
     return _for_batches(gather, axis)(source, tokens, laid_like(fill, tokens, axis))
+
+
+def _inverse(places: Array, size: int) -> Array:
+    """For each of `size` places the number of the one that names it, or how many there are."""
+    number = places.shape[0]
+    unnamed = jnp.full(size, number, jnp.int32)
+    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
@@ -341,7 +340,7 @@ def _drop_condition(
     mask = bernoulli_mask(key, rate, pairs, Layout((samples,)))
 
     def choose(x: Array, null: Array, axis: int | None) -> Array:
-        layout = mask_layout(x.shape, tuple(i for i in range(x.ndim) if i != axis))
+        layout = mask_layout(x.shape, other_axes(x.ndim, (axis,)))
         words = mask.words.reshape(layout.words_shape)
         return select(dataclasses.replace(mask, words=words, layout=layout), x, null)
 

@@ -12,8 +12,8 @@ from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, compute_dtype, times, unpack_for, widen
-from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, widen
+from jaxdrop.core.layout import Layout, mask_layout, other_axes
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.names import fold_in_name, path_name
 from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
@@ -182,8 +182,7 @@ def embedding_dropout(
     """
     table = validate.inexact_array("embedding_dropout", "table", table)
     rows = validate.axis("embedding_dropout", "axis", axis, table.ndim)
-    shared = tuple(i for i in range(table.ndim) if i != rows)
-    return drop("embedding_dropout", key, table, rate, shared, rescale)
+    return drop("embedding_dropout", key, table, rate, other_axes(table.ndim, (rows,)), rescale)
 
 
 def _map_leaves(
@@ -224,8 +223,7 @@ def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: L
         more = times(widen(x) - widen(target), p / jnp.where(q == 0, 1, q))
         kept = widen(x) + jnp.where(p == 0, jnp.zeros_like(more), more)
         mixed = jnp.where(unpack_for(mask, x), kept, widen(target))
-        poison = jnp.asarray(jnp.nan, compute_dtype(x)).astype(mixed.dtype)
-        return jnp.where(jnp.isnan(mask.keep_prob), poison, mixed).astype(x.dtype)
+        return poisoned(mask, mixed).astype(x.dtype)
 
     threshold = settle(rate)
     return add(draw_for(key, x, threshold, pairs, layout), threshold, x, target)
