@@ -10,7 +10,6 @@ of the exception.
 """
 
 import argparse
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from comparisons.rows import Answers
 from comparisons.verdicts import TOLERANCE
 from peers import OURS
 from probing import attempt, how, markdown
+from results_file import write_json
 
 RESULTS = Path(__file__).parent / "results" / "definitions.json"
 COMPARISONS = [*same_dropout.ROWS, *same_noise.ROWS, *same_groups.ROWS]
@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = path or RESULTS
     results = {"environment": _environment(versions, missing)}
     results |= {"same_mask": same_mask, "definitions": definitions}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
 
 
 def _compare(missing: Mapping[str, str]) -> list[dict[str, str]]:

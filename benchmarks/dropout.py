@@ -6,8 +6,6 @@ everything to a JSON file.
 """
 
 import argparse
-import json
-import os
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +17,7 @@ import jax
 from elementwise import Case, compare, compare_compile_times, compare_eager, elements
 from peers import BASELINE, OURS, PEERS, find_peers
 from report import draw_figure, tables
+from results_file import machine, write_json
 from tqdm import tqdm
 from training import Network, compare_steps
 
@@ -46,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     print(tables(results))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
     if options.figure:
         largest = max(options.sizes, key=lambda size: elements(_shape(size)))
         draw_figure(results, largest, RATES[0], options.figure)
@@ -103,10 +101,7 @@ def _environment(
     options: argparse.Namespace, versions: dict[str, str], missing: dict[str, str]
 ) -> dict[str, Any]:
     return {
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cpus": os.cpu_count(),
-        "jax": jax.__version__,
+        **machine(),
         "peers": versions,
         "left_out": missing,
         "command": _command(options),

@@ -7,8 +7,6 @@ table in Markdown and writes everything to a JSON file; see README.md.
 """
 
 import argparse
-import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from elementwise import (
 from jax import Array
 from peers import BOTH, FORWARD
 from probing import markdown
+from results_file import machine, write_json
 from timing import Samples, rounded, summarise, take_turns
 from tqdm import tqdm
 
@@ -242,9 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records = [compare(name, each, options.rounds, tick) for name, each in methods.items()]
     print(table(records))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         results = {"environment": _environment(options), "rate": RATE, "methods": records}
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
 
 def _small(method: Method) -> Method:
@@ -274,10 +272,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _environment(options: argparse.Namespace) -> dict[str, Any]:
     words = ["python", "benchmarks/methods.py", "--rounds", str(options.rounds)]
     return {
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cpus": os.cpu_count(),
-        "jax": jax.__version__,
+        **machine(),
         "jaxdrop": jaxdrop.__version__,
         "command": shlex.join(words + ["--quick"] * options.quick),
     }

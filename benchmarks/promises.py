@@ -7,7 +7,6 @@ prints a table in Markdown and writes it, with versions, to a JSON file.
 """
 
 import argparse
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from peers import FORWARD, OURS, PEERS, TORCH, find_peers, make_drop
 from probing import attempt, how, markdown, refused
+from results_file import write_json
 
 import jaxdrop
 
@@ -235,9 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     lines = ([promise, *cells.values()] for promise, cells in rows.items())
     print(markdown(["promise", *names], lines))
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = {"environment": _environment(versions, missing), "promises": _records(rows)}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
 
 
 def _environment(versions: dict[str, str], missing: dict[str, str]) -> dict[str, Any]:

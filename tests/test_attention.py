@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import outputs_by_mask, probabilities
+from enumeration import keep_prob_of, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
 
 from jaxdrop import draw_mask, drop_heads, drop_key, dropout, rescale
@@ -17,14 +17,12 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9375])
 def test_heads_keep_their_mean_given_that_one_survives(rate):
-    q = float(draw_mask(make_key("raw"), 1, rate).keep_prob)
+    q = keep_prob_of(rate)
     with enable_x64():
         x = np.array([[[1.0], [-2.0], [4.0]]])  # one sample, three heads
         keys = jax.random.split(make_key("raw"), 32768)
         outputs = np.asarray(jax.vmap(lambda key: drop_heads(key, x, rate))(keys))[:, 0, :, 0]
-    masks, first = np.unique(outputs != 0, axis=0, return_index=True)
-    outputs = outputs[first]
-    assert len(masks) == 8
+    masks, outputs = one_of_each(outputs != 0, outputs, 8)
     np.testing.assert_array_equal(outputs[0], 0)  # no head survives: zeros, not NaN
     weights = probabilities(masks, q)[1:]
     np.testing.assert_allclose(weights @ outputs[1:] / weights.sum(), x[0, :, 0], rtol=1e-12)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import moments, outputs_by_mask, probabilities
+from enumeration import keep_prob_of, moments, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
 
 from jaxdrop import (
@@ -22,10 +22,6 @@ from jaxdrop import (
 RATES = [0.25, 0.5, 0.875]
 
 
-def keep_prob_of(rate):
-    return float(draw_mask(make_key("raw"), 1, rate).keep_prob)
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
 def test_alpha_dropout_keeps_mean_zero_and_variance_one(rate):
     with enable_x64():
@@ -33,10 +29,8 @@ def test_alpha_dropout_keeps_mean_zero_and_variance_one(rate):
         keys = jax.random.split(jax.random.PRNGKey(0), 256)
         kept = jax.vmap(lambda key: draw_mask(key, 2, rate).unpack())(keys)
         outputs = np.asarray(jax.vmap(lambda key: alpha_dropout(key, x, rate))(keys))
-        masks, first = np.unique(np.asarray(kept), axis=0, return_index=True)
-        assert len(masks) == 4
+        masks, values = one_of_each(np.asarray(kept), outputs, 4)
         weights = probabilities(masks, keep_prob_of(rate))
-        values = outputs[first]
     mean = weights @ values.mean(1)
     second = weights @ (values**2).mean(1)
     np.testing.assert_allclose([mean, second - mean**2], [0, 1], atol=1e-12)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import probabilities
+from enumeration import keep_prob_of, one_of_each, probabilities
 from modes import enable_x64, make_key
 
 from jaxdrop import apply_mask, draw_mask, dropout, locked_dropout, zoneout
@@ -53,7 +53,7 @@ def test_a_recurrent_mask_is_the_same_unrolled_and_in_the_gradient():
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 0.9])
 def test_zoneout_without_a_key_is_its_mean_over_all_masks(rate):
-    q = float(draw_mask(make_key("raw"), 1, rate).keep_prob)
+    q = keep_prob_of(rate)
     with enable_x64():
         new, old = jnp.array([1.0, -2.0, 4.0]), jnp.array([0.5, 3.0, -1.0])
         keys = jax.random.split(make_key("raw"), 16384)
@@ -61,9 +61,8 @@ def test_zoneout_without_a_key_is_its_mean_over_all_masks(rate):
         mean = zoneout(None, new, rate, old=old)
     masks = outputs == np.asarray(new)
     np.testing.assert_array_equal(outputs, np.where(masks, new, old))
-    masks, first = np.unique(masks, axis=0, return_index=True)
-    assert len(masks) == 8
-    np.testing.assert_allclose(probabilities(masks, q) @ outputs[first], mean, rtol=1e-12)
+    masks, outputs = one_of_each(masks, outputs, 8)
+    np.testing.assert_allclose(probabilities(masks, q) @ outputs, mean, rtol=1e-12)
 
 
 @pytest.mark.parametrize("key", [None, "key"])

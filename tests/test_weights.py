@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import moments, outputs_by_mask, probabilities
+from enumeration import keep_prob_of, moments, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
 
 from jaxdrop import (
@@ -27,10 +27,6 @@ PARAMS = {
     "name": "net",
     "nothing": None,
 }
-
-
-def keep_prob_of(rate):
-    return float(draw_mask(make_key("raw"), 1, rate).keep_prob)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
@@ -63,9 +59,8 @@ def test_mixout_keeps_the_mean_and_follows_its_definition(rate):
         outputs = np.asarray(jax.vmap(lambda key: drop(key, weights, target))(keys))
     by_definition = (masks * weights + ~masks * target - (1 - q) * target) / q
     np.testing.assert_allclose(outputs, by_definition, rtol=1e-12, atol=1e-12)
-    masks, first = np.unique(masks, axis=0, return_index=True)
-    assert len(masks) == 16
-    mean, _ = moments(probabilities(masks, q), outputs[first])
+    masks, outputs = one_of_each(masks, outputs, 16)
+    mean, _ = moments(probabilities(masks, q), outputs)
     np.testing.assert_allclose(mean, weights, rtol=1e-12)
 
 

@@ -5,6 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from modes import make_key
+
+from jaxdrop import draw_mask
 
 
 def outputs_by_mask(run, x, number=None):
@@ -22,12 +25,22 @@ def outputs_by_mask(run, x, number=None):
     keys = jax.random.split(jax.random.PRNGKey(0), 64 * number)
     masks = np.asarray(jax.vmap(lambda key: run(key, jnp.ones_like(x)) != 0)(keys))
     outputs = np.asarray(jax.vmap(lambda key: run(key, x))(keys))
+    return one_of_each(masks, outputs, number)
+
+
+def one_of_each(masks, outputs, number):
+    """The distinct masks, which must be so many, and the output that each always has."""
     _, first, where = np.unique(
-        masks.reshape(len(keys), -1), axis=0, return_index=True, return_inverse=True
+        masks.reshape(len(masks), -1), axis=0, return_index=True, return_inverse=True
     )
     assert len(first) == number
     np.testing.assert_array_equal(outputs, outputs[first][where.reshape(-1)])
     return masks[first], outputs[first]
+
+
+def keep_prob_of(rate):
+    """The probability that is drawn with, for a rate."""
+    return float(draw_mask(make_key("raw"), 1, rate).keep_prob)
 
 
 def probabilities(masks, keep_prob):
