@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from jaxdrop import checks, rescale
+from jaxdrop import checks, match, rescale
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask
 from jaxdrop.core.mask import Mask
@@ -20,6 +20,10 @@ from jaxdrop.methods.recurrent import locked_dropout, zoneout
 from jaxdrop.methods.structured import cutout, drop_path, drop_path_rates, spatial_dropout
 from jaxdrop.methods.tokens import drop_condition, drop_tokens, replace_tokens, restore_tokens
 from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
+from jaxdrop.transforms.plant import plant, sites
+from jaxdrop.transforms.planting.keys import site_key
+from jaxdrop.transforms.planting.mark import site
+from jaxdrop.transforms.planting.rules import Rule
 from jaxdrop.transforms.policies import (
     chain,
     curriculum_dropout_schedule,
@@ -76,7 +80,14 @@ __all__ = [
     "per_leaf",
     "per_sample",
     "scheduled",
-    # Namespaces: rules for the factor of survivors, and assertions.
+    # Drops put into functions that were written without them.
+    "Rule",
+    "plant",
+    "site",
+    "site_key",
+    "sites",
+    # Namespaces: what rules of `plant` match, rules for the factor of survivors, and assertions.
     "checks",
+    "match",
     "rescale",
 ]

@@ -1,15 +1,180 @@
-"""The experimental parts of JAX, each behind one name."""
+"""The parts of JAX that are experimental or change between versions, each behind one name."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax import Array, lax
 from jax.experimental import checkify
+from jax.extend import source_info_util
+from jax.interpreters import partial_eval
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 # Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
+
+JIT = ("jit", "pjit")
+CHECKPOINT = ("checkpoint", "remat", "remat2")
+CUSTOM_JVP = ("custom_jvp_call",)
+CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 def debug_check(predicate: Any, message: str, **values: Any) -> None:
     """An assertion that fails under `checkify` and is nothing elsewhere, nor before JAX 0.8."""
     if CHECKS_LEAVE_CHECKPOINT_WORKING:
         checkify.debug_check(predicate, message, **values)
+
+
+def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jaxpr and its constants; some versions have two classes for it, some one."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def jaxprs_in(params: Mapping[str, Any]) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation, and in the objects among them."""
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(part, "eqns"):
+                yield part
+            elif hasattr(part, "in_avals") and hasattr(part, "params"):
+                # What `jax_remat3` and `jax_custom_vjp3` bind hides its body in an object.
+                for hidden in vars(part).values():
+                    body = getattr(hidden, "jaxpr", hidden)
+                    if hasattr(body, "eqns"):
+                        yield body
+
+
+def scan_arity(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many operands of a `scan` are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()
+    return len(list(constants)), len(list(carry))
+
+
+def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
+    """The mesh axes that a `shard_map` makes manual."""
+    return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The manual mesh axes over which a value, or its type, varies."""
+    aval = x if hasattr(x, "strip_weak_type") else jax.typeof(x)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma
+
+
+def vary_over(x: Array, axes: frozenset[str]) -> Array:
+    """The same value, typed as one that varies over the axes too."""
+    missing = tuple(sorted(axes - varying_axes(x)))
+    if not missing:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, missing, to="varying")
+    return lax.pvary(x, missing)
+
+
+def like_aval(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The type of an unsharded array that varies over the same manual axes."""
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*(None for _ in shape)))
+    return aval.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def save_always(primitive: Any) -> None:
+    """Makes `jax.checkpoint` save what a primitive returns, under every policy."""
+
+    def save(saveable: Any, unknown: Any, instantiated: Any, eqn: Any) -> Any:
+        del saveable, instantiated
+        if any(unknown):
+            return None, eqn, [True], [True], []
+        return eqn, None, [False], [False], []
+
+    partial_eval.partial_eval_jaxpr_custom_rules[primitive] = save
+
+
+def function_names(eqn: Any) -> Iterator[str]:
+    """The Python functions that were running when an equation was traced, innermost first.
+
+    They end where the tracing of the equation's own jaxpr began.
+    """
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback else ():
+        if frame.function_name.startswith("trace_to_jaxpr"):
+            return
+        yield frame.function_name.rpartition(".")[2]
+
+
+def function_name(params: Mapping[str, Any]) -> str:
+    """The name of the function in a call with a custom derivative."""
+    call, _ = opened(params["call_jaxpr"])
+    return call.debug_info.func_name
+
+
+def source_line(eqn: Any) -> str:
+    """Where the user's code made an equation, as `file:line (function)`."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def scope_names(eqn: Any) -> str:
+    """The named scopes and transforms in which an equation was traced, as in `jvp(net)/dense`."""
+    return str(eqn.source_info.name_stack)
+
+
+@contextmanager
+def within(eqn: Any) -> Iterator[None]:
+    """The configuration, the named scopes and the source line of an equation."""
+    source = eqn.source_info
+    names = source_info_util.current_name_stack() + source.name_stack
+    with source_info_util.user_context(source.traceback, name_stack=names), eqn.ctx.manager:
+        yield
+
+
+def bind(eqn: Any, *operands: Any) -> list[Any]:
+    """Evaluates an equation as JAX itself does."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    results = eqn.primitive.bind(*functions, *operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def jit_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What to give `jax.jit` for a call with one more operand, the first."""
+    donated = [i + 1 for i, is_donated in enumerate(params["donated_invars"]) if is_donated]
+    options = {
+        "donate_argnums": donated,
+        "keep_unused": params["keep_unused"],
+        "inline": params["inline"],
+        "compiler_options": dict(params["compiler_options_kvs"]) or None,
+    }
+    if any(map(_is_specified, params["in_shardings"])):
+        options["in_shardings"] = (None, *params["in_shardings"])
+    if any(map(_is_specified, params["out_shardings"])):
+        options["out_shardings"] = list(params["out_shardings"])
+    return options
+
+
+def _is_specified(sharding: Any) -> bool:
+    return isinstance(sharding, Sharding)
+
+
+def scan_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What to give `lax.scan` besides its operands."""
+    names = ("length", "reverse", "unroll", "_split_transpose")
+    return {name: params[name] for name in names if name in params}
+
+
+def checkpoint_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What to give `jax.checkpoint` for a call with one more operand, the first."""
+    prevent_cse = params["prevent_cse"]
+    if not isinstance(prevent_cse, bool):
+        prevent_cse = (False, *prevent_cse)
+    return {"policy": params["policy"], "prevent_cse": prevent_cse}
+
+
+def shard_map_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What to give `jax.shard_map` besides its specs."""
+    return {
+        "mesh": params["mesh"],
+        "axis_names": manual_axes(params),
+        "check_vma": params["check_vma"],
+    }

@@ -63,6 +63,15 @@ def threefry_key(key: Key) -> ThreefryKey:
     independent under `vmap`, which rbg itself is not, and of the backend.
     """
     mark_consumed(key)
+    return _two_words(key)
+
+
+def as_threefry(key: Key) -> Key:
+    """A typed Threefry key made of the data of `key`, which is not consumed."""
+    return jax.random.wrap_key_data(jnp.stack(_two_words(key)), impl="threefry2x32")
+
+
+def _two_words(key: Key) -> ThreefryKey:
     data = (jax.random.key_data(key) if _is_typed(key) else key).reshape(-1)
     words = [data[i] for i in range(data.size)]
     if len(words) == 2:

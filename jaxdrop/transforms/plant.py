@@ -1,0 +1,125 @@
+"""`plant` and `sites`: dropout in functions that were written without it."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+
+from jaxdrop.core import validate
+from jaxdrop.core.types import Key
+from jaxdrop.core.words import as_threefry, mark_consumed
+from jaxdrop.transforms.planting.candidates import Surroundings
+from jaxdrop.transforms.planting.keys import Stream
+from jaxdrop.transforms.planting.planner import Planner
+from jaxdrop.transforms.planting.report import SiteTable, refuse_unmatched, table_of
+from jaxdrop.transforms.planting.rules import RuleBook, Rules
+from jaxdrop.transforms.planting.tracing import trace
+
+
+def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+    """Puts drops into a function that was written without them.
+
+    The planted function takes a key first, and then what `fn` takes. At test
+    time one calls `fn` itself. It is a function like any other: differentiate,
+    batch, compile and shard it, or plant one that was differentiated already.
+
+    Every run of a site has a mask of its own: each call, step of a loop, example
+    of an inner `vmap`, and device of a `shard_map` along the axes over which the
+    value varies. `site_key` says which key it has; a `Rule` shares masks.
+
+    Args:
+      fn: a function of pytrees. Arrays are traced, all other leaves stay as they
+        are.
+      rules: a dict from patterns to drops `(key, x) -> y` or `Rule`s. A pattern
+        is a glob over the names that `site` gave, or from `jaxdrop.match`. No
+        two may match one site. In a list of pairs the first match wins.
+
+    Returns:
+      A function `(key, *args, **kwargs)` with the results of `fn`.
+
+    Raises:
+      TypeError: `fn` is not callable, `rules` are not rules; when called, if
+        `key` is not one key, or a drop changes the shape or dtype.
+      KeyError: when called, if a rule matches nothing.
+      ValueError: when called, if two rules of a dict match one site.
+      NotImplementedError: when called, if a site that a rule matches is where no
+        drop can be put; the message says where and what to do.
+
+    Example:
+      >>> def model(params, x):
+      ...     h = site(jnp.tanh(x @ params["in"]), "mlp/hidden")
+      ...     return h @ params["out"]
+      >>> params = {"in": jnp.ones((2, 4)), "out": jnp.ones(4)}
+      >>> train = plant(model, {"mlp/*": partial(dropout, rate=0.5)})
+      >>> train(jax.random.key(0), params, jnp.ones((3, 2))).shape
+      (3,)
+      >>> print(sites(model, params, jnp.ones((3, 2))))
+      site        value         runs  where  rule  source
+    """
+    if not callable(fn):
+        raise TypeError(f"plant: fn must be callable; got {fn!r}.")
+    planner = Planner(RuleBook("plant", rules))
+
+    @wraps(fn)
+    def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
+        key = validate.one_key("plant", key)
+        mark_consumed(key)
+        jaxpr, rebuild, operands = trace(fn, *args, **kwargs)
+        plan = planner.plan(jaxpr, Surroundings())
+        refuse_unmatched("plant", jaxpr, plan, planner.book)
+        root = as_threefry(key)
+        streams = {name: Stream.of(root, name) for name in plan.runs}
+        return rebuild(plan(streams, *operands))
+
+    # Without `__wrapped__`, which would show the signature of `fn` to some.
+    del planted.__wrapped__
+    planted.__signature__ = _with_key(fn)
+    return planted
+
+
+def sites(fn: Callable[..., Any], *args: Any, rules: Rules | None = None, **kwargs: Any) -> SiteTable:
+    """Lists the sites of a function: a dry run, in which nothing is computed.
+
+    Args:
+      fn: the function that `plant` would be given.
+      *args: what it would be called with, without the key. Arrays may be
+        `jax.ShapeDtypeStruct`s.
+      rules: the rules that `plant` would be given. None lists all values marked
+        by `site` or tagged by `checkpoint_name`.
+      **kwargs: keyword arguments of `fn`.
+
+    Returns:
+      A sequence of `SiteRow`s that prints as a table. With rules, sites that
+      none matches are listed too, with `rule` None.
+
+    Raises:
+      TypeError: `rules` are not rules.
+      KeyError: a rule matches nothing.
+      ValueError: two rules of a dict match one site.
+      NotImplementedError: a site that a rule matches is where no drop can be put.
+
+    Example:
+      >>> model = lambda x: site(jnp.tanh(x), "hidden").sum()
+      >>> table = sites(model, jax.ShapeDtypeStruct((2, 4), jnp.float32))
+      >>> [(row.site, row.shape, row.runs) for row in table]
+      [('hidden', (2, 4), 1)]
+    """
+    book = RuleBook("sites", rules or {})
+    jaxpr, _, _ = trace(fn, *args, **kwargs)
+    plan = Planner(book).plan(jaxpr, Surroundings())
+    refuse_unmatched("sites", jaxpr, plan, book)
+    return table_of(jaxpr, book)
+
+
+def _with_key(fn: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function with a key in front."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return None
+    parameters = list(signature.parameters.values())
+    name = "key" if "key" not in signature.parameters else "plant_key"
+    key = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=Key)
+    return signature.replace(parameters=[key, *parameters])

@@ -1,0 +1,139 @@
+"""Which key each run of a site gets.
+
+A site's runs are numbered in the order in which the program executes them,
+straight through `jit`, `checkpoint` and `scan`. So masks do not change when one
+of them is added or removed, and no site shifts the masks of another.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import UInt32
+
+from jaxdrop.core import validate
+from jaxdrop.core.names import fold_in_name
+from jaxdrop.core.types import Key
+from jaxdrop.core.words import as_threefry
+
+Count: TypeAlias = int | UInt32[Array, ""]
+
+
+def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
+    """The key with which a planted function drops at a run of a site.
+
+    With it, what `plant` does can be written by hand. Example i of an inner
+    `vmap` uses `fold_in(site_key(...), i)`, as do iteration i of a
+    `while_loop` and device i along a mesh axis of a `shard_map` over which the
+    value varies; where several apply they are folded in one after the other:
+    loops, devices, examples, the outermost first and mesh axes by name.
+
+    Args:
+      key: the key that the planted function was called with. It is not consumed.
+      name: the site's name. For an array in a marked pytree its path follows,
+        as in "hidden['a']"; what a matcher found has the kind in front, as in
+        "jit:softmax".
+      occurrence: how many times the site ran before, counted through inner
+        `jit`, `checkpoint` and `scan`.
+
+    Returns:
+      A typed Threefry key.
+
+    Raises:
+      TypeError: `key` is not one key.
+
+    Example:
+      >>> model = lambda x: site(x, "hidden")
+      >>> drop = partial(dropout, rate=0.5)
+      >>> planted = plant(model, {"hidden": drop})
+      >>> y = planted(jax.random.key(0), jnp.ones(6))
+      >>> bool(jnp.all(y == drop(site_key(jax.random.key(0), "hidden"), jnp.ones(6))))
+      True
+    """
+    key = as_threefry(validate.one_key("site_key", key))
+    return jax.random.fold_in(fold_in_name(key, name), occurrence)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Place:
+    """How far the runs of a site are counted."""
+
+    base: Count
+    offset: int = field(default=0, metadata={"static": True})
+    iterations: tuple[Count, ...] = ()  # of the while loops around
+
+    def plus(self, runs: Count) -> "Place":
+        return replace(self, base=self.occurrence() + runs, offset=0)
+
+    def occurrence(self) -> Count:
+        return self.base + self.offset
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stream:
+    """The keys of one site's runs: where they are, and where the innermost loop began."""
+
+    key: Key
+    now: Place
+    first: Place
+    cycle: int = field(default=0, metadata={"static": True})  # runs, 0 for without end
+
+    @staticmethod
+    def of(key: Key, name: str) -> "Stream":
+        start = Place(0)
+        return Stream(fold_in_name(key, name), start, start)
+
+    def after(self, runs: int) -> "Stream":
+        def move(place: Place) -> Place:
+            offset = place.offset + runs
+            return replace(place, offset=offset % self.cycle if self.cycle else offset)
+
+        return replace(self, now=move(self.now), first=move(self.first))
+
+    def cycling(self, runs: int) -> "Stream":
+        """From here on, the same runs over and over."""
+        return replace(self.as_operand(), cycle=runs)
+
+    def in_step(self, step: Array, runs: int) -> "Stream":
+        """Inside a scan, `runs` being those of one step."""
+        return Stream(self.key, self.now.plus(step * jnp.uint32(runs)), self.now)
+
+    def in_iteration(self, iteration: Array) -> "Stream":
+        """Inside a while loop."""
+        inside = [
+            replace(self.now, iterations=(*self.now.iterations, i))
+            for i in (iteration, jnp.zeros_like(iteration))
+        ]
+        return Stream(self.key, *inside)
+
+    def as_operand(self) -> "Stream":
+        """The same stream, of a type that does not depend on where it is."""
+        now, first = (
+            replace(p, base=jnp.asarray(p.occurrence(), jnp.uint32), offset=0)
+            for p in (self.now, self.first)
+        )
+        return Stream(self.key, now, first)
+
+    def next_key(self, locked: bool) -> Key:
+        """The key of the next run; if locked, that of it in the loop's first step."""
+        place = self.first if locked else self.now
+        key = jax.random.fold_in(self.key, place.occurrence())
+        for iteration in place.iterations:
+            key = jax.random.fold_in(key, iteration)
+        return key
+
+
+Streams: TypeAlias = Mapping[str, Stream]
+
+
+def spread(key: Key, sizes: tuple[int, ...]) -> Array:
+    """A key for each example of nested batches, the outermost first."""
+    if not sizes:
+        return key
+    examples = lax.iota(jnp.uint32, sizes[0])
+    return jax.vmap(lambda i: spread(jax.random.fold_in(key, i), sizes[1:]))(examples)

@@ -1,0 +1,88 @@
+"""The interpreter: a jaxpr as a sequence of steps, of which some take keys.
+
+Equations without a site are left to JAX, in runs as long as possible. The other
+steps are drops, and calls whose bodies are plans again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+from jax.extend.core import Literal
+
+from jaxdrop.transforms.planting.drops import Site
+from jaxdrop.transforms.planting.keys import Streams
+
+Values: TypeAlias = Sequence[Any]
+Runs: TypeAlias = Mapping[str, int]
+"""How many times each site runs."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is evaluated at once: a function of streams of keys and of values."""
+
+    evaluate: Callable[..., Values]
+    operands: Values
+    results: Values
+    runs: Runs = field(default_factory=dict[str, int])
+    sites: tuple[Site, ...] = ()
+
+
+class Plan:
+    """What to evaluate for a jaxpr; called with the streams of its sites and its operands."""
+
+    def __init__(self, jaxpr: Any, consts: Values, steps: Sequence[Step]) -> None:
+        self.operands = [*jaxpr.constvars, *jaxpr.invars]
+        self.results = list(jaxpr.outvars)
+        self.consts = consts
+        self.steps = steps
+        self.runs: Runs = sum((Counter(step.runs) for step in steps), Counter())
+        self.sites = [site for step in steps for site in step.sites]
+        self._unused_after = _last_uses(steps, self.results)
+
+    def __call__(self, streams: Streams, *operands: Any) -> tuple[Any, ...]:
+        values = dict(zip(self.operands, [*self.consts, *operands], strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for step, unused in zip(self.steps, self._unused_after, strict=True):
+            here = {name: streams[name] for name in step.runs}
+            results = step.evaluate(here, *map(read, step.operands))
+            values.update(zip(step.results, results, strict=True))
+            streams = {**streams, **{name: here[name].after(n) for name, n in step.runs.items()}}
+            for variable in unused:
+                del values[variable]
+        return tuple(map(read, self.results))
+
+
+def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any]) -> Step:
+    """A run of equations without a site, as one step; `needed` are variables read elsewhere."""
+    made = {variable for eqn in eqns for variable in eqn.outvars}
+    operands = [v for v in unique_variables(a for eqn in eqns for a in eqn.invars) if v not in made]
+    results = [v for eqn in eqns for v in eqn.outvars if v in needed]
+    part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
+    return Step(lambda _, *values: jax.core.eval_jaxpr(part, (), *values), operands, results)
+
+
+def unique_variables(atoms: Iterable[Any]) -> list[Any]:
+    """The variables among atoms, each once."""
+    return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, Literal)))
+
+
+def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:
+    """For each step, the variables that nothing reads after it."""
+    last = {
+        variable: index
+        for index, step in enumerate(steps)
+        for variable in unique_variables([*step.results, *step.operands])
+    }
+    for variable in unique_variables(kept):
+        last.pop(variable, None)
+    unused: list[list[Any]] = [[] for _ in steps]
+    for variable, index in last.items():
+        unused[index].append(variable)
+    return unused

@@ -1,0 +1,140 @@
+"""From a jaxpr and rules to a plan."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jaxdrop.core import compat
+from jaxdrop.transforms.planting.calls import RULES, Evaluate
+from jaxdrop.transforms.planting.candidates import Surroundings, is_whole, matches_in
+from jaxdrop.transforms.planting.drops import Site
+from jaxdrop.transforms.planting.mark import site_p, token_p
+from jaxdrop.transforms.planting.plan import Plan, Step, Values, unique_variables, untouched
+from jaxdrop.transforms.planting.rules import Candidate, Match, RuleBook
+
+
+class Planner:
+    """Plans jaxprs for one set of rules, each once."""
+
+    def __init__(self, book: RuleBook) -> None:
+        self.book = book
+        self._plans: WeakKeyDictionary[Any, dict[Surroundings, Plan]] = WeakKeyDictionary()
+
+    def plan(self, jaxpr: Any, around: Surroundings) -> Plan:
+        """The plan of a jaxpr; the same object for the same jaxpr, so that it compiles once."""
+        plans = self._plans.setdefault(jaxpr, {})
+        if around not in plans:
+            body, consts = compat.opened(jaxpr)
+            plans[around] = Plan(body, consts, self._steps(body, around))
+        return plans[around]
+
+    def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
+        """Raises an error if there is a site in a body that cannot have one."""
+        for site in self.plan(jaxpr, around).sites:
+            raise NotImplementedError(
+                f"plant: site {site.match.name!r} at {site.source} is in {where}. Move it out, or"
+                " leave it without a rule."
+            )
+
+    def _steps(self, jaxpr: Any, around: Surroundings) -> list[Step]:
+        matches = matches_in(jaxpr, around, self.book)
+        last_read = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in unique_variables(eqn.invars)}
+        last_read |= dict.fromkeys(unique_variables(jaxpr.outvars), len(jaxpr.eqns))
+        steps: list[Step] = []
+        pending: list[Any] = []
+
+        def flush(end: int, wanted: Sequence[Any] = ()) -> None:
+            needed = {v for v, reader in last_read.items() if reader >= end} | set(wanted)
+            if pending:
+                steps.append(untouched(jaxpr, pending, needed))
+                pending.clear()
+
+        for index, eqn in enumerate(jaxpr.eqns):
+            own = self._step(eqn, around, matches)
+            dropped = [v for v in eqn.outvars if v in matches and eqn.primitive is not token_p]
+            if own:
+                flush(index)
+                steps.append(own)
+            else:
+                pending.append(eqn)
+            if dropped:
+                flush(index + 1, dropped)
+            steps += [self._drop_result(eqn, v, matches[v], around) for v in dropped]
+        flush(len(jaxpr.eqns))
+        return steps
+
+    def _step(self, eqn: Any, around: Surroundings, matches: dict[Any, Match]) -> Step | None:
+        """What to do for an equation by itself; None to leave it to JAX."""
+        if eqn.primitive is token_p:
+            match = matches.get(eqn.outvars[0])
+            return match and self._draw(eqn, match, around)
+        if eqn.primitive is site_p:
+            return self._drop(eqn, around)
+        inside = self._inside(eqn, around)
+        bodies = [self.plan(body, inside) for body in compat.jaxprs_in(eqn.params)]
+        sites = [site for body in bodies for site in body.sites]
+        if not sites or is_whole(eqn, matches):
+            return None
+        rule = RULES.get(eqn.primitive.name)
+        if rule is None:
+            raise NotImplementedError(
+                f"plant: site {sites[0].match.name!r} at {sites[0].source} is inside of"
+                f" {eqn.primitive.name!r}, which plant cannot go into. Move the site out, or plant"
+                " the function before it gets there."
+            )
+        evaluate, runs = rule(self, eqn, inside)
+        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, runs, tuple(sites))
+
+    def _draw(self, eqn: Any, match: Match, around: Surroundings) -> Step:
+        site = self._site(eqn, match, around)
+
+        def evaluate(streams: Any, x: Any) -> Values:
+            return [site.draw(streams[match.name], x, eqn.params["axes"])]
+
+        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, {match.name: 1}, (site,))
+
+    def _drop(self, eqn: Any, around: Surroundings) -> Step | None:
+        params = eqn.params
+        candidates = [Candidate("site", params["name"])]
+        match = self.book.find(candidates, params["path"], compat.source_line(eqn))
+        if match is None:
+            return None
+        site = self._site(eqn, match, around)
+
+        def evaluate(_: Any, x: Any, token: Any) -> Values:
+            return [site.drop(x, token, params["role"], params["axes"])]
+
+        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, {}, (site,))
+
+    def _drop_result(self, eqn: Any, variable: Any, match: Match, around: Surroundings) -> Step:
+        """Drops what an equation returned, where it is not marked but matched."""
+        site = self._site(eqn, match, around)
+
+        def evaluate(streams: Any, x: Any) -> Values:
+            return [site.drop(x, site.draw(streams[match.name], x), "value", ())]
+
+        return Step(_within(eqn, evaluate), [variable], [variable], {match.name: 1}, (site,))
+
+    def _site(self, eqn: Any, match: Match, around: Surroundings) -> Site:
+        return Site(match, compat.source_line(eqn), around.unchecked_axes)
+
+    def _inside(self, eqn: Any, around: Surroundings) -> Surroundings:
+        """What is around the bodies of an equation: no more than rules depend on, so that
+        bodies are planned, and compiled, as seldom as possible."""
+        path = around.path_of(eqn)
+        if all(matcher.kind != "named_scope" for matcher in self.book.matchers):
+            path = next((name for name in ("transpose(", "jvp(") if name in path), "")
+        unchecked = around.unchecked_axes
+        if "check_vma" in eqn.params and not eqn.params["check_vma"]:
+            unchecked |= compat.manual_axes(eqn.params)
+        return Surroundings(path, unchecked, around.in_rule)
+
+
+def _within(eqn: Any, evaluate: Evaluate) -> Evaluate:
+    """Evaluates where the equation was: in its named scopes and configuration."""
+
+    def evaluate_there(*args: Any) -> Values:
+        with compat.within(eqn):
+            return evaluate(*args)
+
+    return evaluate_there

@@ -1,0 +1,154 @@
+"""What there is to plant: a table of sites, and what to say to a rule that matches none."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, overload
+
+from jaxdrop.core import compat
+from jaxdrop.transforms.planting.candidates import (
+    Surroundings,
+    candidates_in,
+    matches_in,
+    is_whole,
+    name_of_call,
+    names_of,
+)
+from jaxdrop.transforms.planting.plan import Plan
+from jaxdrop.transforms.planting.rules import Candidate, Matcher, RuleBook, str_of
+
+_LISTED_KINDS = ("site", "checkpoint_name")
+_LISTED = tuple(Matcher(kind, "*") for kind in _LISTED_KINDS)
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site: what goes through it, how often, and what a rule does to it."""
+
+    site: str
+    shape: tuple[int, ...]
+    dtype: Any
+    runs: int | None
+    """None in a while loop, whose length is not known."""
+    where: str
+    rule: str | None
+    source: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        value = f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        runs = "?" if self.runs is None else str(self.runs)
+        return self.site, value, runs, self.where or "-", self.rule or "-", self.source
+
+
+class SiteTable(Sequence[SiteRow]):
+    """Rows that print as a table."""
+
+    def __init__(self, rows: Sequence[SiteRow]) -> None:
+        self._rows = tuple(rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SiteRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SiteRow]: ...
+    def __getitem__(self, index: int | slice) -> SiteRow | Sequence[SiteRow]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        lines = [("site", "value", "runs", "where", "rule", "source")]
+        lines += [row.cells for row in self._rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+
+def table_of(jaxpr: Any, book: RuleBook) -> SiteTable:
+    """The sites of a jaxpr; those that are alike share a row."""
+    runs: dict[SiteRow, int | None] = {}
+    for row in _rows(jaxpr, Surroundings(), book, 1, ()):
+        alike = replace(row, runs=0)
+        before = runs.get(alike, 0)
+        runs[alike] = None if before is None or row.runs is None else before + row.runs
+    return SiteTable([replace(row, runs=count) for row, count in runs.items()])
+
+
+def refuse_unmatched(function: str, jaxpr: Any, plan: Plan, book: RuleBook) -> None:
+    """Raises an error if a rule matches nothing, with names that it may have meant."""
+    used = {site.match.matcher for site in plan.sites}
+    for matcher in book.matchers:
+        if matcher in used:
+            continue
+        names = sorted(set(_names(jaxpr, Surroundings(), matcher.kind)))
+        if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
+            raise KeyError(
+                f"{function}: the rule {str_of(matcher)!r} is never used: an earlier one, or one"
+                " around it, takes all that it matches."
+            )
+        near = get_close_matches(matcher.pattern, names, _SHOWN, cutoff=0.3) or names[:_SHOWN]
+        more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
+        known = f"there are {', '.join(map(repr, near))}{more}" if names else "there is none"
+        raise KeyError(f"{function}: no {matcher.kind} matches {matcher.pattern!r}; {known}.")
+
+
+def _rows(
+    jaxpr: Any, around: Surroundings, book: RuleBook, times: int | None, where: tuple[str, ...]
+) -> Iterator[SiteRow]:
+    body, _ = compat.opened(jaxpr)
+    matches = matches_in(body, around, book)
+    listed: set[Any] = set()
+    for eqn, variable, candidate in candidates_in(body, around, (*book.matchers, *_LISTED)):
+        match = matches.get(variable)
+        if variable in listed or not (match or candidate.kind in _LISTED_KINDS):
+            continue
+        listed.add(variable)
+        axes = eqn.params.get("axes", ())
+        value = eqn.invars[0].aval if candidate.kind == "site" else variable.aval
+        batches = tuple(f"vmap[{value.shape[axis]}]" for axis in axes)
+        yield SiteRow(
+            site=match.name if match else candidate.text + eqn.params.get("path", ""),
+            shape=tuple(n for axis, n in enumerate(value.shape) if axis not in axes),
+            dtype=value.dtype,
+            runs=times,
+            where="/".join((*where, *batches)),
+            rule=str_of(match.matcher) if match else None,
+            source=compat.source_line(eqn),
+        )
+    for eqn in body.eqns:
+        if is_whole(eqn, matches):
+            continue
+        inside = replace(around, scopes=around.path_of(eqn))
+        factor = _FACTORS.get(eqn.primitive.name, lambda params: 1)(eqn.params)
+        inner_times = None if times is None or factor is None else times * factor
+        bodies = list(compat.jaxprs_in(eqn.params))
+        for index, inner in enumerate(bodies):
+            label = _label(eqn) + (f"[{index}]" if eqn.primitive.name == "cond" else "")
+            yield from _rows(inner, inside, book, inner_times, (*where, label))
+
+
+_FACTORS: Mapping[str, Callable[[Any], int | None]] = {
+    "scan": lambda params: params["length"],
+    "while": lambda params: None,
+}
+
+
+def _label(eqn: Any) -> str:
+    name = eqn.primitive.name
+    if name == "scan":
+        return f"scan[{eqn.params['length']}]"
+    called = name_of_call(eqn)
+    return f"{name}({called})" if called else name
+
+
+def _names(jaxpr: Any, around: Surroundings, kind: str) -> Iterator[str]:
+    """All names of a kind, at any depth."""
+    body, _ = compat.opened(jaxpr)
+    for eqn in body.eqns:
+        yield from names_of(eqn, around, kind)
+        for inner in compat.jaxprs_in(eqn.params):
+            yield from _names(inner, replace(around, scopes=around.path_of(eqn)), kind)

@@ -1,0 +1,50 @@
+"""From a function to a jaxpr in which its sites can be seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+from jaxdrop.transforms.planting.mark import is_array, planting
+from jaxdrop.transforms.planting.plan import Values
+
+Rebuild = Callable[[Values], Any]
+
+
+def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Rebuild, Values]:
+    """The jaxpr of a call, how its results are put together, and its operands.
+
+    Arrays are traced. All other leaves, of arguments as of results, stay what
+    they are.
+    """
+    fill, operands = _take_arrays((args, kwargs))
+    rebuild: list[Rebuild] = []
+
+    def flat(*operands: Any) -> Values:
+        args, kwargs = fill(operands)
+        fill_results, results = _take_arrays(function(*args, **kwargs))
+        rebuild.append(fill_results)
+        return results
+
+    with planting(True):
+        jaxpr = jax.make_jaxpr(flat)(*operands)
+    return jaxpr, rebuild[-1], operands
+
+
+def _take_arrays(tree: Any) -> tuple[Rebuild, Values]:
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if _is_traced(leaf)]
+    others = [None if _is_traced(leaf) else leaf for leaf in leaves]
+    places = [_is_traced(leaf) for leaf in leaves]
+
+    def fill(values: Values) -> Any:
+        remaining = iter(values)
+        filled = [next(remaining) if place else other for place, other in zip(places, others)]
+        return jax.tree.unflatten(structure, filled)
+
+    return fill, arrays
+
+
+def _is_traced(leaf: Any) -> bool:
+    return is_array(leaf) and leaf.dtype != jax.dtypes.float0
