@@ -4,14 +4,16 @@ Each rule takes the planner, an equation and what is around its body. It returns
 how the equation is evaluated, and how often each site runs in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
@@ -119,51 +121,52 @@ def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned
 def plan_custom_jvp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """The user's rule is kept: where it is used, it is traced and planned too."""
     body = planner.plan(eqn.params["call_jaxpr"], around)
+    inputs = _Inputs(eqn)
 
     @jax.custom_jvp
     def planted(streams: Streams, *values: Any) -> Values:
         return body(streams, *values)
 
-    @planted.defjvp
-    def _(primals: Values, tangents: Values) -> tuple[Values, Values]:
+    def differentiate(primals: Values, tangents: Values) -> tuple[Values, Values]:
         streams, *values = primals
-        join, inexact = _inexact_of(values)
-        _, inexact_tangents = _inexact_of(tangents[1:])
+        inputs.refuse_consts([not isinstance(t, SymbolicZero) for t in tangents[1:]])
 
-        def differentiate(xs: Values, ts: Values) -> Any:
-            return jax.jvp(lambda *xs: compat.bind(eqn, *join(xs)), xs, ts)
+        def rule(xs: Values, ts: Values) -> Any:
+            return jax.jvp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), xs, ts)
 
-        return _evaluate_rule(
-            planner, around, streams, body.runs, differentiate, inexact, inexact_tangents
-        )
+        args = inputs.take(values), [_instantiated(t) for t in inputs.take(tangents[1:])]
+        return _evaluate_rule(planner, around, streams, body, rule, *args)
 
+    planted.defjvp(differentiate, symbolic_zeros=True)
     return lambda streams, *values: planted(_as_operands(streams), *values), body.runs
 
 
 def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """The user's rules are kept: where they are used, they are traced and planned too."""
     body = planner.plan(eqn.params["call_jaxpr"], around)
+    inputs = _Inputs(eqn)
 
     @jax.custom_vjp
     def planted(streams: Streams, *values: Any) -> Values:
         return body(streams, *values)
 
-    def forwards(streams: Streams, *values: Any) -> tuple[Values, Any]:
-        join, inexact = _inexact_of(values)
+    def forwards(streams: Streams, *args: Any) -> tuple[Values, Any]:
+        inputs.refuse_consts([arg.perturbed for arg in args])
+        streams, values = custom_vjp_primal_tree_values((streams, args))
 
-        def differentiate(xs: Values) -> Any:
-            return jax.vjp(lambda *xs: compat.bind(eqn, *join(xs)), *xs)
+        def rule(xs: Values) -> Any:
+            return jax.vjp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), *xs)
 
-        results, pull = _evaluate_rule(planner, around, streams, body.runs, differentiate, inexact)
-        return results, (streams, pull, [_is_inexact(value) for value in values])
+        results, pull = _evaluate_rule(planner, around, streams, body, rule, inputs.take(values))
+        return tuple(results), (streams, pull)
 
     def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
-        streams, pull, are_inexact = kept
-        results = _evaluate_rule(planner, around, streams, body.runs, pull, cotangents)
-        remaining = iter(results)
-        return (None, *(next(remaining) if inexact else None for inexact in are_inexact))
+        streams, pull = kept
+        cotangents = [_instantiated(cotangent) for cotangent in cotangents]
+        results = _evaluate_rule(planner, around, streams, body, pull, cotangents)
+        return None, *inputs.put(results, [None] * len(eqn.invars))
 
-    planted.defvjp(forwards, backwards)
+    planted.defvjp(forwards, backwards, symbolic_zeros=True)
     return lambda streams, *values: planted(_as_operands(streams), *values), body.runs
 
 
@@ -197,15 +200,51 @@ RULES: Mapping[str, Callable[[Planner, Any, Surroundings], Planned]] = {
 }
 
 
+class _Inputs:
+    """Which operands of a custom derivative have one: floating ones that it was called with."""
+
+    def __init__(self, eqn: Any) -> None:
+        self._num_consts = eqn.params["num_consts"]
+        self._places = [
+            i >= self._num_consts and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+            for i, atom in enumerate(eqn.invars)
+        ]
+
+    def take(self, values: Values) -> list[Any]:
+        return [value for value, place in zip(values, self._places, strict=True) if place]
+
+    def put(self, taken: Values, others: Values) -> list[Any]:
+        remaining = iter(taken)
+        return [
+            next(remaining) if place else other
+            for other, place in zip(others, self._places, strict=True)
+        ]
+
+    def refuse_consts(self, perturbed: Sequence[bool]) -> None:
+        """JAX does so too, but here they have become operands."""
+        if any(perturbed[: self._num_consts]):
+            raise ValueError(
+                "plant: a function with a custom derivative was differentiated with respect to a"
+                " value that it closes over. Make the value an argument of the function."
+            )
+
+
+def _instantiated(derivative: Any) -> Any:
+    if not isinstance(derivative, SymbolicZero):
+        return derivative
+    zeros = np if derivative.dtype == jax.dtypes.float0 else jnp
+    return zeros.zeros(derivative.shape, derivative.dtype)
+
+
 def _evaluate_rule(
     planner: Planner,
     around: Surroundings,
     streams: Streams,
-    runs: Runs,
+    body: Plan,
     rule: Callable[..., Any],
     *args: Any,
 ) -> Any:
-    """Evaluates a user's derivative rule with the runs of the function that it is for.
+    """Evaluates a rule for a custom derivative with the masks of its function.
 
     It starts where the function does, and starts again after as many runs: what
     a rule computes twice has the same masks twice.
@@ -218,7 +257,7 @@ def _evaluate_rule(
                 f"plant: site {name!r} is in the rule for a custom derivative, but not in the"
                 " function that the rule is for. Mark the same values in both."
             )
-    here = {name: streams[name].cycling(runs[name]) for name in plan.runs}
+    here = {name: streams[name].cycling(body.runs[name]) for name in plan.runs}
     return rebuild(plan(here, *values))
 
 
@@ -242,20 +281,6 @@ def _split(values: Values, *sizes: int) -> tuple[Values, ...]:
         parts.append(values[:size])
         values = values[size:]
     return (*parts, values)
-
-
-def _is_inexact(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
-
-
-def _inexact_of(values: Values) -> tuple[Callable[[Values], Values], list[Any]]:
-    """The inexact ones of some values, and how others are put in their places."""
-
-    def join(others: Values) -> Values:
-        remaining = iter(others)
-        return [next(remaining) if _is_inexact(value) else value for value in values]
-
-    return join, [value for value in values if _is_inexact(value)]
 
 
 def _named(body: Plan, name: str) -> Evaluate:

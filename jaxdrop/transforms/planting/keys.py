@@ -78,7 +78,8 @@ class Place:
 class Stream:
     """The keys of one site's runs: where they are, and where the innermost loop began."""
 
-    key: Key
+    data: UInt32[Array, "2"]
+    """Of the key of the site's name, untyped since nothing is drawn from it."""
     now: Place
     first: Place
     cycle: int = field(default=0, metadata={"static": True})  # runs, 0 for without end
@@ -86,7 +87,7 @@ class Stream:
     @staticmethod
     def of(key: Key, name: str) -> "Stream":
         start = Place(0)
-        return Stream(fold_in_name(key, name), start, start)
+        return Stream(jax.random.key_data(fold_in_name(key, name)), start, start)
 
     def after(self, runs: int) -> "Stream":
         def move(place: Place) -> Place:
@@ -101,7 +102,7 @@ class Stream:
 
     def in_step(self, step: Array, runs: int) -> "Stream":
         """Inside a scan, `runs` being those of one step."""
-        return Stream(self.key, self.now.plus(step * jnp.uint32(runs)), self.now)
+        return Stream(self.data, self.now.plus(step * jnp.uint32(runs)), self.now)
 
     def in_iteration(self, iteration: Array) -> "Stream":
         """Inside a while loop."""
@@ -109,7 +110,7 @@ class Stream:
             replace(self.now, iterations=(*self.now.iterations, i))
             for i in (iteration, jnp.zeros_like(iteration))
         ]
-        return Stream(self.key, *inside)
+        return Stream(self.data, *inside)
 
     def as_operand(self) -> "Stream":
         """The same stream, of a type that does not depend on where it is."""
@@ -117,12 +118,13 @@ class Stream:
             replace(p, base=jnp.asarray(p.occurrence(), jnp.uint32), offset=0)
             for p in (self.now, self.first)
         )
-        return Stream(self.key, now, first)
+        return Stream(self.data, now, first)
 
     def next_key(self, locked: bool) -> Key:
         """The key of the next run; if locked, that of it in the loop's first step."""
         place = self.first if locked else self.now
-        key = jax.random.fold_in(self.key, place.occurrence())
+        name_key = jax.random.wrap_key_data(self.data, impl="threefry2x32")
+        key = jax.random.fold_in(name_key, place.occurrence())
         for iteration in place.iterations:
             key = jax.random.fold_in(key, iteration)
         return key
