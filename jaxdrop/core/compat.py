@@ -31,18 +31,33 @@ def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
-def jaxprs_in(params: Mapping[str, Any]) -> Iterator[Any]:
-    """The jaxprs in the parameters of an equation, and in the objects among them."""
+def call_of(eqn: Any) -> tuple[str, Mapping[str, Any]]:
+    """The name and the parameters of an equation's primitive.
+
+    What the flags `jax_remat3` and `jax_custom_vjp3` make has them in an object.
+    """
+    hidden = eqn.params.get("_prim")
+    if hidden is None:
+        return eqn.primitive.name, eqn.params
+    if "policy" in hidden.params:
+        return CHECKPOINT[0], {"prevent_cse": True, **hidden.params, "differentiated": False}
+    return type(hidden).__name__, vars(hidden)
+
+
+def jaxprs_in(eqn: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation, and in traced functions among them."""
+    _, params = call_of(eqn)
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(part, "eqns"):
-                yield part
-            elif hasattr(part, "in_avals") and hasattr(part, "params"):
-                # What `jax_remat3` and `jax_custom_vjp3` bind hides its body in an object.
-                for hidden in vars(part).values():
-                    body = getattr(hidden, "jaxpr", hidden)
-                    if hasattr(body, "eqns"):
-                        yield body
+            body = part if hasattr(part, "eqns") else getattr(part, "jaxpr", None)
+            if hasattr(body, "eqns"):
+                yield body
+
+
+def tag_of(eqn: Any) -> str | None:
+    """The name that `checkpoint_name` gave, if the equation is of it."""
+    name, params = call_of(eqn)
+    return params["name"] if name in ("name", "CheckpointName") else None
 
 
 def scan_arity(params: Mapping[str, Any]) -> tuple[int, int]:

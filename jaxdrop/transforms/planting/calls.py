@@ -106,7 +106,7 @@ def plan_cond(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
 
 def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """One that was differentiated already is there to be computed late: its barrier stays."""
-    params = eqn.params
+    _, params = compat.call_of(eqn)
     body = planner.plan(params["jaxpr"], around)
     call = jax.checkpoint(body, **compat.checkpoint_options(params))
 

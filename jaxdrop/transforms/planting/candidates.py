@@ -87,7 +87,7 @@ def names_of(eqn: Any, around: Surroundings, kind: str) -> list[str]:
     if eqn.primitive is site_p:
         return []
     name = {
-        "checkpoint_name": eqn.params["name"] if eqn.primitive.name == "name" else None,
+        "checkpoint_name": compat.tag_of(eqn),
         "jit": name_of_call(eqn),
         "primitive": eqn.primitive.name,
     }.get(kind)

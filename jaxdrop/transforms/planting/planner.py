@@ -71,15 +71,16 @@ class Planner:
         if eqn.primitive is site_p:
             return self._drop(eqn, around)
         inside = self._inside(eqn, around)
-        bodies = [self.plan(body, inside) for body in compat.jaxprs_in(eqn.params)]
+        bodies = [self.plan(body, inside) for body in compat.jaxprs_in(eqn)]
         sites = [site for body in bodies for site in body.sites]
         if not sites or is_whole(eqn, matches):
             return None
-        rule = RULES.get(eqn.primitive.name)
+        name, _ = compat.call_of(eqn)
+        rule = RULES.get(name)
         if rule is None:
             raise NotImplementedError(
                 f"plant: site {sites[0].match.name!r} at {sites[0].source} is inside of"
-                f" {eqn.primitive.name!r}, which plant cannot go into. Move the site out, or plant"
+                f" {name!r}, which plant cannot go into. Move the site out, or plant"
                 " the function before it gets there."
             )
         evaluate, runs = rule(self, eqn, inside)

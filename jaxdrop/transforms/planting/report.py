@@ -125,7 +125,7 @@ def _rows(
         inside = replace(around, scopes=around.path_of(eqn))
         factor = _FACTORS.get(eqn.primitive.name, lambda params: 1)(eqn.params)
         inner_times = None if times is None or factor is None else times * factor
-        bodies = list(compat.jaxprs_in(eqn.params))
+        bodies = list(compat.jaxprs_in(eqn))
         for index, inner in enumerate(bodies):
             label = _label(eqn) + (f"[{index}]" if eqn.primitive.name == "cond" else "")
             yield from _rows(inner, inside, book, inner_times, (*where, label))
@@ -150,5 +150,5 @@ def _names(jaxpr: Any, around: Surroundings, kind: str) -> Iterator[str]:
     body, _ = compat.opened(jaxpr)
     for eqn in body.eqns:
         yield from names_of(eqn, around, kind)
-        for inner in compat.jaxprs_in(eqn.params):
+        for inner in compat.jaxprs_in(eqn):
             yield from _names(inner, replace(around, scopes=around.path_of(eqn)), kind)
