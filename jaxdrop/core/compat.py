@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
 
 JIT = ("jit", "pjit")
+CALL = ("closed_call", "core_call", "eval_jaxpr")
 CHECKPOINT = ("checkpoint", "remat", "remat2")
 CUSTOM_JVP = ("custom_jvp_call",)
 CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -144,12 +145,12 @@ def within(eqn: Any) -> Iterator[None]:
         yield
 
 
-def bind(eqn: Any, *operands: Any) -> list[Any]:
+def bind(eqn: Any, *operands: Any) -> tuple[Any, ...]:
     """Evaluates an equation as JAX itself does."""
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)
     results = eqn.primitive.bind(*functions, *operands, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]
+    return tuple(results) if eqn.primitive.multiple_results else (results,)
 
 
 def jit_options(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def plan_jit(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     return lambda streams, *values: call(_as_operands(streams), *values), body.runs
 
 
+def plan_call(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
+    """What differentiating a checkpoint leaves around its loops; it has no options to keep."""
+    body = planner.plan(eqn.params["call_jaxpr"], around)
+    return body, body.runs
+
+
 def plan_scan(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """A step goes on where the one that ran before it stopped."""
     params = eqn.params
@@ -158,11 +164,11 @@ def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned
             return jax.vjp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), *xs)
 
         results, pull = _evaluate_rule(planner, around, streams, body, rule, inputs.take(values))
-        return tuple(results), (streams, pull)
+        return results, (streams, pull)
 
     def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
         streams, pull = kept
-        cotangents = [_instantiated(cotangent) for cotangent in cotangents]
+        cotangents = tuple(map(_instantiated, cotangents))
         results = _evaluate_rule(planner, around, streams, body, pull, cotangents)
         return None, *inputs.put(results, [None] * len(eqn.invars))
 
@@ -190,6 +196,7 @@ def plan_shard_map(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
 
 RULES: Mapping[str, Callable[[Planner, Any, Surroundings], Planned]] = {
     **dict.fromkeys(compat.JIT, plan_jit),
+    **dict.fromkeys(compat.CALL, plan_call),
     "scan": plan_scan,
     "while": plan_while,
     "cond": plan_cond,
@@ -270,9 +277,15 @@ def _as_operands(streams: Streams) -> Streams:
 
 
 def _compiled_once(evaluate: Evaluate) -> Evaluate:
-    """Evaluates outside of `jit` without compiling again; inside it adds nothing."""
-    compiled = jax.jit(evaluate, inline=True)
-    return lambda streams, *values: compiled(_as_operands(streams), *values)
+    """Outside of `jit`, where each call would compile again, it is put into one."""
+    compiled = jax.jit(evaluate)
+
+    def call(streams: Streams, *values: Any) -> Values:
+        operands = (_as_operands(streams), *values)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands))
+        return (evaluate if is_traced else compiled)(*operands)
+
+    return call
 
 
 def _split(values: Values, *sizes: int) -> tuple[Values, ...]:

@@ -1,0 +1,276 @@
+"""Planting before or after differentiating is the same; the mask is that of the forward pass."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import pytest
+from jax import lax
+from modes import enable_x64
+from programs import (
+    NAMES,
+    PROGRAMS,
+    ROWS,
+    RULES,
+    WEIGHTS,
+    ByHand,
+    X,
+    block,
+    drop,
+    loss,
+    nested,
+    new_key,
+)
+
+from jaxdrop import Rule, dropout, plant, rescale, site, site_key
+
+
+def loss_of(name):
+    return lambda x: loss(PROGRAMS[name].planted(x))
+
+
+def loss_by_hand(name):
+    return lambda x: loss(PROGRAMS[name].straight(x, ByHand(new_key())))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_grad_of_planted_is_planted_value_and_grad(name):
+    outside = jax.value_and_grad(plant(loss_of(name), RULES), argnums=1)
+    inside = plant(jax.value_and_grad(loss_of(name)), RULES)
+    by_hand = jax.value_and_grad(loss_by_hand(name))
+    expected = jax.jit(by_hand)(X)
+    chex.assert_trees_all_equal(jax.jit(outside)(new_key(), X), expected)
+    chex.assert_trees_all_equal(jax.jit(inside)(new_key(), X), expected)
+
+
+SECOND = ["plain", "scan", "scan of checkpoint", "custom_jvp", "cond", "checkpoint, dots saved"]
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_jacobians_and_hessians_agree(name):
+    def derivatives(f):
+        return lambda x: (jax.jacfwd(f)(x), jax.jacrev(f)(x), jax.hessian(f)(x))
+
+    def outside(key, x):
+        planted = plant(loss_of(name), RULES)
+        return derivatives(lambda x: planted(jax.random.clone(key), x))(x)
+
+    inside = jax.jit(plant(derivatives(loss_of(name)), RULES))
+    by_hand = jax.jit(derivatives(loss_by_hand(name)))(X)
+    chex.assert_trees_all_equal(jax.jit(outside)(new_key(), X), by_hand)
+    # The three derivatives evaluate the function one after the other.
+    jacobian, *_ = inside(new_key(), X)
+    chex.assert_trees_all_equal(jacobian, by_hand[0])
+
+
+@pytest.mark.parametrize("derivative", [jax.jacrev, jax.hessian])
+@pytest.mark.parametrize("name", SECOND)
+def test_planted_jacobians_and_hessians_agree(name, derivative):
+    inside = jax.jit(plant(derivative(loss_of(name)), RULES))(new_key(), X)
+    chex.assert_trees_all_equal(inside, jax.jit(derivative(loss_by_hand(name)))(X))
+
+
+def test_gradients_agree_through_while_loops_forwards():
+    def model(x):
+        return loss(
+            lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, block(s[1])), (0, x))[1]
+        )
+
+    outside = jax.jacfwd(plant(model, RULES), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal(plant(jax.jacfwd(model), RULES)(new_key(), X), outside)
+
+
+def test_gradients_agree_through_a_checkpoint_of_nested_scans():
+    def model(x):
+        return loss(jax.checkpoint(nested)(x))
+
+    # The checker of JAX takes a key for used that goes into such a scan unused.
+    with jax.debug_key_reuse(False):
+        outside = jax.grad(plant(model, RULES), argnums=1)(new_key(), X)
+        chex.assert_trees_all_equal(plant(jax.grad(model), RULES)(new_key(), X), outside)
+    expected = jax.grad(lambda x: loss(PROGRAMS["scan in scan"].straight(x, ByHand(new_key()))))(X)
+    chex.assert_trees_all_equal(outside, expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_per_example_gradients_are_those_of_the_sum(shared):
+    rules = {"s": Rule(drop, share_vmap=shared)}
+    each = plant(jax.vmap(jax.grad(loss_of("scan"))), rules)(new_key(), ROWS)
+    total = jax.grad(plant(lambda rows: jax.vmap(loss_of("scan"))(rows).sum(), rules), argnums=1)
+    chex.assert_trees_all_equal(each, total(new_key(), ROWS))
+
+
+@pytest.mark.parametrize("name", ["scan", "checkpoint", "custom_vjp", "cond"])
+def test_gradients_agree_inside_vmap(name):
+    def batched(rows):
+        return jax.vmap(loss_of(name))(rows).sum()
+
+    outside = jax.jit(jax.grad(plant(batched, RULES), argnums=1))(new_key(), ROWS)
+    inside = jax.jit(plant(jax.grad(batched), RULES))(new_key(), ROWS)
+    chex.assert_trees_all_equal(inside, outside)
+
+
+def test_derivatives_agree_with_finite_differences():
+    def model(x):
+        def step(carry, row):
+            carry = site(jnp.sin(carry * row), "s") + carry
+            return carry, jnp.cos(carry)
+
+        carry, ys = lax.scan(jax.checkpoint(step), x, ROWS.astype(x.dtype) / 4)
+        return carry.mean() * ys.mean()
+
+    with enable_x64():
+        x = X.astype(jnp.float64) / 3
+        for planted in (
+            lambda x: plant(model, RULES)(new_key(), x),
+            lambda x: plant(jax.value_and_grad(model), RULES)(new_key(), x)[0],
+        ):
+            jax.test_util.check_grads(jax.jit(planted), (x,), order=2, rtol=1e-5, atol=1e-5)
+        inside = plant(jax.grad(model), RULES)
+        gradient = jax.jit(lambda x: inside(new_key(), x))
+        jax.test_util.check_grads(gradient, (x,), order=1, rtol=1e-5, atol=1e-5)
+
+
+def test_derivative_of_relu_at_zero_stays_zero():
+    def model(x):
+        return site(jax.nn.relu(site(x, "s")), "s").sum()
+
+    for gradient in (jax.grad(plant(model, RULES), argnums=1), plant(jax.grad(model), RULES)):
+        assert float(jnp.abs(gradient(new_key(), jnp.zeros(6))).sum()) == 0
+
+
+@jax.custom_jvp
+def odd_jvp(x):
+    return block(x)
+
+
+@odd_jvp.defjvp
+def _(primals, tangents):
+    """Threefold on purpose, and the block runs twice: for the value and for the derivative."""
+    (x,), (t,) = primals, tangents
+    return block(x), 3 * jax.jvp(block, (x,), (t,))[1]
+
+
+@jax.custom_vjp
+def odd_vjp(x):
+    return block(x)
+
+
+# Fivefold on purpose; the backward pass runs the block again.
+odd_vjp.defvjp(lambda x: (block(x), x), lambda x, y_bar: (5 * jax.vjp(block, x)[1](y_bar)[0],))
+
+
+@pytest.mark.parametrize(("odd", "factor"), [(odd_jvp, 3), (odd_vjp, 5)])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_odd_rules_survive_and_see_the_forward_mask(odd, factor, wrap):
+    def model(x):
+        return loss(site(wrap(odd)(x), "s"))
+
+    def by_hand(x):
+        mark = ByHand(new_key())
+        return loss(mark(block(x, mark)))
+
+    value, gradient = jax.value_and_grad(plant(model, RULES), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal((value, gradient), (by_hand(X), factor * jax.grad(by_hand)(X)))
+
+
+def test_odd_rules_survive_between_sites():
+    @jax.custom_jvp
+    def odd(x):
+        return x * 2
+
+    odd.defjvp(lambda primals, tangents: (odd(*primals), tangents[0] * 7))
+
+    def gradient(mark):
+        return jax.grad(lambda x: mark(odd(mark(x, "s")), "s").sum())
+
+    expected = gradient(ByHand(new_key()))(X)
+    model = partial(lambda x: site(odd(site(x, "s")), "s").sum())
+    chex.assert_trees_all_equal(jax.grad(plant(model, RULES), argnums=1)(new_key(), X), expected)
+    chex.assert_trees_all_equal(plant(jax.grad(model), RULES)(new_key(), X), expected)
+
+
+def test_custom_rules_with_integers_and_several_results():
+    @jax.custom_vjp
+    def pick(table, index, x):
+        return site(table[index] * x, "s"), index + 1
+
+    def forwards(table, index, x):
+        y, pull = jax.vjp(lambda t, x: site(t[index] * x, "s"), table, x)
+        return (y, index + 1), pull
+
+    pick.defvjp(forwards, lambda pull, bars: (lambda t, x: (t, None, x))(*pull(bars[0])))
+
+    def model(table, index, x):
+        y, following = pick(table, index, x)
+        return loss(y) + loss(table[following])
+
+    def by_hand(table, x):
+        return loss(drop(site_key(new_key(), "s"), table[1] * x)) + loss(table[2])
+
+    planted = jax.grad(plant(model, RULES), argnums=(1, 3))(new_key(), ROWS, jnp.int32(1), X)
+    chex.assert_trees_all_equal(planted, jax.grad(by_hand, argnums=(0, 1))(ROWS, X))
+
+
+def test_custom_rule_refuses_derivatives_of_what_it_closes_over():
+    def model(w, x):
+        @jax.custom_jvp
+        def inner(x):
+            return site(w * x, "s")
+
+        inner.defjvp(
+            lambda primals, tangents: jax.jvp(lambda x: site(x * 2, "s"), primals, tangents)
+        )
+        return inner(x).sum()
+
+    planted = plant(model, RULES)
+    assert planted(new_key(), WEIGHTS, X).shape == ()
+    jax.grad(planted, argnums=2)(new_key(), WEIGHTS, X)
+    with pytest.raises(ValueError, match="with respect to a value that it closes over"):
+        jax.grad(planted, argnums=1)(new_key(), WEIGHTS, X)
+
+
+def test_affine_drops_go_into_derivatives_others_are_refused():
+    def affine(key, x):
+        return jnp.where(jax.random.bernoulli(key, shape=x.shape), x * 2 + 1, -x)
+
+    def reversing(key, x):  # linear, but its matrix is not symmetric
+        return jnp.roll(dropout(key, x, 0.5), 1)
+
+    for rule in (affine, reversing):
+        outside = jax.grad(plant(loss_of("scan"), {"s": rule}), argnums=1)(new_key(), X)
+        chex.assert_trees_all_equal(
+            plant(jax.grad(loss_of("scan")), {"s": rule})(new_key(), X), outside
+        )
+        tangents = jax.jacfwd(plant(loss_of("scan"), {"s": rule}), argnums=1)(new_key(), X)
+        chex.assert_trees_all_equal(
+            plant(jax.jacfwd(loss_of("scan")), {"s": rule})(new_key(), X), tangents
+        )
+
+    keeps_sum = partial(dropout, rate=0.5, rescale=rescale.preserve_sum())
+    with pytest.raises(NotImplementedError, match="must be affine in x"):
+        plant(jax.grad(loss_of("scan")), {"s": keeps_sum})(new_key(), jnp.ones(6))
+    jax.grad(plant(loss_of("scan"), {"s": keeps_sum}), argnums=1)(new_key(), jnp.ones(6))
+
+
+def test_integer_sites_have_no_derivative():
+    def flip(key, x):
+        return x ^ jax.random.bits(key, x.shape, jnp.uint32)
+
+    def model(x):
+        return (site(jnp.arange(6, dtype=jnp.uint32), "s") % 2).astype(x.dtype) @ x
+
+    outside = jax.grad(plant(model, {"s": flip}), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal(plant(jax.grad(model), {"s": flip})(new_key(), X), outside)
+
+
+def test_complex_sites():
+    def model(x):
+        z = site(x * (1 + 2j), "s")
+        return (z * z.conj()).real.sum()
+
+    x = X.astype(jnp.complex64)
+    outside = jax.grad(plant(model, RULES), argnums=1)(new_key(), x)
+    chex.assert_trees_all_equal(plant(jax.grad(model), RULES)(new_key(), x), outside)
