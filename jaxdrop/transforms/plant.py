@@ -58,8 +58,7 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
       >>> print(sites(model, params, jnp.ones((3, 2))))
       site        value         runs  where  rule  source
     """
-    if not callable(fn):
-        raise TypeError(f"plant: fn must be callable; got {fn!r}.")
+    _refuse_uncallable("plant", fn)
     planner = Planner(RuleBook("plant", rules))
 
     @wraps(fn)
@@ -79,7 +78,9 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     return planted
 
 
-def sites(fn: Callable[..., Any], *args: Any, rules: Rules | None = None, **kwargs: Any) -> SiteTable:
+def sites(
+    fn: Callable[..., Any], *args: Any, rules: Rules | None = None, **kwargs: Any
+) -> SiteTable:
     """Lists the sites of a function: a dry run, in which nothing is computed.
 
     Args:
@@ -106,11 +107,17 @@ def sites(fn: Callable[..., Any], *args: Any, rules: Rules | None = None, **kwar
       >>> [(row.site, row.shape, row.runs) for row in table]
       [('hidden', (2, 4), 1)]
     """
-    book = RuleBook("sites", rules or {})
+    _refuse_uncallable("sites", fn)
+    book = RuleBook("sites", {} if rules is None else rules)
     jaxpr, _, _ = trace(fn, *args, **kwargs)
     plan = Planner(book).plan(jaxpr, Surroundings())
     refuse_unmatched("sites", jaxpr, plan, book)
     return table_of(jaxpr, book)
+
+
+def _refuse_uncallable(function: str, fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"{function}: fn must be callable; got {fn!r}.")
 
 
 def _with_key(fn: Callable[..., Any]) -> inspect.Signature | None:

@@ -13,8 +13,9 @@ from jax.interpreters import partial_eval
 from jaxdrop.core import compat
 from jaxdrop.core.sharding import sharded_along
 from jaxdrop.core.types import Drop, Key
+from jaxdrop.core.validate import describe
 from jaxdrop.transforms.planting.keys import Stream, spread
-from jaxdrop.transforms.planting.mark import Token
+from jaxdrop.transforms.planting.mark import Token, is_array
 from jaxdrop.transforms.planting.rules import Match
 
 
@@ -40,7 +41,9 @@ class Site:
             token = jax.random.key_data(spread(key, sizes))
         return compat.vary_over(token, compat.varying_axes(x))
 
-    def drop(self, x: Array, token: Token, role: str, axes: Sequence[tuple[int, int | None]]) -> Array:
+    def drop(
+        self, x: Array, token: Token, role: str, axes: Sequence[tuple[int, int | None]]
+    ) -> Array:
         """The value, or a derivative of it, with the examples along pairs of axes dropped apart."""
         x = jnp.asarray(x)
         if x.size == 0:
@@ -76,32 +79,38 @@ class Site:
 
     def _mesh_axes(self, x: Array) -> Sequence[str]:
         """The mesh axes along which devices draw keys of their own."""
-        asked, varying = self.rule.mesh_axes, compat.varying_axes(x)
+        asked, known = self.rule.mesh_axes, compat.varying_axes(x) | self._unchecked_axes
         if asked is None and self._unchecked_axes:
             raise ValueError(
                 f"plant: site {self.match.name!r} at {self.source} is in a shard_map with"
                 " check_vma=False, so it is not known over which mesh axes it varies. Say so by"
                 f" Rule(drop, mesh_axes=...), some of {sorted(self._unchecked_axes)}."
             )
-        known = varying | self._unchecked_axes
-        axes = sorted(known if asked is None else known & set(asked))
-        return axes
+        mesh_axes = sorted(jax.sharding.get_abstract_mesh().manual_axes)
+        for axis in asked or ():
+            if mesh_axes and axis not in mesh_axes:
+                raise ValueError(
+                    f"plant: mesh_axes must be among {mesh_axes}; got {axis!r}, for site"
+                    f" {self.match.name!r} at {self.source}."
+                )
+        return sorted(known if asked is None else known & set(asked))
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            error.add_note(f"This was raised by the drop at site {self.match.name!r}, {self.source}.")
+            error.add_note(
+                f"This was raised by the drop at site {self.match.name!r}, {self.source}."
+            )
             raise
 
 
 def _checked(drop: Drop, key: Key, x: Array) -> Array:
     y = drop(key, x)
-    if jnp.shape(y) != x.shape or jnp.result_type(y) != x.dtype:
+    if not is_array(y) or y.shape != x.shape or y.dtype != x.dtype:
         raise TypeError(
-            f"plant: a drop must keep the shape and dtype, {x.dtype}{list(x.shape)}; got"
-            f" {jnp.result_type(y)}{list(jnp.shape(y))}."
+            f"plant: a drop must keep the shape and dtype, {describe(x)}; got {describe(y)}."
         )
     return y
 

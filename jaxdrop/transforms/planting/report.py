@@ -138,9 +138,12 @@ _FACTORS: Mapping[str, Callable[[Any], int | None]] = {
 
 
 def _label(eqn: Any) -> str:
-    name = eqn.primitive.name
+    """How a call is named in a table, whatever this version of JAX calls it."""
+    name, params = compat.call_of(eqn)
     if name == "scan":
-        return f"scan[{eqn.params['length']}]"
+        return f"scan[{params['length']}]"
+    for names in (compat.JIT, compat.CHECKPOINT, compat.CUSTOM_JVP, compat.CUSTOM_VJP):
+        name = names[0] if name in names else name
     called = name_of_call(eqn)
     return f"{name}({called})" if called else name
 

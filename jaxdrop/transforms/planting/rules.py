@@ -64,9 +64,7 @@ class Rule:
             raise TypeError(f"Rule: drop must be a function (key, x) -> y; got {self.drop!r}.")
 
 
-Rules: TypeAlias = (
-    Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
-)
+Rules: TypeAlias = Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,9 @@ class RuleBook:
             for candidate in candidates
             if matcher.matches(candidate)
         ]
-        first_of = {match.matcher: match for match in reversed(found)}
-        if self.disjoint and len(first_of) > 1:
-            patterns = " and ".join(repr(str_of(m)) for m in first_of)
+        matchers = dict.fromkeys(match.matcher for match in found)
+        if self.disjoint and len(matchers) > 1:
+            patterns = " and ".join(repr(str_of(matcher)) for matcher in matchers)
             raise ValueError(
                 f"plant: patterns must be disjoint; site {found[0].name!r} at {source} is matched"
                 f" by {patterns}. Narrow them, or pass a list of pairs: its first match wins."

@@ -47,4 +47,5 @@ def _take_arrays(tree: Any) -> tuple[Rebuild, Values]:
 
 
 def _is_traced(leaf: Any) -> bool:
-    return is_array(leaf) and leaf.dtype != jax.dtypes.float0
+    like_array = is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return like_array and leaf.dtype != jax.dtypes.float0

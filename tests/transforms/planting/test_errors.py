@@ -1,0 +1,214 @@
+"""Nothing is dropped silently, or silently not: each refusal names the site, its line and a way out."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from programs import RULES, X, block, drop, new_key
+
+import jaxdrop
+from jaxdrop import Rule, match, plant, rescale, site, sites
+
+HERE = r"at .*test_errors\.py:\d+"
+PROGRAMS_FILE = r"at .*programs\.py:\d+"
+
+
+def refused(fn, rules, *args):
+    """Planting is refused, and so is the dry run where it can be."""
+    return plant(fn, rules)(new_key(), *args)
+
+
+def test_rule_that_matches_nothing_lists_sites():
+    def model(x):
+        return site(site(x, "ffn/hidden"), "attn")
+
+    with pytest.raises(
+        KeyError, match=r"plant: no site matches 'fnn/\*'; there are .*'ffn/hidden'"
+    ):
+        refused(model, {"fnn/*": drop}, X)
+    with pytest.raises(
+        KeyError, match="sites: no site matches 'zzz'; there are 'attn', 'ffn/hidden'"
+    ):
+        sites(model, X, rules={"zzz": drop})
+    with pytest.raises(KeyError, match="no site matches 'h'; there is none"):
+        refused(jnp.sin, {"h": drop}, X)
+
+
+@pytest.mark.parametrize(
+    ("matcher", "known"),
+    [
+        (match.checkpoint_name("tga"), "checkpoint_name matches 'tga'; there are 'tag'"),
+        (match.jit("squre"), "jit matches 'squre'; there are .*'square'"),
+        (match.primitive("tanhh"), "primitive matches 'tanhh'; there are 'tanh'"),
+        (match.named_scope("nett"), "named_scope matches 'nett'; there are .*'net'"),
+        (
+            match.function("hidden_layr"),
+            "function matches 'hidden_layr'; there are .*'hidden_layer'",
+        ),
+    ],
+)
+def test_matcher_that_matches_nothing_suggests_names(matcher, known):
+    @jax.jit
+    def square(x):
+        return x * x
+
+    def hidden_layer(x):
+        return jnp.tanh(x) + 1
+
+    def model(x):
+        with jax.named_scope("net"):
+            x = hidden_layer(square(x))
+        return checkpoint_name(x, "tag")
+
+    with pytest.raises(KeyError, match=known):
+        refused(model, {matcher: drop}, X)
+
+
+def test_patterns_of_a_dict_must_be_disjoint():
+    with pytest.raises(
+        ValueError, match=rf"patterns must be disjoint; site 's' {PROGRAMS_FILE}.*'s' and '\*'"
+    ):
+        refused(block, {"s": drop, "*": drop}, X)
+
+
+def test_first_match_of_a_list_wins():
+    nothing = partial(jaxdrop.dropout, rate=1.0)
+
+    def model(x):
+        return site(x, "a"), site(x, "b")
+
+    a, b = plant(model, [("a", nothing), ("*", lambda key, x: x)])(new_key(), X)
+    assert float(jnp.abs(a).sum()) == 0
+    assert bool(jnp.all(b == X))
+    with pytest.raises(KeyError, match="the rule 'a' is never used: an earlier one"):
+        refused(model, [("*", drop), ("a", nothing)], X)
+
+
+def test_site_in_a_while_condition_is_refused():
+    def model(x):
+        return lax.while_loop(lambda x: site(x, "s").sum() < 3, lambda x: x + 1, x)
+
+    with pytest.raises(NotImplementedError, match=rf"site 's' {HERE}.*condition of a while_loop"):
+        refused(model, RULES, X)
+
+
+def solve(x):
+    def matvec(v):
+        return site(v * 2, "s")
+
+    return lax.custom_linear_solve(matvec, x, lambda matvec, b: b / 2, symmetric=True)
+
+
+def reduce_window(x):
+    return lax.reduce(x, jnp.float32(0), lambda a, b: site(a + b, "s"), (0,))
+
+
+@pytest.mark.parametrize(
+    ("model", "primitive"), [(solve, "custom_linear_solve"), (reduce_window, "reduce")]
+)
+def test_site_inside_of_another_primitive_is_refused(model, primitive):
+    with pytest.raises(NotImplementedError, match=rf"site 's' {HERE}.*inside of '{primitive}'"):
+        refused(model, RULES, X)
+    # Without a rule for it nothing is in the way.
+    other = plant(lambda x: site(model(x), "t"), {"t": drop})
+    other(new_key(), X)
+
+
+def test_foreign_match_inside_of_a_derivative_is_refused():
+    def model(x):
+        with jax.named_scope("net"):
+            x = jnp.tanh(checkpoint_name(x, "tag"))
+        return x.sum()
+
+    for matcher in (match.checkpoint_name("tag"), match.primitive("tanh"), match.function("model")):
+        with pytest.raises(NotImplementedError, match=rf"{HERE}.* is inside of a derivative"):
+            refused(jax.grad(model), {matcher: drop}, X)
+        jax.grad(plant(model, {matcher: drop}), argnums=1)(new_key(), X)
+    with pytest.raises((NotImplementedError, KeyError), match="derivative|no named_scope"):
+        refused(jax.grad(model), {match.named_scope("*net"): drop}, X)
+
+
+def test_backward_rule_that_runs_a_site_again_is_refused_after_differentiation():
+    @jax.custom_vjp
+    def odd(x):
+        return block(x)
+
+    odd.defvjp(lambda x: (block(x), x), lambda x, y_bar: jax.vjp(block, x)[1](y_bar))
+
+    with pytest.raises(NotImplementedError, match=rf"site 's' {HERE}.*in a backward pass"):
+        refused(jax.grad(lambda x: odd(x).sum()), RULES, X)
+
+
+def test_site_that_is_in_a_derivative_rule_only_is_refused():
+    @jax.custom_jvp
+    def odd(x):
+        return site(x, "s")
+
+    odd.defjvp(lambda primals, tangents: jax.jvp(lambda x: site(x, "t"), primals, tangents))
+    planted = plant(lambda x: odd(site(x, "t")).sum(), {"*": drop})
+    planted(new_key(), X)
+    with pytest.raises(
+        NotImplementedError, match="site 't' is in the rule for a custom derivative"
+    ):
+        jax.grad(planted, argnums=1)(new_key(), X)
+
+
+def test_nonlinear_drop_inside_of_a_derivative_is_refused():
+    keeps_sum = partial(jaxdrop.dropout, rate=0.5, rescale=rescale.preserve_sum())
+    with pytest.raises(NotImplementedError, match=r"must be affine in x") as caught:
+        refused(jax.grad(lambda x: block(x).sum()), {"s": keeps_sum}, X)
+    assert re.search(r"at site 's', .*programs\.py", caught.value.__notes__[0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "got"),
+    [
+        (lambda key, x: x[:2], r"float32\[2\]"),
+        (lambda key, x: x.astype(jnp.float16), r"float16\[6\]"),
+        (lambda key, x: None, "None"),
+        (lambda key, x: (x, x), "float32"),
+    ],
+)
+def test_drop_must_keep_shape_and_dtype(bad, got):
+    with pytest.raises(
+        TypeError, match=rf"keep the shape and dtype, float32\[6\]; got .*{got}"
+    ) as caught:
+        refused(block, {"s": bad}, X)
+    assert "site 's'" in caught.value.__notes__[0]
+
+
+def test_error_of_a_drop_says_at_which_site():
+    with pytest.raises(TypeError, match="dropout: x must be") as caught:
+        refused(lambda x: site(jnp.arange(3), "counts"), {"counts": drop}, X)
+    assert re.search(r"site 'counts', .*test_errors\.py", caught.value.__notes__[0])
+
+
+@pytest.mark.parametrize("rules", [None, drop, "s", {"s": 0.5}, {3: drop}, [drop], ["s", drop]])
+def test_bad_rules_are_refused_at_once(rules):
+    with pytest.raises(TypeError, match=r"plant: (rules|a pattern|the rule)"):
+        plant(block, rules)
+
+
+def test_bad_functions_matchers_and_keys():
+    with pytest.raises(TypeError, match="plant: fn must be callable; got 3"):
+        plant(3, RULES)
+    with pytest.raises(TypeError, match="sites: fn must be callable; got 3"):
+        sites(3)
+    with pytest.raises(TypeError, match=r"match.jit: pattern must be a string; got 3"):
+        match.jit(3)
+    with pytest.raises(TypeError, match="Rule: drop must be a function"):
+        Rule(0.5)
+    with pytest.raises(TypeError, match="plant: key must be one key"):
+        plant(block, RULES)(X, X)
+    with pytest.raises(TypeError, match=r"plant: key must be one key; got a batch of shape \(2,\)"):
+        plant(block, RULES)(jax.random.split(new_key()), X)
+    with pytest.raises(TypeError, match="site_key: key must be one key"):
+        jaxdrop.site_key(X, "s")
+
+
+def test_no_rules_plant_nothing():
+    assert bool(jnp.all(plant(block, {})(new_key(), X) == block(X)))

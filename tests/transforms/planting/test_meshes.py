@@ -1,0 +1,142 @@
+"""Planting and devices: shard_map, Auto sharding, Explicit sharding."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from programs import RULES, drop, loss, new_key
+
+from jaxdrop import Rule, plant, site, site_key
+
+COLLECTIVE = re.compile(r"(all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)")
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+
+
+def on_devices(fn, in_specs=P("a"), out_specs=P("a"), **options):
+    return jax.shard_map(fn, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, **options)
+
+
+def mark(x):
+    return site(x, "s")
+
+
+ONES = jnp.ones((8, 64))
+
+
+def test_shards_are_independent_along_varying_axes_and_alike_along_others():
+    y = plant(on_devices(mark, P("a"), P("a")), RULES)(new_key(), ONES)
+    for device in range(4):
+        key = jax.random.fold_in(site_key(new_key(), "s"), device)
+        chex.assert_trees_all_equal(y[2 * device : 2 * device + 2], drop(key, jnp.ones((2, 64))))
+    whole = plant(on_devices(mark, P(), P()), RULES)(new_key(), ONES)
+    chex.assert_trees_all_equal(whole, drop(site_key(new_key(), "s"), ONES))
+
+
+def test_two_axes_are_folded_in_by_name():
+    y = plant(on_devices(mark, P("b", "a"), P("b", "a")), RULES)(new_key(), ONES)
+    key = site_key(new_key(), "s")
+    for a in range(4):
+        for b in range(2):
+            shard = y[4 * b : 4 * b + 4, 16 * a : 16 * a + 16]
+            folded = jax.random.fold_in(jax.random.fold_in(key, a), b)
+            chex.assert_trees_all_equal(shard, drop(folded, jnp.ones((4, 16))))
+
+
+def test_masks_are_shared_over_mesh_axes_on_request():
+    rules = {"s": Rule(drop, mesh_axes=("b",))}
+    y = plant(on_devices(mark, P("a", "b"), P("a", "b")), rules)(new_key(), ONES)
+    shards = y.reshape(4, 2, 64)
+    chex.assert_trees_all_equal(shards, jnp.stack([shards[0]] * 4))
+    assert bool(jnp.any(y[:, :32] != y[:, 32:]))
+
+
+def test_unchecked_shard_map_needs_its_mesh_axes():
+    model = on_devices(mark, check_vma=False)
+    with pytest.raises(
+        ValueError, match=r"site 's' at .*test_meshes.py.*check_vma=False.*\['a', 'b'\]"
+    ):
+        plant(model, RULES)(new_key(), ONES)
+    checked = plant(on_devices(mark), RULES)(new_key(), ONES)
+    for axes in (("a",), ["a"]):
+        told = plant(model, {"s": Rule(drop, mesh_axes=axes)})(new_key(), ONES)
+        chex.assert_trees_all_equal(told, checked)
+    alike = plant(model, {"s": Rule(drop, mesh_axes=())})(new_key(), ONES)
+    chex.assert_trees_all_equal(alike[:2], alike[2:4])
+
+
+def test_unknown_mesh_axes_are_refused():
+    with pytest.raises(ValueError, match=r"mesh_axes must be among \['a', 'b'\]; got 'x'"):
+        plant(on_devices(mark), {"s": Rule(drop, mesh_axes=("x",))})(new_key(), ONES)
+
+
+@pytest.mark.parametrize("kind", ["plain", "scan", "checkpoint", "vmap", "custom_jvp", "psum"])
+def test_gradients_agree_inside_shard_map(kind):
+    def local(x):
+        if kind == "scan":
+            return lax.scan(lambda c, _: (mark(c * 2), None), x, length=2)[0]
+        if kind == "checkpoint":
+            return jax.checkpoint(lambda x: mark(mark(x) * 2))(x)
+        if kind == "vmap":
+            return jax.vmap(mark)(x)
+        if kind == "custom_jvp":
+            marked = jax.custom_jvp(mark)
+            marked.defjvp(lambda primals, tangents: jax.jvp(mark, primals, tangents))
+            return marked(x)
+        if kind == "psum":
+            return mark(x) * mark(lax.psum(x, "a"))
+        return mark(mark(x) * 2)
+
+    def model(x):
+        return loss(on_devices(local)(x))
+
+    outside = jax.jit(jax.value_and_grad(plant(model, RULES), argnums=1))(new_key(), ONES)
+    inside = jax.jit(plant(jax.value_and_grad(model), RULES))(new_key(), ONES)
+    chex.assert_trees_all_equal(inside, outside)
+
+
+def two_layers(x):
+    return mark(mark(x * 2) + 1)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b")])
+def test_sharded_values_have_the_masks_of_unsharded_ones(kind, spec):
+    x = jax.device_put(jnp.ones((64, 1024)), NamedSharding(mesh(kind), spec))
+    planted = jax.jit(plant(two_layers, RULES))
+    chex.assert_trees_all_equal(
+        np.asarray(planted(new_key(), x)), np.asarray(planted(new_key(), jnp.ones((64, 1024))))
+    )
+    compiled = planted.lower(new_key(), x).compile()
+    assert not COLLECTIVE.findall(compiled.as_text())
+    alone = planted.lower(new_key(), jnp.ones((64, 1024))).compile()
+    parts = x.size // x.addressable_shards[0].data.size
+    assert compiled.cost_analysis()["flops"] < 1.2 * alone.cost_analysis()["flops"] / parts
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("shared", [False, True])
+def test_inner_vmap_over_a_sharded_batch(kind, shared):
+    rules = {"s": Rule(drop, share_vmap=shared)}
+    planted = jax.jit(plant(jax.vmap(two_layers), rules))
+    x = jax.device_put(jnp.ones((8, 64)), NamedSharding(mesh(kind), P("a")))
+    expected = planted(new_key(), jnp.ones((8, 64)))
+    chex.assert_trees_all_equal(np.asarray(planted(new_key(), x)), np.asarray(expected))
+
+
+def test_gradients_agree_on_explicit_axes():
+    x = jax.device_put(jnp.ones((8, 64)), NamedSharding(mesh(AxisType.Explicit), P("a", "b")))
+
+    def model(x):
+        return loss(lax.scan(lambda c, _: (mark(c * 2), None), x, length=2)[0])
+
+    outside = jax.jit(jax.grad(plant(model, RULES), argnums=1))(new_key(), x)
+    inside = jax.jit(plant(jax.grad(model), RULES))(new_key(), x)
+    chex.assert_trees_all_equal(np.asarray(inside), np.asarray(outside))
