@@ -1,6 +1,6 @@
 """The parts of JAX that are experimental or change between versions, each behind one name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +87,7 @@ def vary_over(x: Array, axes: frozenset[str]) -> Array:
         return x
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
-    return lax.pvary(x, missing)
+    return getattr(lax, "pvary")(x, missing)  # noqa: B009, its name before 0.9
 
 
 def like_aval(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -137,7 +137,7 @@ def scope_names(eqn: Any) -> str:
 
 
 @contextmanager
-def within(eqn: Any) -> Iterator[None]:
+def within(eqn: Any) -> Generator[None]:
     """The configuration, the named scopes and the source line of an equation."""
     source = eqn.source_info
     names = source_info_util.current_name_stack() + source.name_stack

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import jax
-
 from jaxdrop.core import validate
 from jaxdrop.core.types import Key
 from jaxdrop.core.words import as_threefry, mark_consumed
@@ -72,10 +70,7 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
         streams = {name: Stream.of(root, name) for name in plan.runs}
         return rebuild(plan(streams, *operands))
 
-    # Without `__wrapped__`, which would show the signature of `fn` to some.
-    del planted.__wrapped__
-    planted.__signature__ = _with_key(fn)
-    return planted
+    return _with_signature(planted, fn)
 
 
 def sites(
@@ -120,13 +115,15 @@ def _refuse_uncallable(function: str, fn: Any) -> None:
         raise TypeError(f"{function}: fn must be callable; got {fn!r}.")
 
 
-def _with_key(fn: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of a function with a key in front."""
+def _with_signature(planted: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Says that a key comes first, then the parameters of `fn`."""
+    del planted.__wrapped__  # which would show the signature of `fn` to some
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        return None
-    parameters = list(signature.parameters.values())
-    name = "key" if "key" not in signature.parameters else "plant_key"
+        return planted
+    parameters = signature.parameters
+    name = "key" if "key" not in parameters else "plant_key"
     key = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=Key)
-    return signature.replace(parameters=[key, *parameters])
+    planted.__signature__ = signature.replace(parameters=[key, *parameters.values()])
+    return planted

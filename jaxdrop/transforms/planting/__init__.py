@@ -3,6 +3,6 @@
 A planted function is traced to a jaxpr, planned and interpreted. The files, in
 the order in which to read them: `mark` (what `site` leaves in the jaxpr), `keys`
 (which key each run of a site gets), `rules` and `candidates` (which values are
-sites), `plan` (the interpreter), `drops` (what happens at a site), `calls`
-(loops, branches and calls), `planner` (from a jaxpr to a plan) and `report`.
+sites), `drops` (what happens at a site), `plan` (the interpreter), `calls` and `derivatives`
+(equations with a body), `planner` (from a jaxpr to a plan) and `report`.
 """

@@ -4,46 +4,27 @@ Each rule takes the planner, an equation and what is around its body. It returns
 how the equation is evaluated, and how often each site runs in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
 from jaxdrop.core import compat
 from jaxdrop.transforms.planting.candidates import Surroundings
-from jaxdrop.transforms.planting.keys import Streams
-from jaxdrop.transforms.planting.plan import Plan, Runs, Values
-from jaxdrop.transforms.planting.tracing import trace
-
-Evaluate: TypeAlias = Callable[..., Values]
-Planned: TypeAlias = tuple[Evaluate, Runs]
-
-
-class Planner(Protocol):
-    """What a rule asks of the planner."""
-
-    def plan(self, jaxpr: Any, around: Surroundings) -> Plan:
-        """The plan of a body."""
-        ...
-
-    def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
-        """Raises an error if there is a site in a body that cannot have one."""
-        ...
+from jaxdrop.transforms.planting.keys import Streams, as_operands
+from jaxdrop.transforms.planting.plan import Evaluate, Plan, Planned, Planner, Runs, Values
 
 
 def plan_jit(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """Keys are operands, so that calls with other keys share one compilation."""
     body = planner.plan(eqn.params["jaxpr"], around)
     call = jax.jit(_named(body, eqn.params["name"]), **compat.jit_options(eqn.params))
-    return lambda streams, *values: call(_as_operands(streams), *values), body.runs
+    return lambda streams, *values: call(as_operands(streams), *values), body.runs
 
 
 def plan_call(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
@@ -119,61 +100,9 @@ def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned
     def evaluate(streams: Streams, *values: Any) -> Values:
         if params["differentiated"] and params["prevent_cse"]:
             values = lax.optimization_barrier(values)
-        return call(_as_operands(streams), *values)
+        return call(as_operands(streams), *values)
 
     return evaluate, body.runs
-
-
-def plan_custom_jvp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """The user's rule is kept: where it is used, it is traced and planned too."""
-    body = planner.plan(eqn.params["call_jaxpr"], around)
-    inputs = _Inputs(eqn)
-
-    @jax.custom_jvp
-    def planted(streams: Streams, *values: Any) -> Values:
-        return body(streams, *values)
-
-    def differentiate(primals: Values, tangents: Values) -> tuple[Values, Values]:
-        streams, *values = primals
-        inputs.refuse_consts([not isinstance(t, SymbolicZero) for t in tangents[1:]])
-
-        def rule(xs: Values, ts: Values) -> Any:
-            return jax.jvp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), xs, ts)
-
-        args = inputs.take(values), [_instantiated(t) for t in inputs.take(tangents[1:])]
-        return _evaluate_rule(planner, around, streams, body, rule, *args)
-
-    planted.defjvp(differentiate, symbolic_zeros=True)
-    return lambda streams, *values: planted(_as_operands(streams), *values), body.runs
-
-
-def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """The user's rules are kept: where they are used, they are traced and planned too."""
-    body = planner.plan(eqn.params["call_jaxpr"], around)
-    inputs = _Inputs(eqn)
-
-    @jax.custom_vjp
-    def planted(streams: Streams, *values: Any) -> Values:
-        return body(streams, *values)
-
-    def forwards(streams: Streams, *args: Any) -> tuple[Values, Any]:
-        inputs.refuse_consts([arg.perturbed for arg in args])
-        streams, values = custom_vjp_primal_tree_values((streams, args))
-
-        def rule(xs: Values) -> Any:
-            return jax.vjp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), *xs)
-
-        results, pull = _evaluate_rule(planner, around, streams, body, rule, inputs.take(values))
-        return results, (streams, pull)
-
-    def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
-        streams, pull = kept
-        cotangents = tuple(map(_instantiated, cotangents))
-        results = _evaluate_rule(planner, around, streams, body, pull, cotangents)
-        return None, *inputs.put(results, [None] * len(eqn.invars))
-
-    planted.defvjp(forwards, backwards, symbolic_zeros=True)
-    return lambda streams, *values: planted(_as_operands(streams), *values), body.runs
 
 
 def plan_shard_map(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
@@ -189,91 +118,13 @@ def plan_shard_map(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
             out_specs=tuple(params["out_specs"]),
             **compat.shard_map_options(params),
         )
-        return call(_as_operands(streams), *values)
+        return call(as_operands(streams), *values)
 
     return _compiled_once(evaluate), body.runs
 
 
-RULES: Mapping[str, Callable[[Planner, Any, Surroundings], Planned]] = {
-    **dict.fromkeys(compat.JIT, plan_jit),
-    **dict.fromkeys(compat.CALL, plan_call),
-    "scan": plan_scan,
-    "while": plan_while,
-    "cond": plan_cond,
-    **dict.fromkeys(compat.CHECKPOINT, plan_checkpoint),
-    **dict.fromkeys(compat.CUSTOM_JVP, plan_custom_jvp),
-    **dict.fromkeys(compat.CUSTOM_VJP, plan_custom_vjp),
-    "shard_map": plan_shard_map,
-}
-
-
-class _Inputs:
-    """Which operands of a custom derivative have one: floating ones that it was called with."""
-
-    def __init__(self, eqn: Any) -> None:
-        self._num_consts = eqn.params["num_consts"]
-        self._places = [
-            i >= self._num_consts and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
-            for i, atom in enumerate(eqn.invars)
-        ]
-
-    def take(self, values: Values) -> list[Any]:
-        return [value for value, place in zip(values, self._places, strict=True) if place]
-
-    def put(self, taken: Values, others: Values) -> list[Any]:
-        remaining = iter(taken)
-        return [
-            next(remaining) if place else other
-            for other, place in zip(others, self._places, strict=True)
-        ]
-
-    def refuse_consts(self, perturbed: Sequence[bool]) -> None:
-        """JAX does so too, but here they have become operands."""
-        if any(perturbed[: self._num_consts]):
-            raise ValueError(
-                "plant: a function with a custom derivative was differentiated with respect to a"
-                " value that it closes over. Make the value an argument of the function."
-            )
-
-
-def _instantiated(derivative: Any) -> Any:
-    if not isinstance(derivative, SymbolicZero):
-        return derivative
-    zeros = np if derivative.dtype == jax.dtypes.float0 else jnp
-    return zeros.zeros(derivative.shape, derivative.dtype)
-
-
-def _evaluate_rule(
-    planner: Planner,
-    around: Surroundings,
-    streams: Streams,
-    body: Plan,
-    rule: Callable[..., Any],
-    *args: Any,
-) -> Any:
-    """Evaluates a rule for a custom derivative with the masks of its function.
-
-    It starts where the function does, and starts again after as many runs: what
-    a rule computes twice has the same masks twice.
-    """
-    jaxpr, rebuild, values = trace(rule, *args)
-    plan = planner.plan(jaxpr, replace(around, in_rule=True))
-    for name in plan.runs:
-        if name not in streams:
-            raise NotImplementedError(
-                f"plant: site {name!r} is in the rule for a custom derivative, but not in the"
-                " function that the rule is for. Mark the same values in both."
-            )
-    here = {name: streams[name].cycling(body.runs[name]) for name in plan.runs}
-    return rebuild(plan(here, *values))
-
-
 def _greatest(*runs: Runs) -> Runs:
     return {name: max(r.get(name, 0) for r in runs) for name in set().union(*runs)}
-
-
-def _as_operands(streams: Streams) -> Streams:
-    return {name: stream.as_operand() for name, stream in streams.items()}
 
 
 def _compiled_once(evaluate: Evaluate) -> Evaluate:
@@ -281,8 +132,8 @@ def _compiled_once(evaluate: Evaluate) -> Evaluate:
     compiled = jax.jit(evaluate)
 
     def call(streams: Streams, *values: Any) -> Values:
-        operands = (_as_operands(streams), *values)
-        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands))
+        operands = (as_operands(streams), *values)
+        is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(operands))
         return (evaluate if is_traced else compiled)(*operands)
 
     return call

@@ -1,9 +1,8 @@
 """What happens at a site: a token becomes a key, a value is dropped with it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +95,7 @@ class Site:
         return sorted(known if asked is None else known & set(asked))
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _noted(self) -> Generator[None]:
         try:
             yield
         except Exception as error:

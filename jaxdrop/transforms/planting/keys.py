@@ -7,7 +7,7 @@ of them is added or removed, and no site shifts the masks of another.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +67,11 @@ class Place:
     iterations: tuple[Count, ...] = ()  # of the while loops around
 
     def plus(self, runs: Count) -> "Place":
+        """So many runs later."""
         return replace(self, base=self.occurrence() + runs, offset=0)
 
     def occurrence(self) -> Count:
+        """The number of the next run."""
         return self.base + self.offset
 
 
@@ -86,10 +88,13 @@ class Stream:
 
     @staticmethod
     def of(key: Key, name: str) -> "Stream":
+        """The stream of a site, from its first run on."""
         start = Place(0)
         return Stream(jax.random.key_data(fold_in_name(key, name)), start, start)
 
     def after(self, runs: int) -> "Stream":
+        """So many runs later."""
+
         def move(place: Place) -> Place:
             offset = place.offset + runs
             return replace(place, offset=offset % self.cycle if self.cycle else offset)
@@ -106,11 +111,11 @@ class Stream:
 
     def in_iteration(self, iteration: Array) -> "Stream":
         """Inside a while loop."""
-        inside = [
-            replace(self.now, iterations=(*self.now.iterations, i))
-            for i in (iteration, jnp.zeros_like(iteration))
-        ]
-        return Stream(self.data, *inside)
+
+        def inside(number: Array) -> Place:
+            return replace(self.now, iterations=(*self.now.iterations, number))
+
+        return Stream(self.data, inside(iteration), inside(jnp.zeros_like(iteration)))
 
     def as_operand(self) -> "Stream":
         """The same stream, of a type that does not depend on where it is."""
@@ -131,6 +136,11 @@ class Stream:
 
 
 Streams: TypeAlias = Mapping[str, Stream]
+
+
+def as_operands(streams: Streams) -> Streams:
+    """Streams of types that do not depend on where they are, so that calls compile once."""
+    return {name: stream.as_operand() for name, stream in streams.items()}
 
 
 def spread(key: Key, sizes: tuple[int, ...]) -> Array:

@@ -7,24 +7,28 @@ steps are drops, and calls whose bodies are plans again.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-import jax
+from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
+from jaxdrop.transforms.planting.candidates import Surroundings
 from jaxdrop.transforms.planting.drops import Site
 from jaxdrop.transforms.planting.keys import Streams
 
 Values: TypeAlias = Sequence[Any]
 Runs: TypeAlias = Mapping[str, int]
 """How many times each site runs."""
+Evaluate: TypeAlias = Callable[..., Values]
+"""A function of streams of keys and of values."""
+Planned: TypeAlias = tuple[Evaluate, Runs]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is evaluated at once: a function of streams of keys and of values."""
+    """What is evaluated at once."""
 
-    evaluate: Callable[..., Values]
+    evaluate: Evaluate
     operands: Values
     results: Values
     runs: Runs = field(default_factory=dict[str, int])
@@ -44,6 +48,7 @@ class Plan:
         self._unused_after = _last_uses(steps, self.results)
 
     def __call__(self, streams: Streams, *operands: Any) -> tuple[Any, ...]:
+        """The results of the jaxpr."""
         values = dict(zip(self.operands, [*self.consts, *operands], strict=True))
 
         def read(atom: Any) -> Any:
@@ -59,13 +64,25 @@ class Plan:
         return tuple(map(read, self.results))
 
 
+class Planner(Protocol):
+    """What the rules for equations with a body ask of the planner."""
+
+    def plan(self, jaxpr: Any, around: Surroundings) -> Plan:
+        """The plan of a body."""
+        ...
+
+    def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
+        """Raises an error if there is a site in a body that cannot have one."""
+        ...
+
+
 def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any]) -> Step:
     """A run of equations without a site, as one step; `needed` are variables read elsewhere."""
     made = {variable for eqn in eqns for variable in eqn.outvars}
     operands = [v for v in unique_variables(a for eqn in eqns for a in eqn.invars) if v not in made]
     results = [v for eqn in eqns for v in eqn.outvars if v in needed]
     part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
-    return Step(lambda _, *values: jax.core.eval_jaxpr(part, (), *values), operands, results)
+    return Step(lambda _, *values: eval_jaxpr(part, (), *values), operands, results)
 
 
 def unique_variables(atoms: Iterable[Any]) -> list[Any]:

@@ -1,16 +1,36 @@
 """From a jaxpr and rules to a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from jaxdrop.core import compat
-from jaxdrop.transforms.planting.calls import RULES, Evaluate
+from jaxdrop.transforms.planting import calls, derivatives
 from jaxdrop.transforms.planting.candidates import Surroundings, is_whole, matches_in
 from jaxdrop.transforms.planting.drops import Site
 from jaxdrop.transforms.planting.mark import site_p, token_p
-from jaxdrop.transforms.planting.plan import Plan, Step, Values, unique_variables, untouched
+from jaxdrop.transforms.planting.plan import (
+    Evaluate,
+    Plan,
+    Planned,
+    Step,
+    Values,
+    unique_variables,
+    untouched,
+)
 from jaxdrop.transforms.planting.rules import Candidate, Match, RuleBook
+
+_RULES: Mapping[str, Callable[..., Planned]] = {
+    **dict.fromkeys(compat.JIT, calls.plan_jit),
+    **dict.fromkeys(compat.CALL, calls.plan_call),
+    "scan": calls.plan_scan,
+    "while": calls.plan_while,
+    "cond": calls.plan_cond,
+    **dict.fromkeys(compat.CHECKPOINT, calls.plan_checkpoint),
+    "shard_map": calls.plan_shard_map,
+    **dict.fromkeys(compat.CUSTOM_JVP, derivatives.plan_custom_jvp),
+    **dict.fromkeys(compat.CUSTOM_VJP, derivatives.plan_custom_vjp),
+}
 
 
 class Planner:
@@ -76,7 +96,7 @@ class Planner:
         if not sites or is_whole(eqn, matches):
             return None
         name, _ = compat.call_of(eqn)
-        rule = RULES.get(name)
+        rule = _RULES.get(name)
         if rule is None:
             raise NotImplementedError(
                 f"plant: site {sites[0].match.name!r} at {sites[0].source} is inside of"
@@ -120,8 +140,11 @@ class Planner:
         return Site(match, compat.source_line(eqn), around.unchecked_axes)
 
     def _inside(self, eqn: Any, around: Surroundings) -> Surroundings:
-        """What is around the bodies of an equation: no more than rules depend on, so that
-        bodies are planned, and compiled, as seldom as possible."""
+        """What is around the bodies of an equation.
+
+        No more than rules depend on, so that bodies are planned, and compiled, as
+        seldom as possible.
+        """
         path = around.path_of(eqn)
         if all(matcher.kind != "named_scope" for matcher in self.book.matchers):
             path = next((name for name in ("transpose(", "jvp(") if name in path), "")

@@ -1,7 +1,7 @@
 """What there is to plant: a table of sites, and what to say to a rule that matches none."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, overload
 
@@ -9,16 +9,17 @@ from jaxdrop.core import compat
 from jaxdrop.transforms.planting.candidates import (
     Surroundings,
     candidates_in,
-    matches_in,
     is_whole,
+    matches_in,
     name_of_call,
     names_of,
 )
+from jaxdrop.transforms.planting.mark import token_p
 from jaxdrop.transforms.planting.plan import Plan
 from jaxdrop.transforms.planting.rules import Candidate, Matcher, RuleBook, str_of
 
-_LISTED_KINDS = ("site", "checkpoint_name")
-_LISTED = tuple(Matcher(kind, "*") for kind in _LISTED_KINDS)
+# Without rules, what was named on purpose.
+_LISTED = (Matcher("site", "*"), Matcher("checkpoint_name", "*"))
 _SHOWN = 8
 
 
@@ -37,6 +38,7 @@ class SiteRow:
 
     @property
     def cells(self) -> tuple[str, ...]:
+        """The row as texts."""
         value = f"{self.dtype}[{','.join(map(str, self.shape))}]"
         runs = "?" if self.runs is None else str(self.runs)
         return self.site, value, runs, self.where or "-", self.rule or "-", self.source
@@ -71,7 +73,7 @@ class SiteTable(Sequence[SiteRow]):
 def table_of(jaxpr: Any, book: RuleBook) -> SiteTable:
     """The sites of a jaxpr; those that are alike share a row."""
     runs: dict[SiteRow, int | None] = {}
-    for row in _rows(jaxpr, Surroundings(), book, 1, ()):
+    for row in _rows(jaxpr, _Place(), book):
         alike = replace(row, runs=0)
         before = runs.get(alike, 0)
         runs[alike] = None if before is None or row.runs is None else before + row.runs
@@ -96,45 +98,53 @@ def refuse_unmatched(function: str, jaxpr: Any, plan: Plan, book: RuleBook) -> N
         raise KeyError(f"{function}: no {matcher.kind} matches {matcher.pattern!r}; {known}.")
 
 
-def _rows(
-    jaxpr: Any, around: Surroundings, book: RuleBook, times: int | None, where: tuple[str, ...]
-) -> Iterator[SiteRow]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a jaxpr is, for the table."""
+
+    times: int | None = 1
+    labels: tuple[str, ...] = ()
+    around: Surroundings = field(default_factory=Surroundings)
+
+    def inside(self, eqn: Any, index: int) -> "_Place":
+        name, params = compat.call_of(eqn)
+        factor = {"scan": params.get("length"), "while": None}.get(name, 1)
+        times = None if self.times is None or factor is None else self.times * factor
+        label = f"cond[{index}]" if name == "cond" else _label(eqn)
+        around = replace(self.around, scopes=self.around.path_of(eqn))
+        return _Place(times, (*self.labels, label), around)
+
+
+def _rows(jaxpr: Any, place: _Place, book: RuleBook) -> Iterator[SiteRow]:
+    """The sites of a jaxpr and of those in it, in the order of the program."""
     body, _ = compat.opened(jaxpr)
-    matches = matches_in(body, around, book)
-    listed: set[Any] = set()
-    for eqn, variable, candidate in candidates_in(body, around, (*book.matchers, *_LISTED)):
-        match = matches.get(variable)
-        if variable in listed or not (match or candidate.kind in _LISTED_KINDS):
-            continue
-        listed.add(variable)
-        axes = eqn.params.get("axes", ())
-        value = eqn.invars[0].aval if candidate.kind == "site" else variable.aval
-        batches = tuple(f"vmap[{value.shape[axis]}]" for axis in axes)
-        yield SiteRow(
-            site=match.name if match else candidate.text + eqn.params.get("path", ""),
-            shape=tuple(n for axis, n in enumerate(value.shape) if axis not in axes),
-            dtype=value.dtype,
-            runs=times,
-            where="/".join((*where, *batches)),
-            rule=str_of(match.matcher) if match else None,
-            source=compat.source_line(eqn),
-        )
+    matches = matches_in(body, place.around, book)
+    unmatched = {v: c for _, v, c in candidates_in(body, place.around, _LISTED) if v not in matches}
     for eqn in body.eqns:
-        if is_whole(eqn, matches):
-            continue
-        inside = replace(around, scopes=around.path_of(eqn))
-        factor = _FACTORS.get(eqn.primitive.name, lambda params: 1)(eqn.params)
-        inner_times = None if times is None or factor is None else times * factor
-        bodies = list(compat.jaxprs_in(eqn))
-        for index, inner in enumerate(bodies):
-            label = _label(eqn) + (f"[{index}]" if eqn.primitive.name == "cond" else "")
-            yield from _rows(inner, inside, book, inner_times, (*where, label))
+        if not is_whole(eqn, matches):
+            for index, inner in enumerate(compat.jaxprs_in(eqn)):
+                yield from _rows(inner, place.inside(eqn, index), book)
+        for variable in eqn.outvars:
+            if match := matches.get(variable):
+                yield _row(eqn, variable, place, match.name, str_of(match.matcher))
+            elif candidate := unmatched.get(variable):
+                path = eqn.params.get("path", "")
+                yield _row(eqn, variable, place, candidate.text + path, None)
 
 
-_FACTORS: Mapping[str, Callable[[Any], int | None]] = {
-    "scan": lambda params: params["length"],
-    "while": lambda params: None,
-}
+def _row(eqn: Any, variable: Any, place: _Place, name: str, rule: str | None) -> SiteRow:
+    axes = eqn.params.get("axes", ()) if eqn.primitive is token_p else ()
+    value = (eqn.invars[0] if eqn.primitive is token_p else variable).aval
+    batches = (f"vmap[{value.shape[axis]}]" for axis in axes)
+    return SiteRow(
+        site=name,
+        shape=tuple(n for axis, n in enumerate(value.shape) if axis not in axes),
+        dtype=value.dtype,
+        runs=place.times,
+        where="/".join((*place.labels, *batches)),
+        rule=rule,
+        source=compat.source_line(eqn),
+    )
 
 
 def _label(eqn: Any) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from jaxdrop.core.types import Drop
 
@@ -25,6 +25,7 @@ class Matcher:
         return f"match.{self.kind}({self.pattern!r})"
 
     def matches(self, candidate: "Candidate") -> bool:
+        """Whether the pattern fits a name of the same kind."""
         return self.kind == candidate.kind and fnmatchcase(candidate.name, self.pattern)
 
 
@@ -76,6 +77,7 @@ class Candidate:
 
     @property
     def text(self) -> str:
+        """The name in keys and tables."""
         return self.name if self.kind == "site" else f"{self.kind}:{self.name}"
 
 
@@ -106,6 +108,7 @@ class RuleBook:
 
     @property
     def matchers(self) -> list[Matcher]:
+        """The patterns, in the order of the rules."""
         return [matcher for matcher, _ in self.rules]
 
     def find(self, candidates: Sequence[Candidate], path: str, source: str) -> Match | None:
@@ -146,11 +149,9 @@ def _as_matcher(function: str, pattern: Any) -> Matcher:
 
 
 def _as_rule(function: str, pattern: Any, drop: Any) -> Rule:
-    if isinstance(drop, Rule):
-        return drop
-    if not callable(drop):
+    if not (callable(drop) or isinstance(drop, Rule)):
         raise TypeError(
             f"{function}: the rule for {pattern!r} must be a function (key, x) -> y or a Rule;"
             f" got {drop!r}."
         )
-    return Rule(drop)
+    return drop if isinstance(drop, Rule) else Rule(cast(Drop, drop))

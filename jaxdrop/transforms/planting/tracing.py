@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-
 from jaxdrop.transforms.planting.mark import is_array, planting
 from jaxdrop.transforms.planting.plan import Values
 
@@ -33,17 +32,18 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any,
 
 
 def _take_arrays(tree: Any) -> tuple[Rebuild, Values]:
+    """The arrays of a pytree, and how the pytree is put together with others in their places."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [leaf for leaf in leaves if _is_traced(leaf)]
     others = [None if _is_traced(leaf) else leaf for leaf in leaves]
-    places = [_is_traced(leaf) for leaf in leaves]
+    places = [index for index, leaf in enumerate(leaves) if _is_traced(leaf)]
 
     def fill(values: Values) -> Any:
-        remaining = iter(values)
-        filled = [next(remaining) if place else other for place, other in zip(places, others)]
+        filled = list(others)
+        for index, value in zip(places, values, strict=True):
+            filled[index] = value
         return jax.tree.unflatten(structure, filled)
 
-    return fill, arrays
+    return fill, [leaves[index] for index in places]
 
 
 def _is_traced(leaf: Any) -> bool:

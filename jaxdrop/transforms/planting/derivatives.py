@@ -1,0 +1,134 @@
+"""Functions with a derivative of their own and a site inside: their rules are kept.
+
+Where a rule is used, it is traced and planned like the function, from the same
+run on. So a backward rule that computes the function again has its masks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+
+from jaxdrop.core import compat
+from jaxdrop.transforms.planting.candidates import Surroundings
+from jaxdrop.transforms.planting.keys import Streams, as_operands
+from jaxdrop.transforms.planting.plan import Plan, Planned, Planner, Values
+from jaxdrop.transforms.planting.tracing import trace
+
+
+def plan_custom_jvp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
+    """The user's rule is kept: where it is used, it is traced and planned too."""
+    body = planner.plan(eqn.params["call_jaxpr"], around)
+    inputs = _Inputs(eqn)
+
+    @jax.custom_jvp
+    def planted(streams: Streams, *values: Any) -> Values:
+        return body(streams, *values)
+
+    def differentiate(primals: Values, tangents: Values) -> tuple[Values, Values]:
+        streams, *values = primals
+        inputs.refuse_consts([not isinstance(t, SymbolicZero) for t in tangents[1:]])
+
+        def rule(xs: Values, ts: Values) -> Any:
+            return jax.jvp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), xs, ts)
+
+        args = inputs.take(values), [_instantiated(t) for t in inputs.take(tangents[1:])]
+        return _evaluate_rule(planner, around, streams, body, rule, *args)
+
+    planted.defjvp(differentiate, symbolic_zeros=True)
+    return lambda streams, *values: planted(as_operands(streams), *values), body.runs
+
+
+def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
+    """The user's rules are kept: where they are used, they are traced and planned too."""
+    body = planner.plan(eqn.params["call_jaxpr"], around)
+    inputs = _Inputs(eqn)
+
+    @jax.custom_vjp
+    def planted(streams: Streams, *values: Any) -> Values:
+        return body(streams, *values)
+
+    def forwards(streams: Streams, *args: Any) -> tuple[Values, Any]:
+        inputs.refuse_consts([arg.perturbed for arg in args])
+        streams, values = custom_vjp_primal_tree_values((streams, args))
+
+        def rule(xs: Values) -> Any:
+            return jax.vjp(lambda *xs: compat.bind(eqn, *inputs.put(xs, values)), *xs)
+
+        results, pull = _evaluate_rule(planner, around, streams, body, rule, inputs.take(values))
+        return results, (streams, pull)
+
+    def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
+        streams, pull = kept
+        cotangents = tuple(map(_instantiated, cotangents))
+        results = _evaluate_rule(planner, around, streams, body, pull, cotangents)
+        return None, *inputs.put(results, [None] * len(eqn.invars))
+
+    planted.defvjp(forwards, backwards, symbolic_zeros=True)
+    return lambda streams, *values: planted(as_operands(streams), *values), body.runs
+
+
+class _Inputs:
+    """Which operands of a custom derivative have one: floating ones that it was called with."""
+
+    def __init__(self, eqn: Any) -> None:
+        self._num_consts = eqn.params["num_consts"]
+        self._places = [
+            i >= self._num_consts and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+            for i, atom in enumerate(eqn.invars)
+        ]
+
+    def take(self, values: Values) -> list[Any]:
+        return [value for value, place in zip(values, self._places, strict=True) if place]
+
+    def put(self, taken: Values, others: Values) -> list[Any]:
+        remaining = iter(taken)
+        return [
+            next(remaining) if place else other
+            for other, place in zip(others, self._places, strict=True)
+        ]
+
+    def refuse_consts(self, perturbed: Sequence[bool]) -> None:
+        """JAX does so too, but here they have become operands."""
+        if any(perturbed[: self._num_consts]):
+            raise ValueError(
+                "plant: a function with a custom derivative was differentiated with respect to a"
+                " value that it closes over. Make the value an argument of the function."
+            )
+
+
+def _instantiated(derivative: Any) -> Any:
+    if not isinstance(derivative, SymbolicZero):
+        return derivative
+    aval: Any = derivative.aval
+    zeros = np if aval.dtype == jax.dtypes.float0 else jnp
+    return zeros.zeros(aval.shape, aval.dtype)
+
+
+def _evaluate_rule(
+    planner: Planner,
+    around: Surroundings,
+    streams: Streams,
+    body: Plan,
+    rule: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Evaluates a rule for a custom derivative with the masks of its function.
+
+    It starts where the function does, and starts again after as many runs: what
+    a rule computes twice has the same masks twice.
+    """
+    jaxpr, rebuild, values = trace(rule, *args)
+    plan = planner.plan(jaxpr, replace(around, in_rule=True))
+    for name in plan.runs:
+        if name not in streams:
+            raise NotImplementedError(
+                f"plant: site {name!r} is in the rule for a custom derivative, but not in the"
+                " function that the rule is for. Mark the same values in both."
+            )
+    here = {name: streams[name].cycling(body.runs[name]) for name in plan.runs}
+    return rebuild(plan(here, *values))
