@@ -23,6 +23,7 @@ from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
 from jaxdrop.transforms.plant import plant, sites
 from jaxdrop.transforms.planting.keys import site_key
 from jaxdrop.transforms.planting.mark import site
+from jaxdrop.transforms.planting.report import SiteRow, SiteTable
 from jaxdrop.transforms.planting.rules import Rule
 from jaxdrop.transforms.policies import (
     chain,
@@ -82,6 +83,8 @@ __all__ = [
     "scheduled",
     # Drops put into functions that were written without them.
     "Rule",
+    "SiteRow",
+    "SiteTable",
     "plant",
     "site",
     "site_key",

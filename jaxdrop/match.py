@@ -53,10 +53,10 @@ def checkpoint_name(pattern: str) -> Matcher:
 def named_scope(pattern: str) -> Matcher:
     """Floating values computed inside of a named scope and used outside of it.
 
-    Modules of flax, equinox and haiku run in a scope of their name, so these are
-    their outputs. The pattern must match a whole path, as "net/*/Dense_0"; of
-    nested scopes that match, the outermost counts. Two calls of one scope where
-    the second uses nothing but the first's result look like one.
+    Modules of flax, equinox and haiku run in a scope, so these are their outputs.
+    In flax and haiku its name is the module's, in equinox the class's. The pattern
+    must match a whole path, as "net/*/Dense_0"; of nested scopes that match, the
+    outermost counts. Each time that a scope is entered is a run of its own.
 
     Args:
       pattern: a glob over paths of scopes, with slashes between them.
@@ -119,7 +119,9 @@ def function(pattern: str) -> Matcher:
     """Floating values computed by a Python function and used outside of it.
 
     What a function's helpers compute counts as the function's; of nested
-    functions that match, the outermost counts.
+    functions that match, the outermost counts. Calls from different places are
+    runs of their own. A function that loops in Python over its own results, or is
+    called in such a loop, is refused: nothing tells the two apart.
 
     Args:
       pattern: a glob over the names of functions.

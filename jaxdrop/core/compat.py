@@ -1,8 +1,9 @@
 """The parts of JAX that are experimental or change between versions, each behind one name."""
 
+import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array, lax
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 # Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
 
+_INTERNAL = re.compile(r"/jax/_src/(?!nn/)|/jaxdrop/")
 JIT = ("jit", "pjit")
 CALL = ("closed_call", "core_call", "eval_jaxpr")
 CHECKPOINT = ("checkpoint", "remat", "remat2")
@@ -74,6 +76,12 @@ def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
     return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
 
 
+def unchecked_axes(eqn: Any) -> frozenset[str]:
+    """The mesh axes of a `shard_map` that does not check over which of them values vary."""
+    checks = eqn.params.get("check_vma", True)
+    return frozenset() if checks else manual_axes(eqn.params)
+
+
 def varying_axes(x: Any) -> frozenset[str]:
     """The manual mesh axes over which a value, or its type, varies."""
     aval = x if hasattr(x, "strip_weak_type") else jax.typeof(x)
@@ -108,16 +116,43 @@ def save_always(primitive: Any) -> None:
     partial_eval.partial_eval_jaxpr_custom_rules[primitive] = save
 
 
-def function_names(eqn: Any) -> Iterator[str]:
-    """The Python functions that were running when an equation was traced, innermost first.
+class Frame(NamedTuple):
+    """A Python function that was running when an equation was traced, and where it was."""
 
-    They end where the tracing of the equation's own jaxpr began.
-    """
+    function: str
+    position: tuple[Any, int]
+    is_internal: bool  # to JAX, but for its neural network functions, or to this package
+
+
+def frames_of(eqn: Any) -> list[Frame]:
+    """The functions that were running, outermost first, since the tracing of the jaxpr began."""
     traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback else ():
+    if traceback is None:
+        return []
+    frames: list[Frame] = []
+    for frame, *position in zip(traceback.frames, *traceback.raw_frames(), strict=True):
         if frame.function_name.startswith("trace_to_jaxpr"):
-            return
-        yield frame.function_name.rpartition(".")[2]
+            break
+        name = frame.function_name.rpartition(".")[2]
+        is_internal = bool(_INTERNAL.search(frame.file_name))
+        frames.append(Frame(name, tuple(position), is_internal))
+    return frames[::-1]
+
+
+def scopes_of(eqn: Any) -> list[tuple[str, int]]:
+    """The named scopes in which an equation was traced, outermost first, and which entry it was.
+
+    JAX makes an object each time that a scope is entered, so two entries of one
+    name have different numbers.
+    """
+    stack = eqn.source_info.name_stack.stack
+    return [(part.name, id(part)) for part in stack if type(part).__name__ == "Scope"]
+
+
+def transforms_of(eqn: Any) -> frozenset[str]:
+    """The transforms that an equation went through: "jvp", "transpose", "vmap"."""
+    stack = eqn.source_info.name_stack.stack
+    return frozenset(part.name for part in stack if type(part).__name__ == "Transform")
 
 
 def function_name(params: Mapping[str, Any]) -> str:
@@ -129,11 +164,6 @@ def function_name(params: Mapping[str, Any]) -> str:
 def source_line(eqn: Any) -> str:
     """Where the user's code made an equation, as `file:line (function)`."""
     return source_info_util.summarize(eqn.source_info)
-
-
-def scope_names(eqn: Any) -> str:
-    """The named scopes and transforms in which an equation was traced, as in `jvp(net)/dense`."""
-    return str(eqn.source_info.name_stack)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from jaxdrop.core import validate
 from jaxdrop.core.types import Key
 from jaxdrop.core.words import as_threefry, mark_consumed
-from jaxdrop.transforms.planting.candidates import Surroundings
+from jaxdrop.transforms.planting.groups import Surroundings
 from jaxdrop.transforms.planting.keys import Stream
 from jaxdrop.transforms.planting.planner import Planner
 from jaxdrop.transforms.planting.report import SiteTable, refuse_unmatched, table_of
@@ -28,8 +28,8 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     value varies. `site_key` says which key it has; a `Rule` shares masks.
 
     Args:
-      fn: a function of pytrees. Arrays are traced, all other leaves stay as they
-        are.
+      fn: a pure function of pytrees. Arrays are traced, all other leaves stay as
+        they are.
       rules: a dict from patterns to drops `(key, x) -> y` or `Rule`s. A pattern
         is a glob over the names that `site` gave, or from `jaxdrop.match`. No
         two may match one site. In a list of pairs the first match wins.

@@ -15,7 +15,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
 from jaxdrop.core import compat
-from jaxdrop.transforms.planting.candidates import Surroundings
+from jaxdrop.transforms.planting.groups import Surroundings
 from jaxdrop.transforms.planting.keys import Streams, as_operands
 from jaxdrop.transforms.planting.plan import Evaluate, Plan, Planned, Planner, Runs, Values
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from jaxdrop.core import compat
-from jaxdrop.transforms.planting.candidates import Surroundings
+from jaxdrop.transforms.planting.groups import Surroundings
 from jaxdrop.transforms.planting.keys import Streams, as_operands
 from jaxdrop.transforms.planting.plan import Plan, Planned, Planner, Values
 from jaxdrop.transforms.planting.tracing import trace

@@ -5,15 +5,15 @@ steps are drops, and calls whose bodies are plans again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
-from jaxdrop.transforms.planting.candidates import Surroundings
 from jaxdrop.transforms.planting.drops import Site
+from jaxdrop.transforms.planting.groups import Surroundings, unique_variables
 from jaxdrop.transforms.planting.keys import Streams
 
 Values: TypeAlias = Sequence[Any]
@@ -83,11 +83,6 @@ def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any]) -> Step:
     results = [v for eqn in eqns for v in eqn.outvars if v in needed]
     part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
     return Step(lambda _, *values: eval_jaxpr(part, (), *values), operands, results)
-
-
-def unique_variables(atoms: Iterable[Any]) -> list[Any]:
-    """The variables among atoms, each once."""
-    return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, Literal)))
 
 
 def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:

@@ -1,13 +1,15 @@
 """From a jaxpr and rules to a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from jaxdrop.core import compat
 from jaxdrop.transforms.planting import calls, derivatives
-from jaxdrop.transforms.planting.candidates import Surroundings, is_whole, matches_in
+from jaxdrop.transforms.planting.candidates import is_whole, matches_in
 from jaxdrop.transforms.planting.drops import Site
+from jaxdrop.transforms.planting.groups import Surroundings, unique_variables
 from jaxdrop.transforms.planting.mark import site_p, token_p
 from jaxdrop.transforms.planting.plan import (
     Evaluate,
@@ -15,7 +17,6 @@ from jaxdrop.transforms.planting.plan import (
     Planned,
     Step,
     Values,
-    unique_variables,
     untouched,
 )
 from jaxdrop.transforms.planting.rules import Candidate, Match, RuleBook
@@ -145,13 +146,10 @@ class Planner:
         No more than rules depend on, so that bodies are planned, and compiled, as
         seldom as possible.
         """
-        path = around.path_of(eqn)
-        if all(matcher.kind != "named_scope" for matcher in self.book.matchers):
-            path = next((name for name in ("transpose(", "jvp(") if name in path), "")
-        unchecked = around.unchecked_axes
-        if "check_vma" in eqn.params and not eqn.params["check_vma"]:
-            unchecked |= compat.manual_axes(eqn.params)
-        return Surroundings(path, unchecked, around.in_rule)
+        inside = around.inside(eqn)
+        matchers = self.book.matchers
+        scopes = inside.scopes if any(m.kind == "named_scope" for m in matchers) else ()
+        return replace(inside, scopes=scopes, transforms=inside.transforms & {"jvp", "transpose"})
 
 
 def _within(eqn: Any, evaluate: Evaluate) -> Evaluate:

@@ -1,37 +1,55 @@
 """What there is to plant: a table of sites, and what to say to a rule that matches none."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, overload
 
 from jaxdrop.core import compat
 from jaxdrop.transforms.planting.candidates import (
-    Surroundings,
     candidates_in,
     is_whole,
     matches_in,
     name_of_call,
     names_of,
+    path_of,
 )
+from jaxdrop.transforms.planting.groups import Surroundings
 from jaxdrop.transforms.planting.mark import token_p
 from jaxdrop.transforms.planting.plan import Plan
 from jaxdrop.transforms.planting.rules import Candidate, Matcher, RuleBook, str_of
 
 # Without rules, what was named on purpose.
 _LISTED = (Matcher("site", "*"), Matcher("checkpoint_name", "*"))
+_UNMARKED = ("named_scope", "jit", "function", "primitive")
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site: what goes through it, how often, and what a rule does to it."""
+    """One site in the table of `sites`.
+
+    Args:
+      site: its name, as `site_key` takes it.
+      shape: of the value that a drop gets; in an inner `vmap`, of an example.
+      dtype: of the value.
+      runs: how often it runs in a call; None in a while loop.
+      where: the loops, calls and batches that it is in, outermost first.
+      rule: the pattern of its rule, or None.
+      source: the line that made the value.
+
+    Example:
+      >>> (row,) = sites(lambda x: site(x, "hidden"), jnp.ones((2, 3)))
+      >>> row.site, row.shape, row.runs, row.rule
+      ('hidden', (2, 3), 1, None)
+    """
 
     site: str
     shape: tuple[int, ...]
     dtype: Any
     runs: int | None
-    """None in a while loop, whose length is not known."""
     where: str
     rule: str | None
     source: str
@@ -41,14 +59,28 @@ class SiteRow:
         """The row as texts."""
         value = f"{self.dtype}[{','.join(map(str, self.shape))}]"
         runs = "?" if self.runs is None else str(self.runs)
-        return self.site, value, runs, self.where or "-", self.rule or "-", self.source
+        source = _shortened(self.source)
+        return self.site, value, runs, self.where or "-", self.rule or "-", source
 
 
 class SiteTable(Sequence[SiteRow]):
-    """Rows that print as a table."""
+    """The sites of a function: a sequence of rows that prints as a table.
 
-    def __init__(self, rows: Sequence[SiteRow]) -> None:
+    Args:
+      rows: what it holds.
+      unmarked: by kind, names that a rule could match besides marks.
+
+    Example:
+      >>> table = sites(lambda x: site(x, "hidden"), jnp.ones((2, 3)))
+      >>> len(table), table[0].site
+      (1, 'hidden')
+    """
+
+    def __init__(
+        self, rows: Sequence[SiteRow], unmarked: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self._rows = tuple(rows)
+        self.unmarked = dict(unmarked or {})
 
     @overload
     def __getitem__(self, index: int) -> SiteRow: ...
@@ -61,6 +93,13 @@ class SiteTable(Sequence[SiteRow]):
         return len(self._rows)
 
     def __repr__(self) -> str:
+        if not self._rows:
+            kinds = [
+                f"  match.{kind}: {', '.join(map(repr, names))}"
+                for kind, names in self.unmarked.items()
+                if names
+            ]
+            return "\n".join(["no marked sites; jaxdrop.match can find:", *kinds])
         lines = [("site", "value", "runs", "where", "rule", "source")]
         lines += [row.cells for row in self._rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -70,6 +109,14 @@ class SiteTable(Sequence[SiteRow]):
         )
 
 
+def _shortened(source: str) -> str:
+    """A line of a file here from here, of others with the last parts of the path."""
+    path, colon, rest = source.partition(":")
+    with suppress(ValueError):
+        return f"{Path(path).relative_to(Path.cwd())}{colon}{rest}"
+    return f"{Path(*Path(path).parts[-3:])}{colon}{rest}"
+
+
 def table_of(jaxpr: Any, book: RuleBook) -> SiteTable:
     """The sites of a jaxpr; those that are alike share a row."""
     runs: dict[SiteRow, int | None] = {}
@@ -77,7 +124,13 @@ def table_of(jaxpr: Any, book: RuleBook) -> SiteTable:
         alike = replace(row, runs=0)
         before = runs.get(alike, 0)
         runs[alike] = None if before is None or row.runs is None else before + row.runs
-    return SiteTable([replace(row, runs=count) for row, count in runs.items()])
+    rows = [replace(row, runs=count) for row, count in runs.items()]
+    return SiteTable(rows, {kind: known_names(jaxpr, kind) for kind in _UNMARKED if not rows})
+
+
+def known_names(jaxpr: Any, kind: str) -> list[str]:
+    """All names of a kind, at any depth, in order."""
+    return sorted(set(_names(jaxpr, Surroundings(), kind)))
 
 
 def refuse_unmatched(function: str, jaxpr: Any, plan: Plan, book: RuleBook) -> None:
@@ -86,7 +139,7 @@ def refuse_unmatched(function: str, jaxpr: Any, plan: Plan, book: RuleBook) -> N
     for matcher in book.matchers:
         if matcher in used:
             continue
-        names = sorted(set(_names(jaxpr, Surroundings(), matcher.kind)))
+        names = known_names(jaxpr, matcher.kind)
         if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
             raise KeyError(
                 f"{function}: the rule {str_of(matcher)!r} is never used: an earlier one, or one"
@@ -111,8 +164,7 @@ class _Place:
         factor = {"scan": params.get("length"), "while": None}.get(name, 1)
         times = None if self.times is None or factor is None else self.times * factor
         label = f"cond[{index}]" if name == "cond" else _label(eqn)
-        around = replace(self.around, scopes=self.around.path_of(eqn))
-        return _Place(times, (*self.labels, label), around)
+        return _Place(times, (*self.labels, label), self.around.inside(eqn))
 
 
 def _rows(jaxpr: Any, place: _Place, book: RuleBook) -> Iterator[SiteRow]:
@@ -128,8 +180,7 @@ def _rows(jaxpr: Any, place: _Place, book: RuleBook) -> Iterator[SiteRow]:
             if match := matches.get(variable):
                 yield _row(eqn, variable, place, match.name, str_of(match.matcher))
             elif candidate := unmatched.get(variable):
-                path = eqn.params.get("path", "")
-                yield _row(eqn, variable, place, candidate.text + path, None)
+                yield _row(eqn, variable, place, candidate.text + path_of(eqn), None)
 
 
 def _row(eqn: Any, variable: Any, place: _Place, name: str, rule: str | None) -> SiteRow:
@@ -159,9 +210,8 @@ def _label(eqn: Any) -> str:
 
 
 def _names(jaxpr: Any, around: Surroundings, kind: str) -> Iterator[str]:
-    """All names of a kind, at any depth."""
     body, _ = compat.opened(jaxpr)
     for eqn in body.eqns:
         yield from names_of(eqn, around, kind)
         for inner in compat.jaxprs_in(eqn):
-            yield from _names(inner, replace(around, scopes=around.path_of(eqn)), kind)
+            yield from _names(inner, around.inside(eqn), kind)
