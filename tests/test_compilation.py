@@ -1,6 +1,5 @@
 """What reaches XLA: compilations, memory, residuals and operations, counted and not timed."""
 
-import logging
 import math
 import re
 from functools import partial
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from logs import Compilations
 from method_table import METHODS
 from modes import make_key
 
@@ -16,36 +16,6 @@ import jaxdrop
 from jaxdrop import dropout, rescale
 
 MIB = 2**20
-
-
-class Compilations(logging.Handler):
-    """Counts programs that XLA compiles, by what JAX logs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def emit(self, record):
-        message = record.getMessage()
-        if message.startswith("Compiling "):
-            self.names.append(message.split()[1])
-
-    def __enter__(self):
-        self.logger = logging.getLogger("jax._src.interpreters.pxla")
-        self.loggers = [self.logger, logging.getLogger("jax._src.dispatch")]
-        self.context = jax.log_compiles()
-        self.context.__enter__()
-        self.kept = [(logger, logger.propagate) for logger in self.loggers]
-        for logger in self.loggers:
-            logger.addHandler(self)
-            logger.propagate = False
-        return self
-
-    def __exit__(self, *exception):
-        for logger, propagate in self.kept:
-            logger.removeHandler(self)
-            logger.propagate = propagate
-        self.context.__exit__(*exception)
 
 
 def test_eager_call_compiles_one_program_and_then_none():

@@ -1,8 +1,9 @@
 """The parts of JAX that are experimental or change between versions, each behind one name."""
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -51,10 +52,23 @@ def jaxprs_in(eqn: Any) -> Iterator[Any]:
     """The jaxprs among the parameters of an equation, and in traced functions among them."""
     _, params = call_of(eqn)
     for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            body = part if hasattr(part, "eqns") else getattr(part, "jaxpr", None)
-            if hasattr(body, "eqns"):
-                yield body
+        for part in filter(_holds_jaxpr, _parts(value)):
+            yield part if hasattr(part, "eqns") else part.jaxpr
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _holds_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+
+
+def identity_of(eqn: Any) -> tuple[Any, ...]:
+    """What two equations have in common that do the same with the same jaxprs inside."""
+    name, params = call_of(eqn)
+    own = ((k, v) for k, v in params.items() if not any(map(_holds_jaxpr, _parts(v))))
+    return name, *sorted(own, key=itemgetter(0))
 
 
 def tag_of(eqn: Any) -> str | None:

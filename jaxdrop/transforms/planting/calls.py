@@ -35,9 +35,10 @@ def plan_call(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
 
 def plan_scan(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """A step goes on where the one that ran before it stopped."""
-    params = eqn.params
-    body = planner.plan(params["jaxpr"], around)
-    num_consts, num_carry = compat.scan_arity(params)
+    body = planner.plan(eqn.params["jaxpr"], around)
+    num_consts, num_carry = compat.scan_arity(eqn.params)
+    options = compat.scan_options(eqn.params)
+    length = options["length"]
 
     def evaluate(streams: Streams, *values: Any) -> Values:
         consts, init, xs = _split(values, num_consts, num_carry)
@@ -48,12 +49,12 @@ def plan_scan(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
             results = body(here, *consts, *carry, *xs)
             return results[:num_carry], results[num_carry:]
 
-        numbers = lax.iota(jnp.uint32, params["length"])
-        numbers = numbers[::-1] if params["reverse"] else numbers
-        carry, ys = lax.scan(step, init, (numbers, xs), **compat.scan_options(params))
+        numbers = lax.iota(jnp.uint32, length)
+        numbers = numbers[::-1] if options["reverse"] else numbers
+        carry, ys = lax.scan(step, init, (numbers, xs), **options)
         return [*carry, *ys]
 
-    return _compiled_once(evaluate), {name: params["length"] * n for name, n in body.runs.items()}
+    return _compiled_once(evaluate), {name: length * runs for name, runs in body.runs.items()}
 
 
 def plan_while(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
@@ -62,11 +63,10 @@ def plan_while(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     planner.refuse(params["cond_jaxpr"], around, "the condition of a while_loop, which drops twice")
     condition = jaxpr_as_fun(params["cond_jaxpr"])
     body = planner.plan(params["body_jaxpr"], around)
+    sizes = params["cond_nconsts"], params["body_nconsts"]
 
     def evaluate(streams: Streams, *values: Any) -> Values:
-        consts_of_condition, consts, init = _split(
-            values, params["cond_nconsts"], params["body_nconsts"]
-        )
+        consts_of_condition, consts, init = _split(values, *sizes)
 
         def step(state: tuple[Any, Values]) -> tuple[Any, Values]:
             iteration, carry = state
@@ -96,10 +96,10 @@ def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned
     _, params = compat.call_of(eqn)
     body = planner.plan(params["jaxpr"], around)
     call = jax.checkpoint(body, **compat.checkpoint_options(params))
+    has_barrier = params["differentiated"] and params["prevent_cse"]
 
     def evaluate(streams: Streams, *values: Any) -> Values:
-        if params["differentiated"] and params["prevent_cse"]:
-            values = lax.optimization_barrier(values)
+        values = lax.optimization_barrier(values) if has_barrier else values
         return call(as_operands(streams), *values)
 
     return evaluate, body.runs
@@ -109,18 +109,13 @@ def plan_shard_map(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """The keys come in replicated; a site folds in the devices over which it varies."""
     params = eqn.params
     body = planner.plan(params["jaxpr"], around)
-
-    def evaluate(streams: Streams, *values: Any) -> Values:
-        specs = (PartitionSpec(), *params["in_specs"])
-        call = jax.shard_map(
-            lambda streams, *values: tuple(body(streams, *values)),
-            in_specs=specs,
-            out_specs=tuple(params["out_specs"]),
-            **compat.shard_map_options(params),
-        )
-        return call(as_operands(streams), *values)
-
-    return _compiled_once(evaluate), body.runs
+    call = jax.shard_map(
+        body,
+        in_specs=(PartitionSpec(), *params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        **compat.shard_map_options(params),
+    )
+    return _compiled_once(call), body.runs
 
 
 def _greatest(*runs: Runs) -> Runs:

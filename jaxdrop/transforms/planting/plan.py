@@ -5,7 +5,7 @@ steps are drops, and calls whose bodies are plans again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -45,6 +45,7 @@ class Plan:
         self.steps = steps
         self.runs: Runs = sum((Counter(step.runs) for step in steps), Counter())
         self.sites = [site for step in steps for site in step.sites]
+        self.calls: dict[Hashable, Planned] = {}  # with this plan as body, each built once
         self._unused_after = _last_uses(steps, self.results)
 
     def __call__(self, streams: Streams, *operands: Any) -> tuple[Any, ...]:

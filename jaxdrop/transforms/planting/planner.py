@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from jaxdrop.core import compat
@@ -21,7 +21,8 @@ from jaxdrop.transforms.planting.plan import (
 )
 from jaxdrop.transforms.planting.rules import Candidate, Match, RuleBook
 
-_RULES: Mapping[str, Callable[..., Planned]] = {
+Rule: TypeAlias = Callable[..., Planned]
+_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(compat.JIT, calls.plan_jit),
     **dict.fromkeys(compat.CALL, calls.plan_call),
     "scan": calls.plan_scan,
@@ -104,8 +105,22 @@ class Planner:
                 f" {name!r}, which plant cannot go into. Move the site out, or plant"
                 " the function before it gets there."
             )
-        evaluate, runs = rule(self, eqn, inside)
+        evaluate, runs = self._call(eqn, rule, bodies, inside)
         return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, runs, tuple(sites))
+
+    def _call(self, eqn: Any, rule: Rule, bodies: list[Plan], inside: Surroundings) -> Planned:
+        """What a rule makes of an equation; the same for equations that are alike.
+
+        It is kept with the last body, as long as that body's jaxpr lives. So it must
+        not hold that jaxpr, as the rules for custom derivatives do.
+        """
+        if rule in (derivatives.plan_custom_jvp, derivatives.plan_custom_vjp):
+            return rule(self, eqn, inside)
+        *others, last = bodies
+        alike = (*compat.identity_of(eqn), *others)
+        if alike not in last.calls:
+            last.calls[alike] = rule(self, eqn, inside)
+        return last.calls[alike]
 
     def _draw(self, eqn: Any, match: Match, around: Surroundings) -> Step:
         site = self._site(eqn, match, around)

@@ -20,7 +20,10 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
 
 
-def on_devices(fn, in_specs=P("a"), out_specs=P("a"), **options):
+ROWS = P("a")
+
+
+def on_devices(fn, in_specs=ROWS, out_specs=ROWS, **options):
     return jax.shard_map(fn, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, **options)
 
 
