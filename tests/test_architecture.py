@@ -14,7 +14,8 @@ ALLOWED = {
     "checks": {"core", "checks"},
     "methods": {"core", "rescale", "methods"},
     "transforms": {"core", "transforms"},
-    "__init__": {"core", "rescale", "checks", "methods", "transforms"},
+    "match": {"transforms"},
+    "__init__": {"core", "rescale", "checks", "match", "methods", "transforms"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -23,8 +23,9 @@ PUBLIC = {
     for space in (jaxdrop, jaxdrop.rescale, jaxdrop.checks)
     for name in space.__all__
     if not inspect.ismodule(getattr(space, name))
-}
+} | {f"match.{name}": getattr(jaxdrop.match, name) for name in jaxdrop.match.__all__}
 NAMESPACE = {"jax": jax, "jnp": jnp, "optax": optax, "partial": partial, "jaxdrop": jaxdrop}
+NAMESPACE |= {"match": jaxdrop.match}
 
 
 @pytest.mark.parametrize("module", ["jaxdrop", *MODULES])
@@ -52,7 +53,7 @@ def test_public_functions_are_documented_in_full(name):
         returns = value.__annotations__.get("return")
         sections += ["Returns:"] if returns not in (None, "None") else []
         for parameter in parameters:
-            assert re.search(rf"^  \*?{parameter}: ", text, re.M), f"{name}: {parameter}"
+            assert re.search(rf"^  \*{{0,2}}{parameter}: ", text, re.M), f"{name}: {parameter}"
         assert returns is not None or "return" in value.__annotations__, name
     for section in sections:
         assert section in text, f"{name}: {section}"
