@@ -4,6 +4,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,17 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 # Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
 
-_INTERNAL = re.compile(r"/jax/_src/(?!nn/)|/jaxdrop/")
+_PACKAGE = str(Path(__file__).parent.parent)
+_INTERNAL = re.compile(rf"/jax/_src/(?!(nn|ops|scipy)/)|{re.escape(_PACKAGE)}/")
 JIT = ("jit", "pjit")
 CALL = ("closed_call", "core_call", "eval_jaxpr")
 CHECKPOINT = ("checkpoint", "remat", "remat2")
 CUSTOM_JVP = ("custom_jvp_call",)
 CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
+CUSTOM = (*CUSTOM_JVP, *CUSTOM_VJP, "CustomVJPTraced")
+
+# A site's source line is in the code of the user.
+source_info_util.register_exclusion(_PACKAGE)
 
 
 def debug_check(predicate: Any, message: str, **values: Any) -> None:
@@ -135,7 +141,7 @@ class Frame(NamedTuple):
 
     function: str
     position: tuple[Any, int]
-    is_internal: bool  # to JAX, but for its neural network functions, or to this package
+    is_internal: bool  # to this package or to JAX, but for its functions of whole layers
 
 
 def frames_of(eqn: Any) -> list[Frame]:
@@ -171,7 +177,7 @@ def transforms_of(eqn: Any) -> frozenset[str]:
 
 def function_name(params: Mapping[str, Any]) -> str:
     """The name of the function in a call with a custom derivative."""
-    call, _ = opened(params["call_jaxpr"])
+    call, _ = opened(params["call_jaxpr"] if "call_jaxpr" in params else params["traced"].jaxpr)
     return call.debug_info.func_name
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxdrop.core import validate
 from jaxdrop.core.types import Key
 from jaxdrop.core.words import as_threefry, mark_consumed
@@ -59,7 +61,7 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     _refuse_uncallable("plant", fn)
     planner = Planner(RuleBook("plant", rules))
 
-    @wraps(fn)
+    @wraps(fn, updated=())
     def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
         key = validate.one_key("plant", key)
         mark_consumed(key)
@@ -68,7 +70,7 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
         refuse_unmatched("plant", jaxpr, plan, planner.book)
         root = as_threefry(key)
         streams = {name: Stream.of(root, name) for name in plan.runs}
-        return rebuild(plan(streams, *operands))
+        return rebuild([jnp.asarray(result) for result in plan(streams, *operands)])
 
     return _with_signature(planted, fn)
 

@@ -6,12 +6,13 @@ makes a value: in its parameters, its named scopes, its Python functions.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxdrop.core import compat
-from jaxdrop.transforms.planting.groups import Surroundings, leaving, paths_of
+from jaxdrop.transforms.planting.groups import Found, Surroundings, leaving, name_of_call, paths_of
 from jaxdrop.transforms.planting.mark import site_p, token_p
 from jaxdrop.transforms.planting.rules import Candidate, Match, Matcher, RuleBook
 
@@ -20,40 +21,38 @@ _GROUPED = ("named_scope", "function")
 
 def matches_in(jaxpr: Any, around: Surroundings, book: RuleBook) -> dict[Any, Match]:
     """The rule for each variable of a jaxpr that is a site; for a mark, that of its token."""
-    names: dict[Any, list[Candidate]] = defaultdict(list)
-    makers: dict[Any, Any] = {}
-    for eqn, variable, candidate in candidates_in(jaxpr, around, book.matchers):
-        makers[variable] = eqn
-        names[variable].append(candidate)
+    found: dict[Any, list[Found]] = defaultdict(list)
+    for one in candidates_in(jaxpr, around, book.matchers):
+        found[one.variable].append(one)
     matches: dict[Any, Match] = {}
-    for variable, candidates in names.items():
-        eqn = makers[variable]
-        match = book.find(candidates, path_of(eqn), compat.source_line(eqn))
-        if match:
+    for variable, ones in found.items():
+        eqn = ones[0].eqn
+        names = [one.candidate for one in ones]
+        if match := book.find(names, path_of(eqn), compat.source_line(eqn)):
             _refuse_derivatives(eqn, match, around)
-            matches[variable] = match
+            insiders = (one.insiders for one in ones if match.matcher.matches(one.candidate))
+            matches[variable] = replace(match, insiders=next(insiders))
     return matches
 
 
-def candidates_in(
-    jaxpr: Any, around: Surroundings, matchers: Sequence[Matcher]
-) -> Iterator[tuple[Any, Any, Candidate]]:
-    """Equations, and variables that may be sites, with a name.
+def candidates_in(jaxpr: Any, around: Surroundings, matchers: Sequence[Matcher]) -> Iterator[Found]:
+    """Variables that may be sites.
 
     Scopes and functions are those that match; other names may match or not.
     """
+    matchers = [matcher for matcher in matchers if matcher not in around.taken]
     kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in _GROUPED)
     for eqn in jaxpr.eqns:
         for kind in kinds:
             for name in names_of(eqn, around, kind):
                 for variable in eqn.outvars:
                     if kind == "site" or _is_floating(variable):
-                        yield eqn, variable, Candidate(kind, name)
+                        yield Found(eqn, variable, Candidate(kind, name))
     for matcher in matchers:
         if matcher.kind in _GROUPED:
-            for eqn, variable, candidate in leaving(jaxpr, around, matcher):
-                if _is_floating(variable):
-                    yield eqn, variable, candidate
+            yield from (
+                one for one in leaving(jaxpr, around, matcher) if _is_floating(one.variable)
+            )
 
 
 def names_of(eqn: Any, around: Surroundings, kind: str) -> list[str]:
@@ -74,16 +73,6 @@ def names_of(eqn: Any, around: Surroundings, kind: str) -> list[str]:
     return [name] if name else []
 
 
-def name_of_call(eqn: Any) -> str | None:
-    """The name of the function that an equation calls, if it keeps one."""
-    primitive = eqn.primitive.name
-    if primitive in compat.JIT:
-        return eqn.params["name"]
-    if primitive in compat.CUSTOM_JVP + compat.CUSTOM_VJP:
-        return compat.function_name(eqn.params)
-    return None
-
-
 def path_of(eqn: Any) -> str:
     """The path of a marked array in its pytree."""
     return eqn.params["path"] if eqn.primitive in (token_p, site_p) else ""
@@ -91,8 +80,8 @@ def path_of(eqn: Any) -> str:
 
 def is_whole(eqn: Any, matches: Mapping[Any, Match]) -> bool:
     """Whether a rule takes what a custom derivative returns, whatever is inside of it."""
-    custom = eqn.primitive.name in compat.CUSTOM_JVP + compat.CUSTOM_VJP
-    return custom and any(variable in matches for variable in eqn.outvars)
+    name, _ = compat.call_of(eqn)
+    return name in compat.CUSTOM and any(variable in matches for variable in eqn.outvars)
 
 
 def _is_floating(variable: Any) -> bool:

@@ -65,7 +65,9 @@ def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned
     def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
         streams, pull = kept
         cotangents = tuple(map(_instantiated, cotangents))
-        results = _evaluate_rule(planner, around, streams, body, pull, cotangents)
+        results = _evaluate_rule(
+            planner, around, streams, body, pull, cotangents, makes_value=False
+        )
         return None, *inputs.put(results, [None] * len(eqn.invars))
 
     planted.defvjp(forwards, backwards, symbolic_zeros=True)
@@ -116,6 +118,7 @@ def _evaluate_rule(
     body: Plan,
     rule: Callable[..., Any],
     *args: Any,
+    makes_value: bool = True,
 ) -> Any:
     """Evaluates a rule for a custom derivative with the masks of its function.
 
@@ -124,11 +127,11 @@ def _evaluate_rule(
     """
     jaxpr, rebuild, values = trace(rule, *args)
     plan = planner.plan(jaxpr, replace(around, in_rule=True))
-    for name in plan.runs:
-        if name not in streams:
-            raise NotImplementedError(
-                f"plant: site {name!r} is in the rule for a custom derivative, but not in the"
-                " function that the rule is for. Mark the same values in both."
-            )
+    missing = body.runs.keys() - plan.runs.keys() if makes_value else ()
+    for name in (*missing, *(plan.runs.keys() - body.runs.keys())):
+        raise NotImplementedError(
+            f"plant: site {name!r} must run both in a function with a custom derivative and in the"
+            " rule for it, if in one of them. Mark the same values in both."
+        )
     here = {name: streams[name].cycling(body.runs[name]) for name in plan.runs}
     return rebuild(plan(here, *values))

@@ -8,7 +8,7 @@ refused.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
@@ -29,15 +29,16 @@ class Surroundings:
     transforms: frozenset[str] = frozenset()
     unchecked_axes: frozenset[str] = frozenset()
     in_rule: bool = False  # of a custom derivative, which has the masks of its function
+    taken: frozenset[Matcher] = frozenset()  # by a call or function around: the outermost counts
 
-    def inside(self, eqn: Any) -> "Surroundings":
+    def inside(self, eqn: Any, matchers: Sequence[Matcher]) -> "Surroundings":
         """What is around the bodies of an equation."""
-        unchecked = compat.unchecked_axes(eqn)
         return replace(
             self,
             scopes=(*self.scopes, *(name for name, _ in compat.scopes_of(eqn))),
             transforms=self.transforms | compat.transforms_of(eqn),
-            unchecked_axes=self.unchecked_axes | unchecked,
+            unchecked_axes=self.unchecked_axes | compat.unchecked_axes(eqn),
+            taken=self.taken | {m for m in matchers if _takes(eqn, self, m)},
         )
 
 
@@ -49,10 +50,19 @@ class Group:
     entry: Hashable
 
 
-def leaving(
-    jaxpr: Any, around: Surroundings, matcher: Matcher
-) -> Iterator[tuple[Any, Any, Candidate]]:
-    """Equations, and the variables by which values leave a matching scope or function."""
+@dataclass(frozen=True)
+class Found:
+    """A variable that may be a site, the equation that makes it, and a name of it."""
+
+    eqn: Any
+    variable: Any
+    candidate: Candidate
+    insiders: frozenset[int] = frozenset()
+    """Equations, by `id`, that read the value before it leaves its scope or function."""
+
+
+def leaving(jaxpr: Any, around: Surroundings, matcher: Matcher) -> Iterator[Found]:
+    """Variables by which values leave a matching scope or function."""
     group_of = {"named_scope": _scope_of, "function": _function_of}[matcher.kind]
     groups = [group_of(eqn, around, matcher) for eqn in jaxpr.eqns]
     if matcher.kind == "function":
@@ -62,10 +72,13 @@ def leaving(
     for atoms, group in [*reads, (jaxpr.outvars, None)]:
         for variable in unique_variables(atoms):
             users[variable].add(group)
+    members: dict[Group | None, set[int]] = defaultdict(set)
+    for eqn, group in zip(jaxpr.eqns, groups, strict=True):
+        members[group].add(id(eqn))
     for eqn, group in zip(jaxpr.eqns, groups, strict=True):
         for variable in eqn.outvars:
             if group and users[variable] - {group}:
-                yield eqn, variable, group.candidate
+                yield Found(eqn, variable, group.candidate, frozenset(members[group]))
 
 
 def paths_of(eqn: Any, around: Surroundings) -> list[str]:
@@ -77,6 +90,22 @@ def paths_of(eqn: Any, around: Surroundings) -> list[str]:
 def unique_variables(atoms: Iterable[Any]) -> list[Any]:
     """The variables among the atoms of a jaxpr, each once."""
     return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, Literal)))
+
+
+def name_of_call(eqn: Any) -> str | None:
+    """The name of the function that an equation calls, if it keeps one."""
+    name, params = compat.call_of(eqn)
+    if name in compat.JIT:
+        return params["name"]
+    return compat.function_name(params) if name in compat.CUSTOM else None
+
+
+def _takes(eqn: Any, around: Surroundings, matcher: Matcher) -> bool:
+    """Whether all that an equation does is inside of a call or function that matches."""
+    if matcher.kind == "function":
+        return _function_of(eqn, around, matcher) is not None
+    name = name_of_call(eqn)
+    return name is not None and matcher.matches(Candidate("jit", name))
 
 
 def _scope_of(eqn: Any, around: Surroundings, matcher: Matcher) -> Group | None:
@@ -94,7 +123,8 @@ def _function_of(eqn: Any, around: Surroundings, matcher: Matcher) -> Group | No
     del around
     frames = compat.frames_of(eqn)
     for depth, frame in enumerate(frames):
-        if matcher.matches(candidate := Candidate("function", frame.function)):
+        candidate = Candidate("function", frame.function)
+        if matcher.matches(candidate) and not frame.is_internal:
             return Group(candidate, tuple(frame.position for frame in frames[:depth]))
     return None
 

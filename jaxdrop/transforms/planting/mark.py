@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import UInt32
@@ -28,8 +27,6 @@ Token = UInt32[Array, "*batch 2"]
 # Part of the key of JAX's caches: what was traced for planting is not found by
 # what was not, so that programs without a plant have no trace of its sites.
 planting = jax.make_user_context(False)
-
-source_info_util.register_exclusion(__file__)  # a site's source line is its caller's
 
 
 def site(x: Tree, name: str) -> Tree:

@@ -38,9 +38,9 @@ class Step:
 class Plan:
     """What to evaluate for a jaxpr; called with the streams of its sites and its operands."""
 
-    def __init__(self, jaxpr: Any, consts: Values, steps: Sequence[Step]) -> None:
+    def __init__(self, jaxpr: Any, consts: Values, steps: Sequence[Step], results: Values) -> None:
         self.operands = [*jaxpr.constvars, *jaxpr.invars]
-        self.results = list(jaxpr.outvars)
+        self.results = results
         self.consts = consts
         self.steps = steps
         self.runs: Runs = sum((Counter(step.runs) for step in steps), Counter())
@@ -77,13 +77,31 @@ class Planner(Protocol):
         ...
 
 
-def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any]) -> Step:
-    """A run of equations without a site, as one step; `needed` are variables read elsewhere."""
+@dataclass(frozen=True)
+class Dropped:
+    """The value of a variable after its drop, where it is not marked but matched."""
+
+    variable: Any
+
+
+def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any], names: Mapping[Any, Any]) -> Step:
+    """A run of equations without a site, as one step.
+
+    Args:
+      jaxpr: that they are part of.
+      eqns: the equations.
+      needed: the variables that are read elsewhere.
+      names: what to read in place of a variable.
+
+    Returns:
+      A step.
+    """
     made = {variable for eqn in eqns for variable in eqn.outvars}
     operands = [v for v in unique_variables(a for eqn in eqns for a in eqn.invars) if v not in made]
     results = [v for eqn in eqns for v in eqn.outvars if v in needed]
     part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
-    return Step(lambda _, *values: eval_jaxpr(part, (), *values), operands, results)
+    read = [names.get(variable, variable) for variable in operands]
+    return Step(lambda _, *values: eval_jaxpr(part, (), *values), read, results)
 
 
 def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:

@@ -1,17 +1,20 @@
 """From a jaxpr and rules to a plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
+
+from jax.extend.core import Literal
 
 from jaxdrop.core import compat
 from jaxdrop.transforms.planting import calls, derivatives
 from jaxdrop.transforms.planting.candidates import is_whole, matches_in
 from jaxdrop.transforms.planting.drops import Site
-from jaxdrop.transforms.planting.groups import Surroundings, unique_variables
+from jaxdrop.transforms.planting.groups import Surroundings, name_of_call, unique_variables
 from jaxdrop.transforms.planting.mark import site_p, token_p
 from jaxdrop.transforms.planting.plan import (
+    Dropped,
     Evaluate,
     Plan,
     Planned,
@@ -47,7 +50,7 @@ class Planner:
         plans = self._plans.setdefault(jaxpr, {})
         if around not in plans:
             body, consts = compat.opened(jaxpr)
-            plans[around] = Plan(body, consts, self._steps(body, around))
+            plans[around] = Plan(body, consts, *self._steps(body, around))
         return plans[around]
 
     def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
@@ -58,34 +61,42 @@ class Planner:
                 " leave it without a rule."
             )
 
-    def _steps(self, jaxpr: Any, around: Surroundings) -> list[Step]:
+    def _steps(self, jaxpr: Any, around: Surroundings) -> tuple[list[Step], list[Any]]:
+        """The steps of a jaxpr, and by which names its results are read."""
         matches = matches_in(jaxpr, around, self.book)
         last_read = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in unique_variables(eqn.invars)}
         last_read |= dict.fromkeys(unique_variables(jaxpr.outvars), len(jaxpr.eqns))
+        last_read |= dict.fromkeys(matches, len(jaxpr.eqns))
         steps: list[Step] = []
         pending: list[Any] = []
+        names: dict[Any, Any] = {}
 
-        def flush(end: int, wanted: Sequence[Any] = ()) -> None:
-            needed = {v for v, reader in last_read.items() if reader >= end} | set(wanted)
+        def flush(end: int) -> None:
             if pending:
-                steps.append(untouched(jaxpr, pending, needed))
-                pending.clear()
+                needed = {variable for variable, reader in last_read.items() if reader >= end}
+                steps.append(untouched(jaxpr, pending, needed, names))
+            pending.clear()
+            names.clear()
 
+        # Marks are dropped by equations of their own, other matches after the one that made them.
+        foreign = {v: match for v, match in matches.items() if match.matcher.kind != "site"}
         for index, eqn in enumerate(jaxpr.eqns):
-            own = self._step(eqn, around, matches)
-            dropped = [v for v in eqn.outvars if v in matches and eqn.primitive is not token_p]
-            if own:
+            read = _names_for(eqn, foreign)
+            if own := self._step(eqn, around, matches):
                 flush(index)
-                steps.append(own)
+                steps.append(replace(own, operands=_renamed(eqn.invars, read)))
             else:
+                if any(names.get(variable, name) != name for variable, name in read.items()):
+                    flush(index)
                 pending.append(eqn)
-            if dropped:
-                flush(index + 1, dropped)
-            steps += [self._drop_result(eqn, v, matches[v], around) for v in dropped]
+                names.update(read)
+            for variable in filter(foreign.get, eqn.outvars):
+                flush(index + 1)
+                steps.append(self._drop_result(eqn, variable, foreign[variable], around))
         flush(len(jaxpr.eqns))
-        return steps
+        return steps, _renamed(jaxpr.outvars, {v: Dropped(v) for v in foreign})
 
-    def _step(self, eqn: Any, around: Surroundings, matches: dict[Any, Match]) -> Step | None:
+    def _step(self, eqn: Any, around: Surroundings, matches: Mapping[Any, Match]) -> Step | None:
         """What to do for an equation by itself; None to leave it to JAX."""
         if eqn.primitive is token_p:
             match = matches.get(eqn.outvars[0])
@@ -98,6 +109,7 @@ class Planner:
         if not sites or is_whole(eqn, matches):
             return None
         name, _ = compat.call_of(eqn)
+        self._refuse_unmarked(name, eqn, sites)
         rule = _RULES.get(name)
         if rule is None:
             raise NotImplementedError(
@@ -107,6 +119,16 @@ class Planner:
             )
         evaluate, runs = self._call(eqn, rule, bodies, inside)
         return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, runs, tuple(sites))
+
+    def _refuse_unmarked(self, name: str, eqn: Any, sites: list[Site]) -> None:
+        """In a custom derivative, whose rule has other values, only marks can be followed."""
+        for site in sites:
+            if name in compat.CUSTOM and site.match.matcher.kind != "site":
+                raise NotImplementedError(
+                    f"plant: {site.match.name!r} at {site.source} is inside of a function with a"
+                    " custom derivative, where only marks of jaxdrop.site can be followed. Match"
+                    f" the function, by match.jit({name_of_call(eqn)!r}), or mark the value."
+                )
 
     def _call(self, eqn: Any, rule: Rule, bodies: list[Plan], inside: Surroundings) -> Planned:
         """What a rule makes of an equation; the same for equations that are alike.
@@ -150,7 +172,8 @@ class Planner:
         def evaluate(streams: Any, x: Any) -> Values:
             return [site.drop(x, site.draw(streams[match.name], x), "value", ())]
 
-        return Step(_within(eqn, evaluate), [variable], [variable], {match.name: 1}, (site,))
+        results = [Dropped(variable)]
+        return Step(_within(eqn, evaluate), [variable], results, {match.name: 1}, (site,))
 
     def _site(self, eqn: Any, match: Match, around: Surroundings) -> Site:
         return Site(match, compat.source_line(eqn), around.unchecked_axes)
@@ -161,10 +184,20 @@ class Planner:
         No more than rules depend on, so that bodies are planned, and compiled, as
         seldom as possible.
         """
-        inside = around.inside(eqn)
         matchers = self.book.matchers
+        inside = around.inside(eqn, matchers)
         scopes = inside.scopes if any(m.kind == "named_scope" for m in matchers) else ()
         return replace(inside, scopes=scopes, transforms=inside.transforms & {"jvp", "transpose"})
+
+
+def _names_for(eqn: Any, matches: Mapping[Any, Match]) -> dict[Any, Any]:
+    """By which name an equation reads what is dropped: before, in its group, or after."""
+    found = {v: matches[v] for v in unique_variables(eqn.invars) if v in matches}
+    return {v: v if id(eqn) in m.insiders else Dropped(v) for v, m in found.items()}
+
+
+def _renamed(atoms: Values, names: Mapping[Any, Any]) -> list[Any]:
+    return [a if isinstance(a, Literal) else names.get(a, a) for a in atoms]
 
 
 def _within(eqn: Any, evaluate: Evaluate) -> Evaluate:

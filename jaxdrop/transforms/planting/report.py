@@ -12,11 +12,10 @@ from jaxdrop.transforms.planting.candidates import (
     candidates_in,
     is_whole,
     matches_in,
-    name_of_call,
     names_of,
     path_of,
 )
-from jaxdrop.transforms.planting.groups import Surroundings
+from jaxdrop.transforms.planting.groups import Surroundings, name_of_call
 from jaxdrop.transforms.planting.mark import token_p
 from jaxdrop.transforms.planting.plan import Plan
 from jaxdrop.transforms.planting.rules import Candidate, Matcher, RuleBook, str_of
@@ -141,9 +140,11 @@ def refuse_unmatched(function: str, jaxpr: Any, plan: Plan, book: RuleBook) -> N
             continue
         names = known_names(jaxpr, matcher.kind)
         if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
+            alone = len(book.matchers) == 1
+            reason = "" if alone else ", or an earlier rule or one around it takes it"
             raise KeyError(
-                f"{function}: the rule {str_of(matcher)!r} is never used: an earlier one, or one"
-                " around it, takes all that it matches."
+                f"{function}: the rule {str_of(matcher)!r} is never used: what it matches is not"
+                f" floating{reason}."
             )
         near = get_close_matches(matcher.pattern, names, _SHOWN, cutoff=0.3) or names[:_SHOWN]
         more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
@@ -159,23 +160,24 @@ class _Place:
     labels: tuple[str, ...] = ()
     around: Surroundings = field(default_factory=Surroundings)
 
-    def inside(self, eqn: Any, index: int) -> "_Place":
+    def inside(self, eqn: Any, index: int, book: RuleBook) -> "_Place":
         name, params = compat.call_of(eqn)
         factor = {"scan": params.get("length"), "while": None}.get(name, 1)
         times = None if self.times is None or factor is None else self.times * factor
         label = f"cond[{index}]" if name == "cond" else _label(eqn)
-        return _Place(times, (*self.labels, label), self.around.inside(eqn))
+        return _Place(times, (*self.labels, label), self.around.inside(eqn, book.matchers))
 
 
 def _rows(jaxpr: Any, place: _Place, book: RuleBook) -> Iterator[SiteRow]:
     """The sites of a jaxpr and of those in it, in the order of the program."""
     body, _ = compat.opened(jaxpr)
     matches = matches_in(body, place.around, book)
-    unmatched = {v: c for _, v, c in candidates_in(body, place.around, _LISTED) if v not in matches}
+    listed = candidates_in(body, place.around, _LISTED)
+    unmatched = {one.variable: one.candidate for one in listed if one.variable not in matches}
     for eqn in body.eqns:
         if not is_whole(eqn, matches):
             for index, inner in enumerate(compat.jaxprs_in(eqn)):
-                yield from _rows(inner, place.inside(eqn, index), book)
+                yield from _rows(inner, place.inside(eqn, index, book), book)
         for variable in eqn.outvars:
             if match := matches.get(variable):
                 yield _row(eqn, variable, place, match.name, str_of(match.matcher))
@@ -214,4 +216,4 @@ def _names(jaxpr: Any, around: Surroundings, kind: str) -> Iterator[str]:
     for eqn in body.eqns:
         yield from names_of(eqn, around, kind)
         for inner in compat.jaxprs_in(eqn):
-            yield from _names(inner, around.inside(eqn), kind)
+            yield from _names(inner, around.inside(eqn, ()), kind)

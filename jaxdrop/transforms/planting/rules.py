@@ -88,6 +88,7 @@ class Match:
     name: str
     matcher: Matcher
     rule: Rule
+    insiders: frozenset[int] = frozenset()  # equations that read it before it is dropped
 
 
 class RuleBook:

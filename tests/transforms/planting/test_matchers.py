@@ -184,6 +184,28 @@ class TestNamedScope:
         slope = jax.grad(lambda x: run(model, {named_scope("s"): half}, x).sum())(x)
         assert_equal(slope, drop("named_scope:s", jnp.where(x > 0, 1.0, 0.0)))
 
+    def test_what_leaves_the_scope_is_dropped_at_its_border(self):
+        def model(x):
+            with jax.named_scope("s"):
+                h = x * 2
+                return h, h + 1
+
+        h, y = run(model, {named_scope("s"): half})
+        assert_equal(h, drop("named_scope:s", 2 * X))
+        assert_equal(y, drop("named_scope:s", 2 * X + 1, 1))  # of what was not dropped yet
+
+    def test_loop_inside_of_a_scope_belongs_to_it(self):
+        def model(x):
+            with jax.named_scope("s"):
+                for _ in range(3):
+                    x = x * 2
+            return x
+
+        assert found(model, named_scope("s")) == [("named_scope:s", 1)]
+
+    def test_name_may_have_any_characters(self):
+        assert found(partial(scoped, "layer(1)"), named_scope("layer(1)"))
+
 
 class TestPattern:
     def model(self, x):
@@ -312,8 +334,32 @@ class TestFunction:
         y = run(wrap(attend), {function("softmax"): half}, jnp.zeros(SIZE))
         assert_equal(y, drop("function:softmax", jnp.full(SIZE, 1 / SIZE)) * 2)
 
+    @pytest.mark.parametrize("name", ["flat", "rebuild", "bind"])
+    def test_is_one_of_the_user_if_the_interpreter_has_one_of_that_name(self, name):
+        code = {}
+        exec(f"def {name}(x): return x * 2", code)
+        y = run(lambda x: code[name](x) + 1, {function(name): half})
+        assert_equal(y, drop(f"function:{name}", 2 * X) + 1)
+
+    def test_of_functions_in_each_other_through_jit_the_outermost_counts(self):
+        def log_softmax(x):
+            return jax.nn.log_softmax(x)
+
+        assert found(log_softmax, function("log_softmax")) == [("function:log_softmax", 1)]
+
 
 class TestJit:
+    def test_of_calls_in_each_other_the_outermost_counts(self):
+        def outer(x):
+            return jax.jit(lambda x: x * 2)(x)
+
+        assert found(jax.jit(outer), match.jit("*")) == [("jit:outer", 1)]
+        assert found(jax.jit(jax.nn.relu), match.jit("relu")) == [("jit:relu", 1)]
+
+    def test_source_line_is_one_of_the_user(self):
+        (row,) = jaxdrop.sites(jax.jit(lambda x: x * 2), X, rules={match.jit("*"): half})
+        assert "tracing.py" not in row.source
+
     def test_drops_floating_results_of_inner_jitted_functions(self):
         @jax.jit
         def split(x):
@@ -447,7 +493,7 @@ class TestSeveralRules:
 
     def test_that_an_earlier_one_leaves_nothing_are_refused(self):
         rules = [(named_scope("*"), half), (match.checkpoint_name("tag"), half)]
-        with pytest.raises(KeyError, match=r"checkpoint_name\(.*is never used: an earlier one"):
+        with pytest.raises(KeyError, match=r"checkpoint_name\(.*is never used: .*an earlier rule"):
             run(self.model, rules)
 
     def test_with_drops_of_their_own(self):
