@@ -37,13 +37,14 @@ def asked_sharding(function: str, out_sharding: Any, ndim: int) -> NamedSharding
     return sharding
 
 
-def sharded_along(batch: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-    """One value for each slice of `x` along an axis, sharded like that axis."""
+def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
+    """One value for each slice of `x` along axes, sharded like these axes."""
     sharding = explicit_sharding(x)
-    if sharding is None or axis >= len(sharding.spec):
+    if sharding is None or not axes:
         return batch
+    spec = (*sharding.spec, *(None for _ in range(x.ndim)))
     return jax.jit(jax.sharding.reshard, static_argnums=1)(
-        batch, with_spec(sharding, (sharding.spec[axis],))
+        batch, with_spec(sharding, tuple(spec[axis] for axis in axes))
     )
 
 

@@ -29,6 +29,11 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     of an inner `vmap`, and device of a `shard_map` along the axes over which the
     value varies. `site_key` says which key it has; a `Rule` shares masks.
 
+    One trap is JAX's: of a function that was differentiated before it is planted,
+    a value in a scan that is the same in all steps has been moved out of the
+    scan, and has one mask. Differentiate the planted function, and it has its own
+    in each step.
+
     Args:
       fn: a pure function of pytrees. Arrays are traced, all other leaves stay as
         they are.

@@ -37,7 +37,7 @@ class Site:
         if self.rule.share_vmap:
             token = jnp.broadcast_to(jax.random.key_data(key), (*sizes, 2))
         else:
-            token = jax.random.key_data(spread(key, sizes))
+            token = sharded_along(jax.random.key_data(spread(key, sizes)), x, *axes)
         return compat.vary_over(token, compat.varying_axes(x))
 
     def drop(
@@ -53,8 +53,6 @@ class Site:
             if token_axis is not None and self.rule.share_vmap:
                 token, token_axis = lax.index_in_dim(token, 0, token_axis, keepdims=False), None
             pairs.append((token_axis, axis))
-        if len(pairs) == 1 and pairs[0][0] is not None:
-            token = sharded_along(token, x, pairs[0][1])
         for token_axis, axis in reversed(pairs):
             drop_one = jax.vmap(drop_one, in_axes=(token_axis, axis), out_axes=axis)
         with self._noted():

@@ -94,6 +94,19 @@ def test_gradients_agree_through_a_checkpoint_of_nested_scans():
     chex.assert_trees_all_equal(outside, expected)
 
 
+def test_value_that_no_step_changes_has_one_mask_if_differentiated_first():
+    """A trap that the docstring of `plant` names: JAX moves the site out of the scan."""
+
+    def model(w):
+        return lax.scan(lambda c, _: (c + site(w, "s"), None), jnp.zeros(6), length=3)[0].sum()
+
+    drops = [drop(site_key(new_key(), "s", run), jnp.ones(6)) for run in range(3)]
+    outside = jax.grad(plant(model, RULES), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal(outside, sum(drops))
+    inside = plant(jax.grad(model), RULES)(new_key(), X)
+    chex.assert_trees_all_equal(inside, 3 * drops[0])
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_per_example_gradients_are_those_of_the_sum(shared):
     rules = {"s": Rule(drop, share_vmap=shared)}

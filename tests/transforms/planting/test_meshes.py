@@ -134,11 +134,23 @@ def test_inner_vmap_over_a_sharded_batch(kind, shared):
     chex.assert_trees_all_equal(np.asarray(planted(new_key(), x)), np.asarray(expected))
 
 
-def test_gradients_agree_on_explicit_axes():
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b")])
+def test_nested_vmaps_over_explicit_axes(spec):
+    planted = jax.jit(plant(jax.vmap(jax.vmap(two_layers)), RULES))
+    x = jax.device_put(jnp.ones((8, 4, 64)), NamedSharding(mesh(AxisType.Explicit), spec))
+    expected = planted(new_key(), jnp.ones((8, 4, 64)))
+    chex.assert_trees_all_equal(np.asarray(planted(new_key(), x)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_gradients_agree_on_explicit_axes(batched):
     x = jax.device_put(jnp.ones((8, 64)), NamedSharding(mesh(AxisType.Explicit), P("a", "b")))
 
+    def local(x):
+        return lax.scan(lambda c, _: (mark(c * 2), None), x, length=2)[0]
+
     def model(x):
-        return loss(lax.scan(lambda c, _: (mark(c * 2), None), x, length=2)[0])
+        return loss(jax.vmap(local)(x) if batched else local(x))
 
     outside = jax.jit(jax.grad(plant(model, RULES), argnums=1))(new_key(), x)
     inside = jax.jit(plant(jax.grad(model), RULES))(new_key(), x)
