@@ -60,7 +60,8 @@ def plan_scan(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
 def plan_while(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """Nobody knows how many iterations there will be, so each folds its number in."""
     params = eqn.params
-    planner.refuse(params["cond_jaxpr"], around, "the condition of a while_loop, which drops twice")
+    where = "the condition of a while_loop, which runs once more than its body"
+    planner.refuse(params["cond_jaxpr"], around, where)
     condition = jaxpr_as_fun(params["cond_jaxpr"])
     body = planner.plan(params["body_jaxpr"], around)
     sizes = params["cond_nconsts"], params["body_nconsts"]

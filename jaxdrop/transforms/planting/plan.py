@@ -4,8 +4,7 @@ Equations without a site are left to JAX, in runs as long as possible. The other
 steps are drops, and calls whose bodies are plans again.
 """
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -43,7 +42,7 @@ class Plan:
         self.results = results
         self.consts = consts
         self.steps = steps
-        self.runs: Runs = sum((Counter(step.runs) for step in steps), Counter())
+        self.runs = _total(step.runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
         self.calls: dict[Hashable, Planned] = {}  # with this plan as body, each built once
         self._unused_after = _last_uses(steps, self.results)
@@ -102,6 +101,14 @@ def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any], names: Mapping[
     part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
     read = [names.get(variable, variable) for variable in operands]
     return Step(lambda _, *values: eval_jaxpr(part, (), *values), read, results)
+
+
+def _total(runs: Iterable[Runs]) -> Runs:
+    total: dict[str, int] = {}
+    for some in runs:
+        for name, count in some.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:

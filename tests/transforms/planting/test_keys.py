@@ -215,6 +215,14 @@ def test_empty_batches_and_empty_values(shared):
     assert plant(lambda x: site(x, "s"), rules)(new_key(), jnp.ones((3, 0))).shape == (3, 0)
 
 
+def test_loop_without_a_step():
+    def model(x):
+        return site(lax.scan(lambda c, _: (block(c), None), x, length=0)[0], "s")
+
+    y = plant(model, RULES)(new_key(), X)
+    chex.assert_trees_all_equal(y, drop(site_key(new_key(), "s"), X))
+
+
 def test_vmap_of_a_planted_function_maps_its_keys():
     keys = jax.random.split(new_key(), 3)
     y = jax.vmap(plant(block, RULES), in_axes=(0, None))(jax.random.clone(keys), X)
