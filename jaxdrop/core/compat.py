@@ -77,6 +77,15 @@ def identity_of(eqn: Any) -> tuple[Any, ...]:
     return name, *sorted(own, key=itemgetter(0))
 
 
+def has_primitive(jaxpr: Any, primitive: Any) -> bool:
+    """Whether a primitive is bound in a jaxpr, at any depth."""
+    body, _ = opened(jaxpr)
+    return any(
+        eqn.primitive is primitive or any(has_primitive(j, primitive) for j in jaxprs_in(eqn))
+        for eqn in body.eqns
+    )
+
+
 def tag_of(eqn: Any) -> str | None:
     """The name that `checkpoint_name` gave, if the equation is of it."""
     name, params = call_of(eqn)
@@ -116,6 +125,26 @@ def vary_over(x: Array, axes: frozenset[str]) -> Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
     return getattr(lax, "pvary")(x, missing)  # noqa: B009, its name before 0.9
+
+
+def barrier(values: Sequence[Any]) -> list[Any]:
+    """`lax.optimization_barrier` for values that vary over different manual axes.
+
+    One barrier for all would make them all vary.
+    """
+    kept = list(values)
+    for axes in {varying_axes(value) for value in kept}:
+        places = [i for i, value in enumerate(kept) if varying_axes(value) == axes]
+        held = lax.optimization_barrier([kept[i] for i in places])
+        for i, value in zip(places, held, strict=True):
+            kept[i] = value
+    return kept
+
+
+def ambient_unchecked_axes() -> frozenset[str]:
+    """The manual axes around, if the `shard_map` does not check over which values vary."""
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    return frozenset(axis for axis in axes if axis not in varying_axes(lax.axis_index(axis)))
 
 
 def like_aval(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -215,7 +244,7 @@ def jit_options(params: Mapping[str, Any]) -> dict[str, Any]:
     if any(map(_is_specified, params["in_shardings"])):
         options["in_shardings"] = (None, *params["in_shardings"])
     if any(map(_is_specified, params["out_shardings"])):
-        options["out_shardings"] = list(params["out_shardings"])
+        options["out_shardings"] = tuple(params["out_shardings"])
     return options
 
 

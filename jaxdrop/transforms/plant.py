@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdrop.core import validate
+from jaxdrop.core import compat, validate
 from jaxdrop.core.types import Key
 from jaxdrop.core.words import as_threefry, mark_consumed
 from jaxdrop.transforms.planting.groups import Surroundings
@@ -15,7 +15,7 @@ from jaxdrop.transforms.planting.keys import Stream
 from jaxdrop.transforms.planting.planner import Planner
 from jaxdrop.transforms.planting.report import SiteTable, refuse_unmatched, table_of
 from jaxdrop.transforms.planting.rules import RuleBook, Rules
-from jaxdrop.transforms.planting.tracing import trace
+from jaxdrop.transforms.planting.tracing import refuse_functions, trace
 
 
 def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
@@ -23,7 +23,8 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
 
     The planted function takes a key first, and then what `fn` takes. At test
     time one calls `fn` itself. It is a function like any other: differentiate,
-    batch, compile and shard it, or plant one that was differentiated already.
+    batch and shard it, or plant one that was differentiated already. And put
+    `jax.jit` around it, as around any training step: each call traces `fn` anew.
 
     Every run of a site has a mask of its own: each call, step of a loop, example
     of an inner `vmap`, and device of a `shard_map` along the axes over which the
@@ -70,8 +71,9 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
         key = validate.one_key("plant", key)
         mark_consumed(key)
-        jaxpr, rebuild, operands = trace(fn, *args, **kwargs)
-        plan = planner.plan(jaxpr, Surroundings())
+        jaxpr, rebuild, operands = trace(_checked(fn), *args, **kwargs)
+        around = Surroundings(unchecked_axes=compat.ambient_unchecked_axes())
+        plan = planner.plan(jaxpr, around)
         refuse_unmatched("plant", jaxpr, plan, planner.book)
         root = as_threefry(key)
         streams = {name: Stream.of(root, name) for name in plan.runs}
@@ -111,7 +113,7 @@ def sites(
     """
     _refuse_uncallable("sites", fn)
     book = RuleBook("sites", {} if rules is None else rules)
-    jaxpr, _, _ = trace(fn, *args, **kwargs)
+    jaxpr, _, _ = trace(_checked(fn), *args, **kwargs)
     plan = Planner(book).plan(jaxpr, Surroundings())
     refuse_unmatched("sites", jaxpr, plan, book)
     return table_of(jaxpr, book)
@@ -120,6 +122,17 @@ def sites(
 def _refuse_uncallable(function: str, fn: Any) -> None:
     if not callable(fn):
         raise TypeError(f"{function}: fn must be callable; got {fn!r}.")
+
+
+def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but for results in which a site would be out of reach."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        results = fn(*args, **kwargs)
+        refuse_functions(results)
+        return results
+
+    return checked
 
 
 def _with_signature(planted: Any, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,18 +72,29 @@ def plan_while(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
         def step(state: tuple[Any, Values]) -> tuple[Any, Values]:
             iteration, carry = state
             here = {name: s.in_iteration(iteration) for name, s in streams.items()}
-            return iteration + jnp.uint32(1), body(here, *consts, *carry)
+            following = body(here, *consts, *carry)
+            going = wanted(carry)
+            if going.ndim:  # of a vmap: examples that are done stay as they are
+                following = tuple(
+                    jnp.where(lax.broadcast_in_dim(going, new.shape, range(going.ndim)), new, old)
+                    for new, old in zip(following, carry, strict=True)
+                )
+            return iteration + jnp.uint32(1), following
 
-        def goes_on(state: tuple[Any, Values]) -> Any:
-            return condition(*consts_of_condition, *state[1])[0]
+        def wanted(carry: Values) -> Any:
+            return condition(*consts_of_condition, *carry)[0]
 
-        return lax.while_loop(goes_on, step, (jnp.uint32(0), init))[1]
+        state = (jnp.uint32(0), init)
+        return lax.while_loop(lambda state: wanted(state[1]).any(), step, state)[1]
 
     return _compiled_once(evaluate), body.runs
 
 
 def plan_cond(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
     """All branches start at the same run, and what follows them at the greatest."""
+    if eqn.params.get("branches_platforms"):
+        for branch in eqn.params["branches"]:
+            planner.refuse(branch, around, "lax.platform_dependent, which plant cannot go into")
     branches = [planner.plan(branch, around) for branch in eqn.params["branches"]]
 
     def evaluate(streams: Streams, index: Any, *values: Any) -> Values:
@@ -100,8 +111,8 @@ def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned
     has_barrier = params["differentiated"] and params["prevent_cse"]
 
     def evaluate(streams: Streams, *values: Any) -> Values:
-        values = lax.optimization_barrier(values) if has_barrier else values
-        return call(as_operands(streams), *values)
+        held = compat.barrier(values) if has_barrier else values
+        return call(as_operands(streams), *held)
 
     return evaluate, body.runs
 

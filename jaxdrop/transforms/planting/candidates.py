@@ -24,6 +24,11 @@ def matches_in(jaxpr: Any, around: Surroundings, book: RuleBook) -> dict[Any, Ma
     found: dict[Any, list[Found]] = defaultdict(list)
     for one in candidates_in(jaxpr, around, book.matchers):
         found[one.variable].append(one)
+    # A marked value may go by other names too.
+    marked = {eqn.invars[1]: eqn.outvars[0] for eqn in jaxpr.eqns if eqn.primitive is site_p}
+    for token, value in marked.items():
+        if token in found and value in found:
+            found[token] += found.pop(value)
     matches: dict[Any, Match] = {}
     for variable, ones in found.items():
         eqn = ones[0].eqn
@@ -31,6 +36,7 @@ def matches_in(jaxpr: Any, around: Surroundings, book: RuleBook) -> dict[Any, Ma
         if match := book.find(names, path_of(eqn), compat.source_line(eqn)):
             _refuse_derivatives(eqn, match, around)
             insiders = (one.insiders for one in ones if match.matcher.matches(one.candidate))
+            variable = variable if match.matcher.kind == "site" else marked.get(variable, variable)
             matches[variable] = replace(match, insiders=next(insiders))
     return matches
 
@@ -92,14 +98,14 @@ def _is_floating(variable: Any) -> bool:
 def _refuse_derivatives(eqn: Any, match: Match, around: Surroundings) -> None:
     transforms = around.transforms | compat.transforms_of(eqn)
     source = compat.source_line(eqn)
-    if eqn.primitive is token_p:
+    if match.matcher.kind == "site":
         if "transpose" in transforms and not around.in_rule:
             raise NotImplementedError(
                 f"plant: site {match.name!r} at {source} runs again in a backward pass, where it"
                 " would draw another mask. Differentiate the planted function instead:"
                 " grad(plant(f, rules))."
             )
-    elif "jvp" in transforms:
+    elif transforms & {"jvp", "transpose"}:
         raise NotImplementedError(
             f"plant: {match.name!r} at {source} is inside of a derivative, where only marks of"
             " jaxdrop.site can be followed. Differentiate the planted function instead:"

@@ -37,7 +37,8 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
         as in "hidden['a']"; what a matcher found has the kind in front, as in
         "jit:softmax".
       occurrence: how many times the site ran before, counted through inner
-        `jit`, `checkpoint` and `scan`.
+        `jit`, `checkpoint` and `scan`. All branches of a `cond` start at the same
+        number, and what follows goes on at the greatest.
 
     Returns:
       A typed Threefry key.
@@ -84,7 +85,7 @@ class Stream:
     """Of the key of the site's name, untyped since nothing is drawn from it."""
     now: Place
     first: Place
-    cycle: int = field(default=0, metadata={"static": True})  # runs, 0 for without end
+    fixed: bool = field(default=False, metadata={"static": True})  # all runs have the same key
 
     @staticmethod
     def of(key: Key, name: str) -> "Stream":
@@ -94,23 +95,21 @@ class Stream:
 
     def after(self, runs: int) -> "Stream":
         """So many runs later."""
-
-        def move(place: Place) -> Place:
-            offset = place.offset + runs
-            return replace(place, offset=offset % self.cycle if self.cycle else offset)
-
-        return replace(self, now=move(self.now), first=move(self.first))
-
-    def cycling(self, runs: int) -> "Stream":
-        """From here on, the same runs over and over."""
-        return replace(self.as_operand(), cycle=runs)
+        if self.fixed:
+            return self
+        now, first = (replace(p, offset=p.offset + runs) for p in (self.now, self.first))
+        return replace(self, now=now, first=first)
 
     def in_step(self, step: Array, runs: int) -> "Stream":
         """Inside a scan, `runs` being those of one step."""
+        if self.fixed:
+            return self
         return Stream(self.data, self.now.plus(step * jnp.uint32(runs)), self.now)
 
     def in_iteration(self, iteration: Array) -> "Stream":
         """Inside a while loop."""
+        if self.fixed:
+            return self
 
         def inside(number: Array) -> Place:
             return replace(self.now, iterations=(*self.now.iterations, number))
@@ -123,7 +122,7 @@ class Stream:
             replace(p, base=jnp.asarray(p.occurrence(), jnp.uint32), offset=0)
             for p in (self.now, self.first)
         )
-        return Stream(self.data, now, first)
+        return replace(self, now=now, first=first)
 
     def next_key(self, locked: bool) -> Key:
         """The key of the next run; if locked, that of it in the loop's first step."""

@@ -59,7 +59,12 @@ def site(x: Tree, name: str) -> Tree:
     if not planting.value:
         return x
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _mark(leaf, name, path_name(path)) if is_array(leaf) else leaf, x
+        lambda path, leaf: (
+            _mark(leaf, name, path_name(path))
+            if is_array(leaf) or isinstance(leaf, np.generic)
+            else leaf
+        ),
+        x,
     )
 
 
@@ -68,7 +73,7 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
 
 
-def _mark(x: Array, name: str, path: str) -> Array:
+def _mark(x: Any, name: str, path: str) -> Array:
     x = jnp.asarray(x)
     token = token_p.bind(x, name=name, path=path, axes=())
     return site_p.bind(x, token, name=name, path=path, role="value", axes=())
@@ -128,6 +133,11 @@ def _differentiate_site(primals: Any, tangents: Any, *, role: str, **params: Any
 
 
 def _transpose_site(cotangent: Any, x: Any, token: Any, *, role: str, **params: Any) -> Any:
+    if ad.is_undefined_primal(token):
+        raise NotImplementedError(
+            f"plant: site {params['name']!r} is in a function that is transposed. Transpose the"
+            " planted function instead: linear_transpose(plant(f, rules), ...)."
+        )
     if isinstance(cotangent, ad.Zero):
         return ad.Zero(x.aval), None
     return _bind_linear(cotangent, token, _TRANSPOSED[role], params), None

@@ -32,6 +32,7 @@ class Step:
     results: Values
     runs: Runs = field(default_factory=dict[str, int])
     sites: tuple[Site, ...] = ()
+    looped: frozenset[str] = frozenset()  # sites in a while loop, which run more often than known
 
 
 class Plan:
@@ -44,6 +45,7 @@ class Plan:
         self.steps = steps
         self.runs = _total(step.runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
+        self.looped = frozenset(name for step in steps for name in step.looped)
         self.calls: dict[Hashable, Planned] = {}  # with this plan as body, each built once
         self._unused_after = _last_uses(steps, self.results)
 

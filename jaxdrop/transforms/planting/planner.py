@@ -57,7 +57,8 @@ class Planner:
         """Raises an error if there is a site in a body that cannot have one."""
         for site in self.plan(jaxpr, around).sites:
             raise NotImplementedError(
-                f"plant: site {site.match.name!r} at {site.source} is in {where}. Move it out, or"
+                f"{self.book.function}: site {site.match.name!r} at {site.source} is in {where}."
+                " Move it out, or"
                 " leave it without a rule."
             )
 
@@ -102,7 +103,7 @@ class Planner:
             match = matches.get(eqn.outvars[0])
             return match and self._draw(eqn, match, around)
         if eqn.primitive is site_p:
-            return self._drop(eqn, around)
+            return None if eqn.outvars[0] in matches else self._drop(eqn, around)
         inside = self._inside(eqn, around)
         bodies = [self.plan(body, inside) for body in compat.jaxprs_in(eqn)]
         sites = [site for body in bodies for site in body.sites]
@@ -118,7 +119,15 @@ class Planner:
                 " the function before it gets there."
             )
         evaluate, runs = self._call(eqn, rule, bodies, inside)
-        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, runs, tuple(sites))
+        looped = (runs.keys() if name == "while" else body.looped for body in bodies)
+        return Step(
+            _within(eqn, evaluate),
+            eqn.invars,
+            eqn.outvars,
+            runs,
+            tuple(sites),
+            frozenset().union(*looped),
+        )
 
     def _refuse_unmarked(self, name: str, eqn: Any, sites: list[Site]) -> None:
         """In a custom derivative, whose rule has other values, only marks can be followed."""

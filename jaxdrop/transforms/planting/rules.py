@@ -26,7 +26,9 @@ class Matcher:
 
     def matches(self, candidate: "Candidate") -> bool:
         """Whether the pattern fits a name of the same kind."""
-        return self.kind == candidate.kind and fnmatchcase(candidate.name, self.pattern)
+        if self.kind != candidate.kind:
+            return False
+        return candidate.name == self.pattern or fnmatchcase(candidate.name, self.pattern)
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,17 @@ class Rule:
     """A drop, and over what its masks are shared; a bare drop shares nothing.
 
     Args:
-      drop: a function `(key, x) -> y` that keeps the shape and dtype.
+      drop: a pure function `(key, x) -> y` that keeps the shape and dtype.
       share_vmap: one mask for all examples of an inner `vmap`.
       share_loop: one mask for all steps of the innermost loop, which is
         variational dropout in a recurrent network.
       mesh_axes: inside `shard_map`, the mesh axes along which devices draw masks
         of their own. None means those over which the value varies, which is
-        known unless it was called with `check_vma=False`.
+        known unless it was called with `check_vma=False`. A value that is the same
+        on all devices of an axis has one mask there in any case.
 
     Raises:
-      TypeError: `drop` is not callable.
+      TypeError: `drop` is not callable, or `mesh_axes` is a string.
 
     Example:
       >>> def rnn(x):
@@ -63,6 +66,8 @@ class Rule:
     def __post_init__(self) -> None:
         if not callable(self.drop):
             raise TypeError(f"Rule: drop must be a function (key, x) -> y; got {self.drop!r}.")
+        if isinstance(self.mesh_axes, str):
+            raise TypeError(f"Rule: mesh_axes must be names, not one; got {self.mesh_axes!r}.")
 
 
 Rules: TypeAlias = Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
@@ -95,6 +100,7 @@ class RuleBook:
     """Rules in canonical form, and what they match."""
 
     def __init__(self, function: str, rules: Any) -> None:
+        self.function = function
         self.disjoint = isinstance(rules, Mapping)
         pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
         if not isinstance(pairs, list | tuple) or not all(_is_pair(pair) for pair in pairs):
@@ -106,6 +112,13 @@ class RuleBook:
             (_as_matcher(function, pattern), _as_rule(function, pattern, drop))
             for pattern, drop in pairs
         ]
+        for matcher, rule in self.rules:
+            if rule.share_vmap and matcher.kind != "site":
+                raise ValueError(
+                    f"{function}: share_vmap must be left out for {matcher!r}; got True. What a"
+                    " matcher finds in a vmap is the whole batch, with one mask over it. Drop with"
+                    " broadcast_dims, or mark the value."
+                )
 
     @property
     def matchers(self) -> list[Matcher]:
@@ -124,8 +137,9 @@ class RuleBook:
         if self.disjoint and len(matchers) > 1:
             patterns = " and ".join(repr(str_of(matcher)) for matcher in matchers)
             raise ValueError(
-                f"plant: patterns must be disjoint; site {found[0].name!r} at {source} is matched"
-                f" by {patterns}. Narrow them, or pass a list of pairs: its first match wins."
+                f"{self.function}: patterns must be disjoint; site {found[0].name!r} at {source} is"
+                f" matched by {patterns}. Narrow them, or pass a list of pairs, of which the first"
+                " match wins."
             )
         return found[0] if found else None
 

@@ -189,6 +189,73 @@ def test_odd_rules_survive_and_see_the_forward_mask(odd, factor, wrap):
     chex.assert_trees_all_equal((value, gradient), (by_hand(X), factor * jax.grad(by_hand)(X)))
 
 
+def test_rule_that_runs_the_layers_again_in_another_order_is_refused():
+    """As reversible networks do; with a name for each layer it works."""
+
+    def net_of(name):
+        def layer(i, x):
+            return x + site(x * WEIGHTS * (i + 1), name(i))
+
+        def run(x):
+            inputs = []
+            for i in range(3):
+                inputs.append(x)
+                x = layer(i, x)
+            return x, inputs
+
+        @jax.custom_vjp
+        def net(x):
+            return run(x)[0]
+
+        def backwards(inputs, y_bar):
+            for i, x in reversed(list(enumerate(inputs))):
+                y_bar = jax.vjp(partial(layer, i), x)[1](y_bar)[0]
+            return (y_bar,)
+
+        net.defvjp(run, backwards)
+        return (lambda x: loss(net(x))), lambda x: loss(run(x)[0])
+
+    reversible, plain = net_of("layer{}".format)
+    gradients = [
+        jax.grad(plant(f, {"layer*": drop}), argnums=1)(new_key(), X) for f in (reversible, plain)
+    ]
+    chex.assert_trees_all_equal(*gradients)
+    reversible, _ = net_of(lambda i: "s")
+    with pytest.raises(NotImplementedError, match="cannot be told which run is which"):
+        jax.grad(plant(reversible, RULES), argnums=1)(new_key(), X)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, jax.checkpoint])
+def test_site_that_runs_once_has_one_mask_wherever_its_rule_runs_it(around):
+    @jax.custom_jvp
+    def odd(x):
+        return block(x)
+
+    @odd.defjvp
+    def _(primals, tangents):
+        both = around(lambda x, t: (block(x), jax.jvp(block, (x,), (t,))[1]))
+        return both(*primals, *tangents)
+
+    expected = jax.value_and_grad(lambda x: loss(block(x, ByHand(new_key()))))(X)
+    planted = plant(lambda x: loss(odd(x)), RULES)
+    chex.assert_trees_all_equal(jax.value_and_grad(planted, argnums=1)(new_key(), X), expected)
+
+
+def test_rule_sees_only_what_is_differentiated():
+    @jax.custom_jvp
+    def product(x, y):
+        return site(x * y, "s")
+
+    def rule(primals, tangents):
+        (x, y), (x_dot, y_dot) = primals, tangents
+        assert isinstance(y_dot, jax.custom_derivatives.SymbolicZero)
+        return jax.jvp(lambda x: site(x * y, "s"), (x,), (x_dot,))
+
+    product.defjvp(rule, symbolic_zeros=True)
+    gradient = jax.grad(plant(lambda x: product(x, WEIGHTS).sum(), RULES), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal(gradient, drop(site_key(new_key(), "s"), WEIGHTS))
+
+
 def test_odd_rules_survive_between_sites():
     @jax.custom_jvp
     def odd(x):

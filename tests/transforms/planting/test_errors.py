@@ -245,3 +245,73 @@ def test_bad_functions_matchers_and_keys():
 
 def test_no_rules_plant_nothing():
     assert bool(jnp.all(plant(block, {})(new_key(), X) == block(X)))
+
+
+@pytest.mark.parametrize(
+    "derivative", [lambda f, x: jax.vjp(f, x), lambda f, x: jax.linearize(f, x)]
+)
+def test_derivatives_are_not_returned_as_functions(derivative):
+    with pytest.raises(
+        NotImplementedError, match="fn must not return the function of a derivative"
+    ):
+        refused(lambda x: derivative(block, x), RULES, X)
+    refused(lambda x: (block(x), derivative(jnp.sin, x)), RULES, X)
+
+
+def test_transposed_site_is_refused():
+    def model(x):
+        return jax.linear_transpose(lambda x: site(x * 2, "s"), x)(x)[0]
+
+    with pytest.raises(NotImplementedError, match="site 's' is in a function that is transposed"):
+        refused(model, RULES, X)
+
+
+def test_value_that_is_marked_and_matched_has_one_rule():
+    def model(x):
+        with jax.named_scope("net"):
+            return site(x * 2, "s")
+
+    zero = partial(jaxdrop.dropout, rate=1.0)
+    scope = match.named_scope("net")
+    with pytest.raises(ValueError, match="patterns must be disjoint"):
+        refused(model, {"s": drop, scope: zero}, X)
+
+    def with_both(x):
+        with jax.named_scope("net"):
+            h = x + 1
+        return model(x), h, site(x, "s")
+
+    first, _, _ = refused(with_both, [("s", drop), (scope, zero)], X)
+    assert bool(jnp.any(first != 0))
+    first, _, last = refused(with_both, [(scope, zero), ("s", drop)], X)
+    assert not bool(jnp.any(first != 0))
+    assert bool(jnp.any(last != 0))
+
+
+def test_platform_dependent_branches_are_refused():
+    def model(x):
+        return lax.platform_dependent(x, cpu=lambda x: site(x, "s"), tpu=lambda x: x)
+
+    with pytest.raises(NotImplementedError, match="platform_dependent"):
+        jax.jit(lambda key, x: refused(model, RULES, x))(new_key(), X)
+
+
+def test_sharing_over_a_vmap_is_for_marks():
+    with pytest.raises(ValueError, match=r"share_vmap must be left out for match.jit\('f'\)"):
+        plant(block, {match.jit("f"): Rule(drop, share_vmap=True)})
+    with pytest.raises(TypeError, match="mesh_axes must be names, not one; got 'data'"):
+        Rule(drop, mesh_axes="data")
+
+
+def test_derivative_of_an_integer_is_returned_as_jax_returns_it():
+    def model(n, x):
+        return jax.vjp(lambda n, x: site(x, "s") * n.astype(x.dtype), n, x)[1](x)
+
+    n_bar, _ = plant(model, RULES)(new_key(), jnp.int32(2), X)
+    assert n_bar.dtype == jax.dtypes.float0
+    assert not isinstance(n_bar, jax.core.Tracer)
+
+
+def test_name_with_brackets_matches_itself():
+    y = plant(lambda x: site(x, "layer[0]"), {"layer[0]": drop})(new_key(), X)
+    assert bool(jnp.all(y == drop(jaxdrop.site_key(new_key(), "layer[0]"), X)))

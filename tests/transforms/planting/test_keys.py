@@ -215,6 +215,20 @@ def test_empty_batches_and_empty_values(shared):
     assert plant(lambda x: site(x, "s"), rules)(new_key(), jnp.ones((3, 0))).shape == (3, 0)
 
 
+def test_while_loop_of_a_vmap_whose_examples_end_apart():
+    def model(n, x):
+        return lax.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, block(s[1])), (0, x))[1]
+
+    counts = jnp.arange(3)
+    y = plant(jax.vmap(model), RULES)(new_key(), counts, ROWS)
+    for example in range(3):
+        x = ROWS[example]
+        for iteration in range(example):
+            key = jax.random.fold_in(site_key(new_key(), "s"), iteration)
+            x = block(x, partial(drop, jax.random.fold_in(key, example)))
+        chex.assert_trees_all_equal(y[example], x)
+
+
 def test_loop_without_a_step():
     def model(x):
         return site(lax.scan(lambda c, _: (block(c), None), x, length=0)[0], "s")

@@ -75,6 +75,38 @@ def test_unchecked_shard_map_needs_its_mesh_axes():
     chex.assert_trees_all_equal(alike[:2], alike[2:4])
 
 
+def test_planted_inside_of_an_unchecked_shard_map():
+    def local(rule):
+        planted = plant(mark, {"s": rule})
+        return jax.jit(on_devices(lambda x: planted(new_key(), x), check_vma=False))
+
+    told = local(Rule(drop, mesh_axes=("a",)))(ONES)
+    chex.assert_trees_all_equal(told, plant(on_devices(mark), RULES)(new_key(), ONES))
+    with pytest.raises(ValueError, match="check_vma=False"):
+        local(drop)(ONES)
+
+
+def test_gradient_of_a_checkpoint_whose_operands_vary_over_different_axes():
+    def local(w, x):
+        return jax.checkpoint(lambda w, x: site(x * w[None], "s"))(w, x)
+
+    def model(w, x):
+        return loss(on_devices(local, (P(), P("a")), P("a"))(w, x))
+
+    w = jnp.arange(64.0)
+    outside = jax.jit(jax.grad(plant(model, RULES), argnums=1))(new_key(), w, ONES)
+    inside = jax.jit(plant(jax.grad(model), RULES))(new_key(), w, ONES)
+    chex.assert_trees_all_equal(inside, outside)
+
+
+def test_inner_jit_keeps_its_shardings():
+    sharding = NamedSharding(mesh(), P("a"))
+    for options in ({"out_shardings": sharding}, {"in_shardings": sharding}):
+        y = plant(jax.jit(mark, **options), RULES)(new_key(), ONES)
+        chex.assert_trees_all_equal(np.asarray(y), np.asarray(plant(mark, RULES)(new_key(), ONES)))
+        assert y.sharding.is_equivalent_to(sharding, 2)
+
+
 def test_unknown_mesh_axes_are_refused():
     with pytest.raises(ValueError, match=r"mesh_axes must be among \['a', 'b'\]; got 'x'"):
         plant(on_devices(mark), {"s": Rule(drop, mesh_axes=("x",))})(new_key(), ONES)
