@@ -11,8 +11,7 @@ while they train. Tested are always the models themselves.
 prints what is planted and whether it helps, what Monte Carlo dropout tells about
 a network that is trained already, and how a recurrent network's masks are
 locked. It writes `figures/plant_any_model.png` beside this file and takes less
-than two minutes on two CPU cores. Besides `jaxdrop[examples]` it needs
-dm-haiku, equinox and flax.
+than two minutes on two CPU cores.
 
 The rates are customary ones, set once; none was chosen by its results.
 """

@@ -76,6 +76,18 @@ def test_promises_in_the_readme_are_those_measured():
         assert "| " + " | ".join([row["promise"], *row["cells"].values()]) + " |" in readme
 
 
+def test_cost_of_planting_in_the_readme_is_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    measured = json.loads((ROOT / "benchmarks/results/plant.json").read_text())
+    unrolled, scanned = measured["unrolled"], measured["scanned"]
+    for record in (unrolled, scanned):
+        assert record["equal"]
+        assert record["operations"]["planted"] == record["operations"]["by hand"]
+    assert f"{unrolled['operations']['planted']:,} for a transformer" in readme
+    ratios = f"{unrolled['ratio']:.2f} times as long, or {scanned['ratio']:.2f} with a scan"
+    assert ratios in readme
+
+
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rate", [0.1, 0.5])
