@@ -1,7 +1,7 @@
 """What a rule of `plant` may match, besides the names of marked sites.
 
 Models that nobody marked have names nevertheless: tags for `jax.checkpoint`
-policies, named scopes (flax, equinox and haiku open one for each module), inner
+policies, named scopes (flax.linen, equinox and haiku open one for each module), inner
 jitted functions, primitives, and the Python functions that computed a value.
 Patterns are those of `fnmatch`, with case: `*` is any text, with slashes too.
 
@@ -53,8 +53,9 @@ def checkpoint_name(pattern: str) -> Matcher:
 def named_scope(pattern: str) -> Matcher:
     """Floating values computed inside of a named scope and used outside of it.
 
-    Modules of flax, equinox and haiku run in a scope, so these are their outputs.
-    In flax and haiku its name is the module's, in equinox the class's. The pattern
+    Modules of flax.linen, equinox and haiku run in a scope, so these are their
+    outputs. In flax.linen and haiku its name is the module's, in equinox the
+    class's. The pattern
     must match a whole path, as "net/*/Dense_0"; of nested scopes that match, the
     outermost counts. Each time that a scope is entered is a run of its own.
 

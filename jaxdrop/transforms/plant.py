@@ -30,10 +30,11 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
     of an inner `vmap`, and device of a `shard_map` along the axes over which the
     value varies. `site_key` says which key it has; a `Rule` shares masks.
 
-    One trap is JAX's: of a function that was differentiated before it is planted,
-    a value in a scan that is the same in all steps has been moved out of the
-    scan, and has one mask. Differentiate the planted function, and it has its own
-    in each step.
+    Prefer `grad(plant(f))`. Of a function that was differentiated before it is
+    planted, JAX has moved what is the same in all steps out of scans, so that it
+    has one mask; and where a rule of `jax.custom_jvp` runs a site twice, for the
+    value and for the derivative, each has a mask. In either order, a site that a
+    rule for a custom derivative runs, but the function does not, is left alone.
 
     Args:
       fn: a pure function of pytrees. Arrays are traced, all other leaves stay as
