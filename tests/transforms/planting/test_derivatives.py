@@ -241,6 +241,32 @@ def test_site_that_runs_once_has_one_mask_wherever_its_rule_runs_it(around):
     chex.assert_trees_all_equal(jax.value_and_grad(planted, argnums=1)(new_key(), X), expected)
 
 
+def test_rule_that_runs_a_site_twice_has_a_mask_for_each_if_differentiated_first():
+    """As the docstring of `plant` says: here nothing tells the two runs apart."""
+
+    def model(x):
+        return odd_jvp(x).sum()
+
+    masks = [drop(site_key(new_key(), "s", run), jnp.ones(6)) for run in range(2)]
+    outside = jax.grad(plant(model, RULES), argnums=1)(new_key(), X)
+    chex.assert_trees_all_equal(outside, 3 * WEIGHTS * masks[0])
+    inside = plant(jax.grad(model), RULES)(new_key(), X)
+    chex.assert_trees_all_equal(inside, 3 * WEIGHTS * masks[1])
+
+
+def test_site_that_a_rule_runs_but_not_the_function_is_left_alone():
+    """As the docstring of `plant` says: nobody knows of it until the rule is used."""
+
+    @jax.custom_jvp
+    def odd(x):
+        return x * 2
+
+    odd.defjvp(lambda primals, tangents: jax.jvp(lambda x: site(x * 2, "s"), primals, tangents))
+    gradient = jax.grad(plant(lambda x: odd(site(x, "s")).sum(), RULES), argnums=1)
+    expected = 2 * drop(site_key(new_key(), "s"), jnp.ones(6))
+    chex.assert_trees_all_equal(gradient(new_key(), X), expected)
+
+
 def test_rule_sees_only_what_is_differentiated():
     @jax.custom_jvp
     def product(x, y):
