@@ -129,8 +129,8 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
         return kept
 
     # The zeros give the loop's state the sharding and mesh axes that its
-    # result will have; XLA folds them.
-    zeros = jnp.zeros_like(address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
+    # result will have, which `zeros_like` does not on JAX 0.12; XLA folds them.
+    zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
     return lax.fori_loop(np.uint32(0), np.uint32(pairs // a_trip), trip, zeros | threshold.start)
 
 

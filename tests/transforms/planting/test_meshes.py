@@ -176,7 +176,6 @@ def test_nested_vmaps_over_explicit_axes(spec):
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_gradients_agree_on_explicit_axes(batched):
-    # A shape of its own: JAX 0.7.2 may take what it traced for one on no mesh before.
     x = jax.device_put(jnp.ones((8, 192)), NamedSharding(mesh(AxisType.Explicit), P("a", "b")))
 
     def local(x):
