@@ -8,19 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from meshes import COLLECTIVE, mesh
 from method_table import METHODS
 from modes import KEY_IMPLEMENTATIONS, make_key
 
 import jaxdrop
 from jaxdrop import dropout
 
-COLLECTIVE = re.compile(r"(all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)")
 SPECS = [P("a"), P(None, "a"), P("a", "b"), P(("a", "b")), P(None, ("a", "b")), P()]
 ids = [str(spec) for spec in SPECS]
-
-
-def mesh(kind=AxisType.Auto):
-    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
 
 
 def put(x, spec, kind=AxisType.Auto):

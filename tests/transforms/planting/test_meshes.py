@@ -1,7 +1,5 @@
 """Planting and devices: shard_map, Auto sharding, Explicit sharding."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,16 +7,10 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from meshes import COLLECTIVE, mesh
 from programs import RULES, drop, loss, new_key
 
 from jaxdrop import Rule, plant, site, site_key
-
-COLLECTIVE = re.compile(r"(all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)")
-
-
-def mesh(kind=AxisType.Auto):
-    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
-
 
 ROWS = P("a")
 
