@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from results_file import machine, write_json
-from timing import spread_ms, take_turns
+from timing import spread_ms, summarise, take_turns
 from tqdm import tqdm
 
 import jaxdrop
@@ -125,10 +125,9 @@ def compare(model: Callable[..., Array], blocks: int, rounds: int) -> dict[str, 
         samples = take_turns(runs, rounds, bar.update)
     compiled = {name: traced(fn, args).lower().compile() for name, fn in candidates.items()}
     results = [fn(*args) for fn in compiled.values()]
-    ratios = sorted(samples["planted"] / samples["by hand"])
     return {
         "trace": {name: spread_ms(seconds) for name, seconds in samples.items()},
-        "ratio": round(float(ratios[len(ratios) // 2]), 3),
+        "ratio": summarise(samples, {"ratio": "by hand"})["planted"]["ratio"],
         "operations": {name: operations(program) for name, program in compiled.items()},
         "equal": bool(jax.tree.all(jax.tree.map(jnp.array_equal, *results))),
     }

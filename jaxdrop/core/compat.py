@@ -12,7 +12,9 @@ from jax import Array, lax
 from jax.experimental import checkify
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
+
+from jaxdrop.core.sharding import with_spec
 
 # Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
@@ -58,22 +60,23 @@ def jaxprs_in(eqn: Any) -> Iterator[Any]:
     """The jaxprs among the parameters of an equation, and in traced functions among them."""
     _, params = call_of(eqn)
     for value in params.values():
-        for part in filter(_holds_jaxpr, _parts(value)):
-            yield part if hasattr(part, "eqns") else part.jaxpr
+        yield from filter(None, map(jaxpr_of, _parts(value)))
 
 
 def _parts(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _holds_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+def jaxpr_of(value: Any) -> Any:
+    """A jaxpr, or that of a traced function; None of anything else."""
+    body = value if hasattr(value, "eqns") else getattr(value, "jaxpr", None)
+    return body if hasattr(body, "eqns") else None
 
 
 def identity_of(eqn: Any) -> tuple[Any, ...]:
     """What two equations have in common that do the same with the same jaxprs inside."""
     name, params = call_of(eqn)
-    own = ((k, v) for k, v in params.items() if not any(map(_holds_jaxpr, _parts(v))))
+    own = ((k, v) for k, v in params.items() if not any(map(jaxpr_of, _parts(v))))
     return name, *sorted(own, key=itemgetter(0))
 
 
@@ -149,7 +152,7 @@ def ambient_unchecked_axes() -> frozenset[str]:
 
 def like_aval(aval: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """The type of an unsharded array that varies over the same manual axes."""
-    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*(None for _ in shape)))
+    sharding = with_spec(aval.sharding, (None,) * len(shape))
     return aval.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
 
 

@@ -5,7 +5,7 @@ makes a value: in its parameters, its named scopes, its Python functions.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,11 @@ from jaxdrop.transforms.planting.mark import site_p, token_p
 from jaxdrop.transforms.planting.rules import Candidate, Match, Matcher, RuleBook
 
 _GROUPED = ("named_scope", "function")
+_OWN_NAMES: Mapping[str, Callable[[Any], str | None]] = {
+    "checkpoint_name": compat.tag_of,
+    "jit": name_of_call,
+    "primitive": lambda eqn: eqn.primitive.name,
+}
 
 
 def matches_in(jaxpr: Any, around: Surroundings, book: RuleBook) -> dict[Any, Match]:
@@ -71,11 +76,7 @@ def names_of(eqn: Any, around: Surroundings, kind: str) -> list[str]:
         return paths_of(eqn, around)
     if kind == "function":
         return [frame.function for frame in compat.frames_of(eqn) if not frame.is_internal]
-    name = {
-        "checkpoint_name": compat.tag_of(eqn),
-        "jit": name_of_call(eqn),
-        "primitive": eqn.primitive.name,
-    }[kind]
+    name = _OWN_NAMES[kind](eqn)
     return [name] if name else []
 
 

@@ -52,6 +52,7 @@ class Plan:
     def __call__(self, streams: Streams, *operands: Any) -> tuple[Any, ...]:
         """The results of the jaxpr."""
         values = dict(zip(self.operands, [*self.consts, *operands], strict=True))
+        streams = dict(streams)
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
@@ -60,7 +61,7 @@ class Plan:
             here = {name: streams[name] for name in step.runs}
             results = step.evaluate(here, *map(read, step.operands))
             values.update(zip(step.results, results, strict=True))
-            streams = {**streams, **{name: here[name].after(n) for name, n in step.runs.items()}}
+            streams.update({name: here[name].after(n) for name, n in step.runs.items()})
             for variable in unused:
                 del values[variable]
         return tuple(map(read, self.results))

@@ -58,8 +58,7 @@ class Planner:
         for site in self.plan(jaxpr, around).sites:
             raise NotImplementedError(
                 f"{self.book.function}: site {site.match.name!r} at {site.source} is in {where}."
-                " Move it out, or"
-                " leave it without a rule."
+                " Move it out, or leave it without a rule."
             )
 
     def _steps(self, jaxpr: Any, around: Surroundings) -> tuple[list[Step], list[Any]]:
@@ -74,7 +73,8 @@ class Planner:
 
         def flush(end: int) -> None:
             if pending:
-                needed = {variable for variable, reader in last_read.items() if reader >= end}
+                made = (variable for eqn in pending for variable in eqn.outvars)
+                needed = {variable for variable in made if last_read.get(variable, -1) >= end}
                 steps.append(untouched(jaxpr, pending, needed, names))
             pending.clear()
             names.clear()
@@ -104,8 +104,11 @@ class Planner:
             return match and self._draw(eqn, match, around)
         if eqn.primitive is site_p:
             return None if eqn.outvars[0] in matches else self._drop(eqn, around)
+        jaxprs = list(compat.jaxprs_in(eqn))
+        if not jaxprs:
+            return None
         inside = self._inside(eqn, around)
-        bodies = [self.plan(body, inside) for body in compat.jaxprs_in(eqn)]
+        bodies = [self.plan(jaxpr, inside) for jaxpr in jaxprs]
         sites = [site for body in bodies for site in body.sites]
         if not sites or is_whole(eqn, matches):
             return None

@@ -7,8 +7,6 @@ from typing import Any, TypeAlias, cast
 
 from jaxdrop.core.types import Drop
 
-KINDS = ("site", "checkpoint_name", "named_scope", "jit", "primitive", "function")
-
 
 @dataclass(frozen=True)
 class Matcher:

@@ -70,8 +70,7 @@ def refuse_functions(tree: Any) -> None:
 
 def _hidden_jaxprs(value: Any) -> list[Any]:
     """The jaxprs that a function which JAX returned was made with."""
-    body = value if hasattr(value, "eqns") else getattr(value, "jaxpr", None)
-    if hasattr(body, "eqns"):
+    if body := compat.jaxpr_of(value):
         return [body]
     parts = [value.fun] if hasattr(value, "fun") else []  # what JAX wraps functions in
     if isinstance(value, functools.partial):
