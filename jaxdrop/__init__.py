@@ -6,7 +6,11 @@ from jaxdrop import checks, match, rescale
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask
 from jaxdrop.core.mask import Mask
-from jaxdrop.methods.attention import drop_heads, drop_key
+from jaxdrop.methods.attention.dot_product import (
+    dot_product_attention,
+    reference_dot_product_attention,
+)
+from jaxdrop.methods.attention.heads_and_keys import drop_heads, drop_key
 from jaxdrop.methods.blocks import drop_block, drop_block_gamma
 from jaxdrop.methods.elementwise import (
     alpha_dropout,
@@ -66,8 +70,10 @@ __all__ = [
     "drop_edges",
     "drop_nodes",
     # Attention.
+    "dot_product_attention",
     "drop_heads",
     "drop_key",
+    "reference_dot_product_attention",
     # Masks that are drawn apart and applied later.
     "Mask",
     "apply_mask",

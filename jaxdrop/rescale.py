@@ -27,7 +27,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxdrop.core import validate
-from jaxdrop.core.apply import Rescale, compute_dtype, count_flags, times, unpack_for, widen
+from jaxdrop.core.apply import (
+    Rescale,
+    compute_dtype,
+    count_flags,
+    inverse_keep_prob,
+    times,
+    unpack_for,
+    widen,
+)
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.threshold import round_known, settle
 from jaxdrop.core.types import Axes, Rate
@@ -66,9 +74,7 @@ def expected(mask: Mask, x: Array) -> Array:
     References:
       Srivastava et al., "Dropout", JMLR 15 (2014), section 10.
     """
-    keep_prob = mask.keep_prob.astype(compute_dtype(x))
-    some_kept = keep_prob != 0
-    return jnp.where(some_kept, 1 / jnp.where(some_kept, keep_prob, 1), 0)
+    return inverse_keep_prob(mask.keep_prob, compute_dtype(x))
 
 
 def none(mask: Mask, x: Array) -> Array:

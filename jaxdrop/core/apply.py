@@ -82,6 +82,13 @@ def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Arra
     return jnp.sum(flags, axes, jnp.uint32, keepdims=True)
 
 
+def inverse_keep_prob(keep_prob: Array, dtype: jnp.dtype) -> Array:
+    """1 / q, and 0 where nothing is kept."""
+    keep_prob = keep_prob.astype(dtype)
+    some_kept = keep_prob != 0
+    return jnp.where(some_kept, 1 / jnp.where(some_kept, keep_prob, 1), 0)
+
+
 def compute_dtype(x: Array) -> jnp.dtype:
     """The real dtype to compute factors in: float32, or float64 for 64-bit input."""
     wide = x.dtype in (jnp.float64, jnp.complex128)

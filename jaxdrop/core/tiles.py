@@ -1,0 +1,89 @@
+"""Any part of a big mask, drawn alone: attention redraws its mask tile by tile."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Int
+
+from jaxdrop.core.bernoulli import fold_words
+from jaxdrop.core.layout import WORD_BITS, Layout
+from jaxdrop.core.threshold import Threshold
+from jaxdrop.core.words import ThreefryKey, Words, flat_address
+
+
+class Span(NamedTuple):
+    """A stretch of an axis: where it starts, which may be traced, and its length."""
+
+    start: Int[Array, ""] | int
+    length: int
+
+
+def draw_tile(
+    key: ThreefryKey,
+    threshold: Threshold,
+    pairs: int,
+    layout: Layout,
+    leading: Sequence[Words],
+    rows: Span,
+    columns: Span,
+    *,
+    aligned: bool,
+) -> Bool[Array, "... rows columns"]:
+    """What `bernoulli_mask(key, ...)` keeps in some rows and columns of its last two axes.
+
+    Args:
+      key: the Threefry key of the mask.
+      threshold: what its numbers are compared with.
+      pairs: how many pairs of binary digits are compared.
+      layout: the layout of the whole mask.
+      leading: indices along the axes ahead of the last two, which broadcast to
+        each other; the tile has their shape in front.
+      rows: which part of the second last axis.
+      columns: which part of the last axis.
+      aligned: whether columns always start at a multiple of 32, of a mask whose
+        last axis is merged with no other; each word is then of one tile.
+
+    Returns:
+      Booleans; of size 1 along axes where the mask is shared.
+    """
+    shared = [size == 1 for size in layout.shape]
+    rows, columns = (
+        Span(0, 1) if is_shared else span
+        for is_shared, span in zip(shared[-2:], (rows, columns), strict=True)
+    )
+    row = lax.iota(jnp.uint32, rows.length)[:, None] + jnp.asarray(rows.start).astype(jnp.uint32)
+    column = jnp.asarray(columns.start).astype(jnp.uint32)
+    heads = [
+        jnp.uint32(0) if is_shared else index[..., None, None]
+        for is_shared, index in zip(shared[:-2], leading, strict=True)
+    ]
+    indices = [*heads, row, column]
+    apart, merged = indices[: layout.leading], indices[layout.leading :]
+    first, offset = _place(merged, layout.shape[layout.leading :])
+    count = -(-columns.length // WORD_BITS) + (not aligned)
+    place = first + lax.iota(jnp.uint32, count)
+    address = flat_address([*apart, place], layout.words_shape)
+    words = fold_words(key, threshold, pairs, address)
+    if not aligned:
+        after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
+        words = (words[..., :-1] >> offset) | after
+    lanes = lax.iota(jnp.uint32, WORD_BITS)
+    bits = (words[..., None] >> lanes) & np.uint32(1)
+    return bits.reshape(*words.shape[:-1], -1)[..., : columns.length] != 0
+
+
+def _place(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:
+    """The word in which an element of merged axes lies, and which bit of it the element is.
+
+    Strides are split into words and bits, so that no product exceeds 32 bits.
+    """
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    bits = words = jnp.uint32(0)
+    for index, stride in zip(indices, strides, strict=True):
+        words = words + index * np.uint32(stride // WORD_BITS)
+        bits = bits + index * np.uint32(stride % WORD_BITS)
+    return words + bits // np.uint32(WORD_BITS), bits % np.uint32(WORD_BITS)

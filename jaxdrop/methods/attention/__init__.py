@@ -1,0 +1,1 @@
+"""Methods for attention: its weights, its heads, and its keys."""

@@ -1,0 +1,328 @@
+"""Attention tile by tile: the passes forward, along tangents, and back from cotangents.
+
+Each pass is one loop over tiles, for all heads at once, so that a split over
+batch or heads needs no communication. No pass keeps more of the weights than a
+tile: they are computed again from the log-sum-exp of each row, and the mask is
+drawn again.
+
+With logits S, weights P = exp(S - lse), mask m and keep probability q, the
+dropped weights are A = m P / q and the output is O = A V. So, along tangents,
+
+  dO = (A dS) V + A dV - D O and d lse = D, where D = rowsum(P dS),
+
+products of matrices of one shape being by element. The transpose of this map
+takes cotangents O' of the output and l' of lse to
+
+  V' = A^T O' and S' = A (O' V^T) - P (rowsum(O' O) - l').
+
+References:
+  Rabe and Staats, "Self-attention does not need O(n^2) memory",
+  arXiv:2112.05682 (2021); Dao et al., "FlashAttention", arXiv:2205.14135 (2022).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Bool, Float, Int
+
+from jaxdrop.core.apply import compute_dtype
+from jaxdrop.core.compat import vary_over, varying_axes
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.linear import linear_map
+from jaxdrop.core.threshold import Threshold
+from jaxdrop.core.tiles import draw_tile
+from jaxdrop.core.words import ThreefryKey
+from jaxdrop.methods.attention.tiling import Starts, Tile, Tiling
+
+Carry = TypeVar("Carry")
+
+# Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K, H features.
+_WEIGHTS = "bkgth,bksh->bkgts"
+_TO_QUERIES = "bkgts,bksh->bkgth"
+_TO_KEYS = "bkgts,bkgth->bksh"
+
+
+class Inputs(NamedTuple):
+    """What attention has derivatives by; None where there is nothing."""
+
+    query: Float[Array, "B T N H"] | Any
+    key: Float[Array, "B S K H"] | Any
+    value: Float[Array, "B S K H"] | Any
+    bias: Float[Array, "#B #N #T #S"] | Any
+    scale: Float[Array, ""] | Any
+
+
+class Draw(NamedTuple):
+    """The mask of the weights, still to be drawn."""
+
+    key: ThreefryKey
+    threshold: Threshold
+    factor: Float[Array, ""]  # of the survivors
+
+
+class Fixed(NamedTuple):
+    """What attention has no derivatives by; None where there is nothing."""
+
+    mask: Bool[Array, "#B #N #T #S"] | None
+    query_lengths: Int[Array, "B"] | None
+    key_lengths: Int[Array, "B"] | None
+    draw: Draw | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The static part.
+
+    Attributes:
+      tiling: the tiles of the weights.
+      layout: the layout of the mask of all weights, (B, N, T, S).
+      pairs: how many pairs of digits the mask's numbers have.
+    """
+
+    tiling: Tiling
+    layout: Layout
+    pairs: int
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> tuple[Array, Array]:
+    """The output (B, T, N, H), and the log-sum-exp of each row of logits (B, K, G, T, 1).
+
+    Where a row sees nothing these are zeros and minus infinity.
+    """
+    x, fixed = _grouped(inputs, inputs), _fixed_grouped(fixed, inputs)
+    rows, features = x.query.shape[:-1], x.query.shape[-1:]
+    wide = compute_dtype(x.query)
+
+    def step(carry: tuple[Array, ...], tile: Tile) -> tuple[Array, ...]:
+        numerator, total, highest = map(tile.rows, carry)
+        _, logits = _scores_and_logits(x, fixed, tile)
+        new_highest = jnp.maximum(highest, jnp.max(logits, -1, keepdims=True))
+        origin = _finite(new_highest)
+        weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
+        new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
+        kept = _drop(plan, fixed.draw, tile, weights)
+        new_numerator = numerator * shrink + _dot(_TO_QUERIES, kept, tile.columns(x.value))
+        new = new_numerator, new_total, new_highest
+        return tuple(map(tile.put_rows, carry, new))
+
+    start = (
+        jnp.zeros(rows + features, wide),
+        jnp.zeros((*rows, 1), wide),
+        jnp.full((*rows, 1), -jnp.inf, wide),
+    )
+    numerator, total, highest = _over_tiles(plan, (inputs, fixed), step, start)
+    empty = total == 0
+    out = jnp.where(empty, 0, numerator / jnp.where(empty, 1, total)) * _factor(fixed, wide)
+    return _by_head(out).astype(inputs.query.dtype), highest + jnp.log(total)
+
+
+@partial(attend.defjvp, symbolic_zeros=True)
+def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
+    inputs, fixed = primals
+    out = attend(plan, inputs, fixed)
+    moving = Inputs(*(None if isinstance(t, SymbolicZero) else t for t in tangents[0]))
+    asked = Inputs(*(t is not None for t in moving))
+    forward, transpose = partial(_along, plan), partial(_back, plan, asked)
+    return out, linear_map(forward, transpose, (inputs, fixed, out), moving)
+
+
+def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
+    """Tangents of what `attend` returns."""
+    inputs, fixed, (out, lse) = residuals
+    x, d, fixed = _grouped(inputs, inputs), _grouped(moving, inputs), _fixed_grouped(fixed, inputs)
+    out, origin, wide = _by_group(out, inputs), _finite(lse), compute_dtype(x.query)
+    logits_move = any(d is not None for d in (d.query, d.key, d.bias, d.scale))
+
+    def d_logits(tile: Tile, scores: Array) -> Array:
+        terms: list[Array] = []
+        if d.query is not None:
+            terms.append(_dot(_WEIGHTS, tile.rows(d.query), tile.columns(x.key)) * x.scale)
+        if d.key is not None:
+            terms.append(_dot(_WEIGHTS, tile.rows(x.query), tile.columns(d.key)) * x.scale)
+        if d.bias is not None:
+            terms.append(jnp.broadcast_to(tile.part(d.bias).astype(wide), scores.shape))
+        if d.scale is not None:
+            terms.append(scores * d.scale)
+        return reduce(jnp.add, terms)
+
+    def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
+        d_numerator, d_lse = carry
+        scores, logits = _scores_and_logits(x, fixed, tile)
+        weights = jnp.exp(logits - tile.rows(origin))
+        kept = _drop(plan, fixed.draw, tile, weights)
+        if logits_move:
+            d_tile = d_logits(tile, scores)
+            d_lse = tile.add_rows(d_lse, jnp.sum(weights * d_tile, -1, keepdims=True))
+            d_rows = _dot(_TO_QUERIES, kept * d_tile, tile.columns(x.value))
+            d_numerator = tile.add_rows(d_numerator, d_rows)
+        if d.value is not None:
+            d_rows = _dot(_TO_QUERIES, kept, tile.columns(d.value))
+            d_numerator = tile.add_rows(d_numerator, d_rows)
+        return d_numerator, d_lse
+
+    start = jnp.zeros(out.shape, wide), jnp.zeros(lse.shape, wide)
+    d_numerator, d_lse = _over_tiles(plan, (residuals, moving), step, start)
+    d_out = d_numerator * _factor(fixed, wide) - d_lse * out.astype(wide)
+    return _by_head(d_out).astype(inputs.query.dtype), d_lse
+
+
+def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
+    """Cotangents of those inputs that are asked for: the transpose of `_along`."""
+    inputs, fixed, (out, lse) = residuals
+    x, fixed = _grouped(inputs, inputs), _fixed_grouped(fixed, inputs)
+    origin, wide = _finite(lse), compute_dtype(x.query)
+    factor = _factor(fixed, wide)
+    d_out, d_lse = _by_group(cotangents[0], inputs), cotangents[1]
+    products = d_out.astype(wide) * _by_group(out, inputs).astype(wide)
+    inner = jnp.sum(products, -1, keepdims=True) - d_lse
+    logits_asked = asked.query or asked.key or asked.bias or asked.scale
+
+    def step(d: Inputs, tile: Tile) -> Inputs:
+        scores, logits = _scores_and_logits(x, fixed, tile)
+        weights = jnp.exp(logits - tile.rows(origin))
+        d_rows = tile.rows(d_out)
+        if asked.value:
+            kept = _drop(plan, fixed.draw, tile, weights) * factor
+            d = d._replace(value=tile.add_columns(d.value, _dot(_TO_KEYS, kept, d_rows)))
+        if not logits_asked:
+            return d
+        d_kept = _dot(_WEIGHTS, d_rows, tile.columns(x.value)) * factor
+        d_logits = weights * (_drop(plan, fixed.draw, tile, d_kept) - tile.rows(inner))
+        d_scores = d_logits * x.scale
+        if asked.query:
+            d_query = _dot(_TO_QUERIES, d_scores, tile.columns(x.key))
+            d = d._replace(query=tile.add_rows(d.query, d_query))
+        if asked.key:
+            d_key = _dot(_TO_KEYS, d_scores, tile.rows(x.query))
+            d = d._replace(key=tile.add_columns(d.key, d_key))
+        if asked.bias:
+            d = d._replace(bias=tile.add_part(d.bias, d_logits))
+        if asked.scale:
+            d = d._replace(scale=d.scale + jnp.sum(d_logits * scores))
+        return d
+
+    start = Inputs(
+        *(jnp.zeros(leaf.shape, wide) if a else None for leaf, a in zip(x, asked, strict=True))
+    )
+    d = _over_tiles(plan, (residuals, cotangents), step, start)
+    d = d._replace(
+        query=_by_head(d.query) if asked.query else None,
+        key=jnp.swapaxes(d.key, 1, 2) if asked.key else None,
+        value=jnp.swapaxes(d.value, 1, 2) if asked.value else None,
+        bias=d.bias.reshape(inputs.bias.shape) if asked.bias else None,
+    )
+    pairs = zip(d, inputs, strict=True)
+    return Inputs(*(None if leaf is None else leaf.astype(like.dtype) for leaf, like in pairs))
+
+
+def _over_tiles(
+    plan: Plan, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
+) -> Carry:
+    """Runs a step for each tile; what it carries varies over the mesh axes of its operands."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
+    start = jax.tree.map(partial(vary_over, axes=axes), start)
+
+    def body(carry: Carry, starts: Starts) -> tuple[Carry, None]:
+        return step(carry, Tile(plan.tiling, starts)), None
+
+    return lax.scan(body, start, jax.tree.map(jnp.asarray, plan.tiling.starts))[0]
+
+
+def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Array]:
+    """Products of queries and keys, and what the softmax is taken of."""
+    scores = _dot(_WEIGHTS, tile.rows(x.query), tile.columns(x.key))
+    logits = scores * x.scale
+    if x.bias is not None:
+        logits = logits + tile.part(x.bias).astype(logits.dtype)
+    visible = [tile.visible(), None if fixed.mask is None else tile.part(fixed.mask)]
+    if fixed.query_lengths is not None:
+        row = tile.starts.row + lax.iota(jnp.int32, tile.tiling.row_block)[:, None]
+        visible.append(row < _per_sample(fixed.query_lengths))
+    if fixed.key_lengths is not None:
+        column = tile.starts.column + lax.iota(jnp.int32, tile.tiling.column_block)
+        visible.append(column < _per_sample(fixed.key_lengths))
+    visible = [flags for flags in visible if flags is not None]
+    if visible:
+        logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
+    return scores, logits
+
+
+def _drop(plan: Plan, draw: Draw | None, tile: Tile, weights: Array) -> Array:
+    """Zeros where the mask drops; the survivors as they are."""
+    if draw is None:
+        return weights
+    batch, key_heads, groups = weights.shape[:3]
+    samples = lax.iota(jnp.uint32, batch)[:, None, None]
+    heads = lax.iota(jnp.uint32, key_heads * groups).reshape(key_heads, groups)
+    keep = draw_tile(
+        draw.key,
+        draw.threshold,
+        plan.pairs,
+        plan.layout,
+        (samples, heads),
+        tile.row_span,
+        tile.column_span,
+        aligned=plan.tiling.columns_start_words,
+    )
+    return jnp.where(keep, weights, jnp.zeros_like(weights))
+
+
+def _factor(fixed: Fixed, dtype: jnp.dtype) -> Array:
+    return jnp.ones((), dtype) if fixed.draw is None else fixed.draw.factor.astype(dtype)
+
+
+def _dot(subscripts: str, a: Array, b: Array) -> Array:
+    """A product in the narrower of two dtypes, summed in float32 or wider."""
+    narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    a, b = a.astype(narrow), b.astype(narrow)
+    return jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
+
+
+def _finite(highest: Array) -> Array:
+    """What to subtract from logits, the highest of which may be minus infinity."""
+    return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
+
+
+def _grouped(x: Inputs, inputs: Inputs) -> Inputs:
+    """The arrays with heads ahead of time, those of queries in groups that share a head of keys."""
+    return x._replace(
+        query=None if x.query is None else _by_group(x.query, inputs),
+        key=None if x.key is None else jnp.swapaxes(x.key, 1, 2),
+        value=None if x.value is None else jnp.swapaxes(x.value, 1, 2),
+        bias=None if x.bias is None else _split_heads(x.bias, inputs),
+    )
+
+
+def _fixed_grouped(fixed: Fixed, inputs: Inputs) -> Fixed:
+    if fixed.mask is None:
+        return fixed
+    return fixed._replace(mask=_split_heads(fixed.mask, inputs))
+
+
+def _by_group(x: Array, inputs: Inputs) -> Array:
+    """(B, T, N, H) as (B, K, G, T, H)."""
+    return _split_heads(jnp.swapaxes(x, 1, 2), inputs)
+
+
+def _by_head(x: Array) -> Array:
+    """(B, K, G, T, H) as (B, T, N, H)."""
+    batch, key_heads, groups, *rest = x.shape
+    return jnp.swapaxes(x.reshape(batch, key_heads * groups, *rest), 1, 2)
+
+
+def _split_heads(x: Array, inputs: Inputs) -> Array:
+    """(B, N, ...) as (B, K, G, ...), and (B, 1, ...) as (B, 1, 1, ...)."""
+    batch, heads, *rest = x.shape
+    key_heads = inputs.key.shape[2] if heads != 1 else 1
+    return x.reshape(batch, key_heads, heads // key_heads, *rest)
+
+
+def _per_sample(x: Array) -> Array:
+    return x[:, None, None, None, None]

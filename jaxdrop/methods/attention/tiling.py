@@ -1,0 +1,144 @@
+"""How attention's weights, queries by keys, are cut into tiles, and which tiles are computed."""
+
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Int32
+
+from jaxdrop.core.layout import WORD_BITS
+from jaxdrop.core.tiles import Span
+
+
+class Starts(NamedTuple):
+    """Where a tile starts, or a list of them, and from where on its rows and columns are new.
+
+    The last tile along an axis is moved back so that it ends with the axis. So
+    it repeats rows or columns of the one before it.
+    """
+
+    row: Int32[Array | np.ndarray, "*tiles"]
+    new_row: Int32[Array | np.ndarray, "*tiles"]
+    column: Int32[Array | np.ndarray, "*tiles"]
+    new_column: Int32[Array | np.ndarray, "*tiles"]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a matrix of weights, decided before anything is traced.
+
+    Attributes:
+      queries: rows of the matrix.
+      keys: columns of the matrix.
+      row_block: rows of a tile.
+      column_block: columns of a tile.
+      before: how many keys before its own position a query sees; None for all.
+      after: the same for keys after it; 0 for causal attention.
+    """
+
+    queries: int
+    keys: int
+    row_block: int
+    column_block: int
+    before: int | None
+    after: int | None
+
+    @property
+    def columns_start_words(self) -> bool:
+        """Whether the columns of every tile start at a multiple of 32."""
+        whole_words = self.column_block % WORD_BITS == 0 and self.keys % self.column_block == 0
+        return whole_words or self.column_block == self.keys
+
+    @cached_property
+    def starts(self) -> Starts:
+        """The tiles in which some query may see some key, row by row; the others are skipped."""
+        new_row = np.arange(0, self.queries, self.row_block)[:, None]
+        new_column = np.arange(0, self.keys, self.column_block)[None, :]
+        seen = np.ones((new_row.size, new_column.size), bool)
+        if self.before is not None:
+            last_column = np.minimum(new_column + self.column_block, self.keys) - 1
+            seen &= new_row - self.before <= last_column
+        if self.after is not None:
+            last_row = np.minimum(new_row + self.row_block, self.queries) - 1
+            seen &= last_row + self.after >= new_column
+        i, j = np.nonzero(seen)
+        new_rows, new_columns = new_row[i, 0], new_column[0, j]
+        rows = np.minimum(new_rows, self.queries - self.row_block)
+        columns = np.minimum(new_columns, self.keys - self.column_block)
+        return Starts(*np.asarray((rows, new_rows, columns, new_columns), np.int32))
+
+
+class Tile(NamedTuple):
+    """One tile: its parts of arrays that have queries or keys along an axis."""
+
+    tiling: Tiling
+    starts: Starts
+
+    @property
+    def row_span(self) -> Span:
+        """Its rows."""
+        return Span(self.starts.row, self.tiling.row_block)
+
+    @property
+    def column_span(self) -> Span:
+        """Its columns."""
+        return Span(self.starts.column, self.tiling.column_block)
+
+    def rows(self, x: Array) -> Array:
+        """The tile's queries in (..., T, any)."""
+        return _slice(x, self.row_span, -2)
+
+    def columns(self, x: Array) -> Array:
+        """The tile's keys in (..., S, any)."""
+        return _slice(x, self.column_span, -2)
+
+    def part(self, x: Array) -> Array:
+        """The tile itself in (..., T, S)."""
+        return _slice(self.rows(x), self.column_span, -1)
+
+    def put_rows(self, x: Array, rows: Array) -> Array:
+        """The array (..., T, any) with other values for the tile's queries."""
+        return lax.dynamic_update_slice_in_dim(x, rows, self.starts.row, -2)
+
+    def add_rows(self, x: Array, rows: Array) -> Array:
+        """The array (..., T, any) with something added for the tile's queries."""
+        return self.put_rows(x, self.rows(x) + rows)
+
+    def add_columns(self, x: Array, columns: Array) -> Array:
+        """The array (..., S, any) with something added for the tile's keys."""
+        columns = self.columns(x) + columns
+        return lax.dynamic_update_slice_in_dim(x, columns, self.starts.column, -2)
+
+    def add_part(self, x: Array, part: Array) -> Array:
+        """The array (..., T, S) with a tile added, summed along axes where its size is 1."""
+        old = self.part(x)
+        shared = [axis for axis in range(x.ndim) if old.shape[axis] != part.shape[axis]]
+        new = old + jnp.sum(part, shared, keepdims=True)
+        zero = np.int32(0)
+        row = zero if x.shape[-2] == 1 else self.starts.row
+        column = zero if x.shape[-1] == 1 else self.starts.column
+        return lax.dynamic_update_slice(x, new, (*[zero] * (x.ndim - 2), row, column))
+
+    def visible(self) -> Bool[Array, "..."] | None:
+        """Which rows see which columns by position, each pair in one tile; None for all."""
+        tiling, starts = self.tiling, self.starts
+        row = starts.row + lax.iota(jnp.int32, tiling.row_block)[:, None]
+        column = starts.column + lax.iota(jnp.int32, tiling.column_block)
+        conditions: list[Array] = []
+        if tiling.queries % tiling.row_block:
+            conditions.append(row >= starts.new_row)
+        if tiling.keys % tiling.column_block:
+            conditions.append(column >= starts.new_column)
+        if tiling.before is not None:
+            conditions.append(row - np.int32(tiling.before) <= column)
+        if tiling.after is not None:
+            conditions.append(row + np.int32(tiling.after) >= column)
+        return reduce(jnp.logical_and, conditions) if conditions else None
+
+
+def _slice(x: Array, span: Span, axis: int) -> Array:
+    """Part of an axis, or all of one that is shared."""
+    return x if x.shape[axis] == 1 else lax.dynamic_slice_in_dim(x, span.start, span.length, axis)
