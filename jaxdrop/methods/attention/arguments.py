@@ -12,9 +12,10 @@ from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.attention.blockwise import Fixed, Inputs
 
-# Elements of the tiles of all heads together: 4 MiB of float32, if blocks allow it.
+# Elements of a tile of all heads together (4 MiB of float32), and of one head. Measured on a
+# CPU: smaller ones cost time, larger ones memory.
 _TILE = 2**20
-_LEAST_BLOCK, _LARGEST_BLOCK = 128, 1024
+_LEAST, _MOST = 2**14, 2**19
 
 
 class Arguments(NamedTuple):
@@ -178,7 +179,7 @@ def blocks(
 ) -> tuple[int, int]:
     """Returns rows and columns of a tile, as asked for or else chosen by the weights' shape."""
     batch, heads, queries, keys = weights
-    area = min(max(_TILE // max(batch * heads, 1), _LEAST_BLOCK**2), _LARGEST_BLOCK**2)
+    area = min(max(_TILE // max(batch * heads, 1), _LEAST), _MOST)
     if query_block is None:
         rows = _even(queries, 1 << (area.bit_length() - 1) // 2)
     else:

@@ -43,9 +43,9 @@ from jaxdrop.methods.attention.tiling import Starts, Tile, Tiling
 Carry = TypeVar("Carry")
 
 # Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K, H features.
-_WEIGHTS = "bkgth,bksh->bkgts"
-_TO_QUERIES = "bkgts,bksh->bkgth"
-_TO_KEYS = "bkgts,bkgth->bksh"
+_WEIGHTS = "bkrh,bksh->bkrs"
+_TO_QUERIES = "bkrs,bksh->bkrh"
+_TO_KEYS = "bkrs,bkrh->bksh"
 
 
 class Inputs(NamedTuple):
@@ -107,7 +107,7 @@ def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> tuple[Array, Array]:
         origin = _finite(new_highest)
         weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
         new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-        kept = _drop(plan, fixed.draw, tile, weights)
+        kept = _drop(_keep(plan, fixed.draw, tile, weights), weights)
         new_numerator = numerator * shrink + _dot(_TO_QUERIES, kept, tile.columns(x.value))
         new = new_numerator, new_total, new_highest
         return tuple(map(tile.put_rows, carry, new))
@@ -156,7 +156,7 @@ def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
         d_numerator, d_lse = carry
         scores, logits = _scores_and_logits(x, fixed, tile)
         weights = jnp.exp(logits - tile.rows(origin))
-        kept = _drop(plan, fixed.draw, tile, weights)
+        kept = _drop(_keep(plan, fixed.draw, tile, weights), weights)
         if logits_move:
             d_tile = d_logits(tile, scores)
             d_lse = tile.add_rows(d_lse, jnp.sum(weights * d_tile, -1, keepdims=True))
@@ -187,14 +187,15 @@ def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Ar
     def step(d: Inputs, tile: Tile) -> Inputs:
         scores, logits = _scores_and_logits(x, fixed, tile)
         weights = jnp.exp(logits - tile.rows(origin))
+        keep = _keep(plan, fixed.draw, tile, weights)
         d_rows = tile.rows(d_out)
         if asked.value:
-            kept = _drop(plan, fixed.draw, tile, weights) * factor
+            kept = _drop(keep, weights) * factor
             d = d._replace(value=tile.add_columns(d.value, _dot(_TO_KEYS, kept, d_rows)))
         if not logits_asked:
             return d
         d_kept = _dot(_WEIGHTS, d_rows, tile.columns(x.value)) * factor
-        d_logits = weights * (_drop(plan, fixed.draw, tile, d_kept) - tile.rows(inner))
+        d_logits = weights * (_drop(keep, d_kept) - tile.rows(inner))
         d_scores = d_logits * x.scale
         if asked.query:
             d_query = _dot(_TO_QUERIES, d_scores, tile.columns(x.key))
@@ -254,14 +255,16 @@ def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Arra
     return scores, logits
 
 
-def _drop(plan: Plan, draw: Draw | None, tile: Tile, weights: Array) -> Array:
-    """Zeros where the mask drops; the survivors as they are."""
+def _keep(
+    plan: Plan, draw: Draw | None, tile: Tile, weights: Array
+) -> Bool[Array, "#B #K #G #t #s"] | None:
+    """Which weights of a tile are kept; None for all."""
     if draw is None:
-        return weights
+        return None
     batch, key_heads, groups = weights.shape[:3]
     samples = lax.iota(jnp.uint32, batch)[:, None, None]
     heads = lax.iota(jnp.uint32, key_heads * groups).reshape(key_heads, groups)
-    keep = draw_tile(
+    return draw_tile(
         draw.key,
         draw.threshold,
         plan.pairs,
@@ -271,7 +274,10 @@ def _drop(plan: Plan, draw: Draw | None, tile: Tile, weights: Array) -> Array:
         tile.column_span,
         aligned=plan.tiling.columns_start_words,
     )
-    return jnp.where(keep, weights, jnp.zeros_like(weights))
+
+
+def _drop(keep: Array | None, x: Array) -> Array:
+    return x if keep is None else jnp.where(keep, x, jnp.zeros_like(x))
 
 
 def _factor(fixed: Fixed, dtype: jnp.dtype) -> Array:
@@ -279,10 +285,20 @@ def _factor(fixed: Fixed, dtype: jnp.dtype) -> Array:
 
 
 def _dot(subscripts: str, a: Array, b: Array) -> Array:
-    """A product in the narrower of two dtypes, summed in float32 or wider."""
+    """A product in the narrower of two dtypes, summed in float32 or wider.
+
+    Groups and rows are one axis in it: XLA on a CPU would transpose tiles to
+    sum over two.
+    """
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
-    a, b = a.astype(narrow), b.astype(narrow)
-    return jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
+    groups, rows = a.shape[2:4]
+    a, b = (
+        lax.collapse(x, 2, 4) if x.ndim == 5 else x for x in (a.astype(narrow), b.astype(narrow))
+    )
+    product = jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
+    if subscripts == _TO_KEYS:
+        return product
+    return product.reshape(*product.shape[:2], groups, rows, -1)
 
 
 def _finite(highest: Array) -> Array:
