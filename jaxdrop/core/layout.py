@@ -71,7 +71,7 @@ class Layout:
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes ahead of the layout's own are kept."""
         batch = words.shape[: words.ndim - len(self.words_shape)]
-        bits = (words[..., None] >> _lanes(words.ndim)) & jnp.uint32(1)
+        bits = (words[..., None] >> lanes(words.ndim)) & jnp.uint32(1)
         packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
         if packed != self.merged:
             rows = (*batch, *self.stored[: self.leading])
@@ -88,7 +88,7 @@ class Layout:
         spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
-        return jnp.sum(bits << _lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
+        return jnp.sum(bits << lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
 
     def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:
         """The sharding of a mask for an array sharded as given."""
@@ -131,6 +131,6 @@ def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:
     return Layout(tuple(1 if i in shared else n for i, n in enumerate(shape)))
 
 
-def _lanes(words_ndim: int) -> UInt32[Array, "..."]:
+def lanes(words_ndim: int) -> UInt32[Array, "..."]:
     """The numbers of the bits in a word, along one axis behind those of the words."""
     return lax.broadcasted_iota(jnp.uint32, (1,) * words_ndim + (WORD_BITS,), words_ndim)

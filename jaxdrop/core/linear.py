@@ -119,8 +119,6 @@ def _differentiate(
 
         at, along = ([side[i] for i in moving] for side in (primals, tangents))
         terms.append(jax.jvp(of_moving, at, along)[1])
-    if not terms:
-        return out, list(map(ad.Zero.from_primal_value, out))
     return out, [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
 
 

@@ -5,6 +5,7 @@ depends on how JAX spells Explicit axes is here.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,6 +62,21 @@ def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Ar
     spec = enumerate(tuple(sharding.spec)[: value.ndim])
     spec = tuple(None if i == axis else mesh_axes for i, mesh_axes in spec)
     return jax.sharding.reshard(value, with_spec(sharding, spec))
+
+
+def automatic(function: Callable[..., jax.Array], x: jax.Array, *operands: Any) -> jax.Array:
+    """`function(*operands)` with Explicit axes made Auto inside; the result is split as `x` is."""
+    shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(operands)]
+    sharding = next(filter(_has_explicit_axes, shardings), None)
+    if sharding is None:
+        return function(*operands)
+    kinds = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    out_sharding = with_spec(sharding, tuple(jax.typeof(x).sharding.spec))
+    inside: Callable[..., Any] = jax.sharding.auto_axes(
+        function, axes=axes, out_sharding=out_sharding
+    )
+    return inside(*operands)
 
 
 def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Int
 
 from jaxdrop.core.bernoulli import fold_words
-from jaxdrop.core.layout import WORD_BITS, Layout
+from jaxdrop.core.layout import WORD_BITS, Layout, lanes
 from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.words import ThreefryKey, Words, flat_address
 
@@ -31,7 +31,7 @@ def draw_tile(
     rows: Span,
     columns: Span,
     *,
-    aligned: bool,
+    at_words: bool,
 ) -> Bool[Array, "... rows columns"]:
     """What `bernoulli_mask(key, ...)` keeps in some rows and columns of its last two axes.
 
@@ -44,8 +44,8 @@ def draw_tile(
         each other; the tile has their shape in front.
       rows: which part of the second last axis.
       columns: which part of the last axis.
-      aligned: whether columns always start at a multiple of 32, of a mask whose
-        last axis is merged with no other; each word is then of one tile.
+      at_words: whether columns always start at a multiple of 32. Words are then
+        taken as they are, if the last axis is merged with no other.
 
     Returns:
       Booleans; of size 1 along axes where the mask is shared.
@@ -55,25 +55,31 @@ def draw_tile(
         Span(0, 1) if is_shared else span
         for is_shared, span in zip(shared[-2:], (rows, columns), strict=True)
     )
-    row = lax.iota(jnp.uint32, rows.length)[:, None] + jnp.asarray(rows.start).astype(jnp.uint32)
-    column = jnp.asarray(columns.start).astype(jnp.uint32)
     heads = [
         jnp.uint32(0) if is_shared else index[..., None, None]
         for is_shared, index in zip(shared[:-2], leading, strict=True)
     ]
+    ones = (1,) * max((index.ndim for index in leading), default=0)
+    row = jnp.asarray(rows.start).astype(jnp.uint32) + _count(ones, rows.length, 1)
+    column = jnp.asarray(columns.start).astype(jnp.uint32)
     indices = [*heads, row, column]
     apart, merged = indices[: layout.leading], indices[layout.leading :]
+    aligned = at_words and len(merged) == 1
     first, offset = _place(merged, layout.shape[layout.leading :])
-    count = -(-columns.length // WORD_BITS) + (not aligned)
-    place = first + lax.iota(jnp.uint32, count)
+    place = first + _count(ones, 1, -(-columns.length // WORD_BITS) + (not aligned))
     address = flat_address([*apart, place], layout.words_shape)
     words = fold_words(key, threshold, pairs, address)
     if not aligned:
         after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
         words = (words[..., :-1] >> offset) | after
-    lanes = lax.iota(jnp.uint32, WORD_BITS)
-    bits = (words[..., None] >> lanes) & np.uint32(1)
+    bits = (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
     return bits.reshape(*words.shape[:-1], -1)[..., : columns.length] != 0
+
+
+def _count(ones: tuple[int, ...], rows: int, columns: int) -> Words:
+    """0, 1, 2, ... along the rows, or along the columns if there is one row."""
+    axis = len(ones) + (rows == 1)
+    return lax.broadcasted_iota(jnp.uint32, (*ones, rows, columns), axis)
 
 
 def _place(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:

@@ -33,6 +33,7 @@ class Method:
     broadcasts: bool = True  # takes `broadcast_dims`
     aggregates: bool = False  # sums over x enter the factor, so a NaN spreads
     at_dropped: Callable[[float], float | None] = lambda rate: 0.0  # None: nothing is
+    at_zero: Callable[[jax.Array], jax.Array] = lambda x: x  # what rate 0 gives
     at_one: Callable[[jax.Array], bool] = lambda y: not y.any()  # what rate 1 leaves
     floats: tuple[str, ...] = FLOATS
     takes_complex: bool = True
@@ -87,6 +88,17 @@ def drop_then_restore_tokens(key: jax.Array, x: jax.Array, rate: float) -> jax.A
 
 def drop_key_then_softmax(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
     return jax.nn.softmax(jaxdrop.drop_key(key, x, rate, **options))
+
+
+def attend(key: jax.Array, x: jax.Array, rate: Any) -> jax.Array:
+    """The dropped weights themselves: `x` are the logits, and the values an identity matrix."""
+    if getattr(x, "ndim", 0) < 2:  # no weights
+        return jaxdrop.dot_product_attention(key, x, x, x, rate)
+    *batch, queries, keys = x.shape
+    query, key_array = (jnp.zeros((*batch, n, 1, keys), x.dtype) for n in (queries, keys))
+    value = jnp.broadcast_to(jnp.eye(keys, dtype=x.dtype)[:, None], key_array.shape)
+    bias = jnp.expand_dims(x, -3)
+    return jaxdrop.dot_product_attention(key, query, key_array, value, rate, bias=bias)[..., 0, :]
 
 
 def connect(key: jax.Array, x: jax.Array, rate: Any) -> jax.Array:
@@ -192,12 +204,26 @@ METHODS = [
         odd_shapes=(*MATRICES, (3, 0)),
         linear=False,
         keeps_mean=False,
+        at_zero=jax.nn.softmax,
         floats=("float32", "bfloat16", "float16", "float8_e5m2"),  # with an infinity
         at_one=lambda y: bool(((y == 1).sum(-1) == 1).all() and ((y == 0) | (y == 1)).all()),
         takes_complex=False,
         monotone=False,
         keeps_words_alone=False,
         argument="logits",
+    ),
+    rows(
+        "dot_product_attention",
+        attend,
+        small=(2, 3),
+        odd_shapes=((0, 3), (5, 1), (2, 3, 33), (3, 0)),
+        linear=False,
+        keeps_mean=False,
+        at_zero=jax.nn.softmax,
+        aggregates=True,
+        takes_complex=False,
+        keeps_words_alone=False,
+        argument="query",
     ),
 ]
 

@@ -80,7 +80,7 @@ def checked(
     scale = _scale(function, scale, query)
     lengths = (
         _lengths(function, "query_seq_lengths", query_seq_lengths, query),
-        _lengths(function, "key_value_seq_lengths", key_value_seq_lengths, query),
+        _lengths(function, "key_value_seq_lengths", key_value_seq_lengths, key),
     )
     return Arguments(
         rng,
@@ -148,17 +148,20 @@ def _scale(function: str, scale: Any, query: Array) -> Array:
     return scale.astype(dtype)
 
 
-def _lengths(function: str, name: str, lengths: Any, query: Array) -> Array | None:
+def _lengths(function: str, name: str, lengths: Any, x: Array) -> Array | None:
+    """How much of the time axis of each sample is real."""
     if lengths is None:
         return None
     lengths = validate.any_array(function, name, lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{function}: {name} must be integers; got {lengths.dtype}.")
-    if lengths.shape not in ((), query.shape[:1]):
+    if lengths.shape not in ((), x.shape[:1]):
         raise ValueError(
-            f"{function}: {name} must have shape {query.shape[:1]} or (); got {lengths.shape}."
+            f"{function}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
         )
-    return jnp.broadcast_to(lengths, query.shape[:1])
+    if lengths.dtype.itemsize >= 4:  # so that no larger one wraps
+        lengths = jnp.clip(lengths, 0, x.shape[1])
+    return jnp.broadcast_to(lengths.astype(jnp.int32), x.shape[:1])
 
 
 def _window(function: str, is_causal: Any, size: Any) -> tuple[int | None, int | None]:

@@ -244,11 +244,9 @@ def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Arra
         logits = logits + tile.part(x.bias).astype(logits.dtype)
     visible = [tile.visible(), None if fixed.mask is None else tile.part(fixed.mask)]
     if fixed.query_lengths is not None:
-        row = tile.starts.row + lax.iota(jnp.int32, tile.tiling.row_block)[:, None]
-        visible.append(row < _per_sample(fixed.query_lengths))
+        visible.append(tile.row_numbers < _per_sample(fixed.query_lengths))
     if fixed.key_lengths is not None:
-        column = tile.starts.column + lax.iota(jnp.int32, tile.tiling.column_block)
-        visible.append(column < _per_sample(fixed.key_lengths))
+        visible.append(tile.column_numbers < _per_sample(fixed.key_lengths))
     visible = [flags for flags in visible if flags is not None]
     if visible:
         logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
@@ -262,8 +260,8 @@ def _keep(
     if draw is None:
         return None
     batch, key_heads, groups = weights.shape[:3]
-    samples = lax.iota(jnp.uint32, batch)[:, None, None]
-    heads = lax.iota(jnp.uint32, key_heads * groups).reshape(key_heads, groups)
+    samples = lax.iota(jnp.uint32, batch).reshape(batch, 1, 1)
+    heads = lax.iota(jnp.uint32, key_heads * groups).reshape(1, key_heads, groups)
     return draw_tile(
         draw.key,
         draw.threshold,
@@ -272,7 +270,7 @@ def _keep(
         (samples, heads),
         tile.row_span,
         tile.column_span,
-        aligned=plan.tiling.columns_start_words,
+        at_words=plan.tiling.columns_start_words,
     )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxdrop.core.apply import compute_dtype, inverse_keep_prob
 from jaxdrop.core.layout import mask_layout
+from jaxdrop.core.sharding import automatic
 from jaxdrop.core.threshold import Rounded, round_known, settle
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import threefry_key
@@ -215,7 +216,7 @@ def reference_dot_product_attention(
     weights = jnp.exp(logits - jnp.where(jnp.isneginf(highest), 0, lax.stop_gradient(highest)))
     total = jnp.sum(weights, -1, keepdims=True)
     weights = weights / jnp.where(total == 0, 1, total)
-    if not arguments.rate_is(0):
+    if arguments.rng is not None:
         weights = drop(function, arguments.rng, weights, arguments.rate, arguments.shared)
     weights = weights.astype(values.dtype)
     out = jnp.einsum("bnts,bsnh->btnh", weights, values, preferred_element_type=wide)
@@ -230,14 +231,17 @@ def _attend(
         threshold = settle(rate)
         factor = inverse_keep_prob(jnp.asarray(threshold.keep_prob), compute_dtype(inputs.query))
         fixed = fixed._replace(draw=Draw(threefry_key(rng), threshold, factor))
-    out, _ = attend(plan, inputs, fixed)
-    return out
+
+    def out(inputs: Inputs, fixed: Fixed) -> Array:
+        return attend(plan, inputs, fixed)[0]
+
+    return automatic(out, inputs.query, inputs, fixed)
 
 
 def _visible(arguments: Arguments) -> Bool[Array, "#B 1 T S"]:
     """Which queries see which keys."""
     *_, queries, keys = arguments.weights_shape
-    row, column = jnp.arange(queries)[:, None], jnp.arange(keys)
+    row, column = jnp.arange(queries).reshape(1, 1, -1, 1), jnp.arange(keys).reshape(1, 1, 1, -1)
     fixed = arguments.fixed
     visible = jnp.ones((1, 1, queries, keys), bool)
     if arguments.before is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,10 @@ class Starts(NamedTuple):
     it repeats rows or columns of the one before it.
     """
 
-    row: Int32[Array | np.ndarray, "*tiles"]
-    new_row: Int32[Array | np.ndarray, "*tiles"]
-    column: Int32[Array | np.ndarray, "*tiles"]
-    new_column: Int32[Array | np.ndarray, "*tiles"]
+    row: Int32[Array, "*tiles"]
+    new_row: Int32[Array, "*tiles"]
+    column: Int32[Array, "*tiles"]
+    new_column: Int32[Array, "*tiles"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Tiling:
         new_rows, new_columns = new_row[i, 0], new_column[0, j]
         rows = np.minimum(new_rows, self.queries - self.row_block)
         columns = np.minimum(new_columns, self.keys - self.column_block)
-        return Starts(*np.asarray((rows, new_rows, columns, new_columns), np.int32))
+        # NumPy's, since no array of JAX may be kept from one trace to the next.
+        starts: Any = np.asarray((rows, new_rows, columns, new_columns), np.int32)
+        return Starts(*starts)
 
 
 class Tile(NamedTuple):
@@ -86,6 +88,18 @@ class Tile(NamedTuple):
     def column_span(self) -> Span:
         """Its columns."""
         return Span(self.starts.column, self.tiling.column_block)
+
+    @property
+    def row_numbers(self) -> Int32[Array, "1 1 1 rows 1"]:
+        """Which queries of all its rows are, laid out as the tile of (B, K, G, T, S)."""
+        shape = (1, 1, 1, self.tiling.row_block, 1)
+        return self.starts.row + lax.broadcasted_iota(jnp.int32, shape, 3)
+
+    @property
+    def column_numbers(self) -> Int32[Array, "1 1 1 1 columns"]:
+        """Which keys of all its columns are."""
+        shape = (1, 1, 1, 1, self.tiling.column_block)
+        return self.starts.column + lax.broadcasted_iota(jnp.int32, shape, 4)
 
     def rows(self, x: Array) -> Array:
         """The tile's queries in (..., T, any)."""
@@ -125,8 +139,7 @@ class Tile(NamedTuple):
     def visible(self) -> Bool[Array, "..."] | None:
         """Which rows see which columns by position, each pair in one tile; None for all."""
         tiling, starts = self.tiling, self.starts
-        row = starts.row + lax.iota(jnp.int32, tiling.row_block)[:, None]
-        column = starts.column + lax.iota(jnp.int32, tiling.column_block)
+        row, column = self.row_numbers, self.column_numbers
         conditions: list[Array] = []
         if tiling.queries % tiling.row_block:
             conditions.append(row >= starts.new_row)
