@@ -18,6 +18,7 @@ from flax import linen, nnx
 
 from jaxdrop import (
     apply_mask,
+    dot_product_attention,
     draw_mask,
     drop_block,
     drop_condition,
@@ -30,6 +31,7 @@ from jaxdrop import (
     embedding_dropout,
     locked_dropout,
     mixout,
+    reference_dot_product_attention,
     restore_tokens,
     spatial_dropout,
     zoneout,
@@ -696,3 +698,46 @@ def test_denoiser_in_haiku_learns_what_stands_for_no_condition(key):
     np.testing.assert_array_equal(of_condition["size"].any(axis=1), kept)
     assert not slopes(jax.random.key(1), 0.0)[0].any()
     assert not any(leaf.any() for leaf in slopes(jax.random.key(1), 1.0)[1].values())
+
+
+# The attention layers of flax, with ours in the place of the function that they call.
+
+
+def attention_function(attend):
+    # linen passes what the signature names.
+    def function(*arrays, mask=None, dropout_rng=None, dropout_rate=0.0, deterministic=False, **_):
+        rate = 0.0 if deterministic else dropout_rate
+        mask = None if mask is None else mask.astype(bool)  # flax's are float32
+        return attend(dropout_rng, *arrays, rate, mask=mask)
+
+    return function
+
+
+def linen_layer(**options):
+    layer = linen.MultiHeadDotProductAttention(num_heads=4, dropout_rate=0.3, **options)
+    x = normal(0, 2, 40, 16)
+    mask = linen.make_causal_mask(x[..., 0])
+    params = layer.init(jax.random.key(0), x, deterministic=True)
+
+    def run(deterministic):
+        rngs = {} if deterministic else {"dropout": jax.random.key(1)}
+        return layer.apply(params, x, mask=mask, deterministic=deterministic, rngs=rngs)
+
+    return run
+
+
+def nnx_layer(**options):
+    rngs = nnx.Rngs(params=0, dropout=1)
+    layer = nnx.MultiHeadAttention(4, 16, dropout_rate=0.3, decode=False, rngs=rngs, **options)
+    x = normal(0, 2, 40, 16)
+    mask = nnx.make_causal_mask(x[..., 0])
+    return lambda deterministic: layer(x, mask=mask, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("layer", [linen_layer, nnx_layer])
+def test_attention_layers_of_flax_take_ours(layer):
+    ours = layer(attention_fn=attention_function(dot_product_attention))
+    whole = layer(attention_fn=attention_function(reference_dot_product_attention))
+    np.testing.assert_allclose(ours(True), layer()(True), atol=1e-6)
+    np.testing.assert_allclose(dropped := ours(False), whole(False), atol=1e-6)
+    assert not np.allclose(dropped, ours(True), atol=1e-2)

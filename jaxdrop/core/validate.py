@@ -29,7 +29,7 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def one_key(function: str, key: Any) -> Key:
+def one_key(function: str, key: Any, name: str = "key") -> Key:
     """Returns `key` if it is one key, typed or raw."""
     if isinstance(key, np.ndarray):
         key = jnp.asarray(key)
@@ -45,10 +45,10 @@ def one_key(function: str, key: Any) -> Key:
             return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
         if batch is not None:
             raise TypeError(
-                f"{function}: key must be one key; got a batch of shape {batch}. Use jax.vmap."
+                f"{function}: {name} must be one key; got a batch of shape {batch}. Use jax.vmap."
             )
     raise TypeError(
-        f"{function}: key must be one key; got {describe(key)}. Make one with jax.random.key."
+        f"{function}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
     )
 
 

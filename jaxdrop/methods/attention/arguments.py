@@ -60,7 +60,7 @@ def checked(
     """Returns the arguments of attention if they fit together."""
     rate = validate.probability(function, "rate", rate)
     if rng is not None or isinstance(rate, Array) or rate != 0:
-        rng = validate.one_key(function, rng)
+        rng = validate.one_key(function, rng, "rng")
     query, key, value = _arrays(function, query, key, value)
     axes = query.ndim
     shared = validate.axes(function, "broadcast_dims", broadcast_dims, axes)
@@ -74,7 +74,8 @@ def checked(
         mask = validate.any_array(function, "mask", mask)
         if mask.dtype != jnp.bool_:
             raise TypeError(
-                f"{function}: mask must be boolean; got {mask.dtype}. Pass what is added as bias."
+                f"{function}: mask must be boolean; got {mask.dtype}. Cast ones and zeros, as in"
+                " mask.astype(bool); what is added to the logits is the bias."
             )
         mask = _over_weights(function, "mask", mask, weights)
     scale = _scale(function, scale, query)
