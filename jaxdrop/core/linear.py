@@ -47,27 +47,40 @@ def linear_map(
     """
     fixed, fixed_tree = jax.tree.flatten(residuals)
     linear, linear_tree = jax.tree.flatten(x)
+    count = len(fixed)  # all that the functions below know of the arrays: they outlive the trace
     axes = frozenset[str]().union(*map(varying_axes, (*fixed, *linear)))
     linear = [vary_over(leaf, axes) for leaf in linear]
     out_tree: Any = None
 
     def flat_forward(*operands: Array) -> Sequence[Array]:
         nonlocal out_tree
-        known = jax.tree.unflatten(fixed_tree, operands[: len(fixed)])
-        out = forward(known, jax.tree.unflatten(linear_tree, operands[len(fixed) :]))
+        known = jax.tree.unflatten(fixed_tree, operands[:count])
+        out = forward(known, jax.tree.unflatten(linear_tree, operands[count:]))
         leaves, out_tree = jax.tree.flatten(out)
         return leaves
 
     def flat_transpose(*operands: Array) -> Sequence[Array]:
-        known = jax.tree.unflatten(fixed_tree, operands[: len(fixed)])
-        cotangents = jax.tree.unflatten(out_tree, operands[len(fixed) :])
+        known = jax.tree.unflatten(fixed_tree, operands[:count])
+        cotangents = jax.tree.unflatten(out_tree, operands[count:])
         return linear_tree.flatten_up_to(transpose(known, cotangents))
 
     jaxpr = jax.make_jaxpr(flat_forward)(*fixed, *linear)
-    out = linear_p.bind(
-        *fixed, *linear, jaxpr=jaxpr, transpose=flat_transpose, residuals=len(fixed)
-    )
+    out = linear_p.bind(*fixed, *linear, jaxpr=jaxpr, transpose=flat_transpose, residuals=count)
     return jax.tree.unflatten(out_tree, out)
+
+
+def opaque(function: Callable[[Fixed], Out], operands: Fixed) -> Out:
+    """Returns `function(operands)`, which stays one equation.
+
+    Partial evaluation would split a loop and keep what does not depend on
+    unknown operands, such as a mask, for each of its steps. It does not look
+    into this.
+    """
+    return linear_map(lambda operands, _: function(operands), _no_transpose, operands, ())
+
+
+def _no_transpose(*_: Any) -> Any:
+    raise AssertionError("linear in nothing, so never transposed")
 
 
 def _apply(*operands: Array, jaxpr: ClosedJaxpr, **_: Any) -> Sequence[Array]:

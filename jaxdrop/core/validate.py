@@ -309,10 +309,9 @@ def factor(factor: Any, x: Array) -> Array:
 
 def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
     """Returns one integer or several as a tuple."""
-    if not isinstance(values, Sequence | np.ndarray):
-        values = (values,)
+    several = isinstance(values, Sequence | np.ndarray)
     try:
-        return tuple(operator.index(value) for value in values)
+        return tuple(operator.index(value) for value in (values if several else (values,)))
     except TypeError:
         raise TypeError(f"{function}: {name} must be integers; got {values!r}.") from None
 

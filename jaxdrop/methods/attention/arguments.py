@@ -12,8 +12,8 @@ from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.attention.blockwise import Fixed, Inputs
 
-# Elements of a tile of all heads together (4 MiB of float32), and of one head. Measured on a
-# CPU: smaller ones cost time, larger ones memory.
+# Elements of a tile: of all heads together (4 MiB of float32), but at least and at most so many
+# of each head. Measured on a CPU: smaller ones cost time, larger ones memory.
 _TILE = 2**20
 _LEAST, _MOST = 2**14, 2**19
 
@@ -88,7 +88,7 @@ def checked(
         rate,
         Inputs(query, key, value, bias, scale),
         Fixed(mask, *lengths, draw=None),
-        *_window(function, is_causal, local_window_size),
+        *_window(function, is_causal, local_window_size, weights[2:]),
         tuple(axis + 4 - axes for axis in shared),
     )
 
@@ -119,6 +119,10 @@ def _arrays(function: str, query: Any, key: Any, value: Any) -> tuple[Array, Arr
             raise TypeError(
                 f"{function}: {name} must have the dtype of query; got {x.dtype} for {query.dtype}."
             )
+    if jnp.finfo(query.dtype).bits < 8:
+        raise TypeError(
+            f"{function}: query must have a dtype of at least 8 bits; got {query.dtype}."
+        )
     heads, key_heads = query.shape[-2], key.shape[-2]
     if heads % key_heads if key_heads else heads:
         raise ValueError(
@@ -165,25 +169,37 @@ def _lengths(function: str, name: str, lengths: Any, x: Array) -> Array | None:
     return jnp.broadcast_to(lengths.astype(jnp.int32), x.shape[:1])
 
 
-def _window(function: str, is_causal: Any, size: Any) -> tuple[int | None, int | None]:
-    """How many keys before and after its own position a query sees; None for all."""
+def _window(
+    function: str, is_causal: Any, size: Any, weights: tuple[int, int]
+) -> tuple[int | None, int | None]:
+    """How many keys before and after its own position a query sees; None where that is all."""
     if not isinstance(is_causal, bool | np.bool_):
         raise TypeError(
             f"{function}: is_causal must be True or False; got {validate.describe(is_causal)}."
         )
-    before: int | None = None
-    after: int | None = None
+    queries, keys = weights
+    before, after = queries, keys
     if size is not None:
-        before, after = validate.edges(function, "local_window_size", size, 2, 0)
-    return before, 0 if is_causal else after
+        given = validate.integers(function, "local_window_size", size)
+        if len(given) not in (1, 2) or min(given) < 0:
+            raise ValueError(
+                f"{function}: local_window_size must be one number of at least 0, or two (before,"
+                f" after); got {size}."
+            )
+        before, after = given[0], given[-1]
+    if is_causal:
+        after = 0
+    return before if before < queries - 1 else None, after if after < keys - 1 else None
 
 
 def blocks(
-    function: str, weights: tuple[int, int, int, int], query_block: Any, key_block: Any
+    function: str, query: Array, key: Array, query_block: Any, key_block: Any
 ) -> tuple[int, int]:
-    """Returns rows and columns of a tile, as asked for or else chosen by the weights' shape."""
-    batch, heads, queries, keys = weights
-    area = min(max(_TILE // max(batch * heads, 1), _LEAST), _MOST)
+    """Returns rows and columns of a tile, as asked for or else chosen by the arrays' shapes."""
+    batch, queries, heads, features = query.shape
+    keys = key.shape[1]
+    least = min(_LEAST, max(queries * features, WORD_BITS**2))  # a tile no larger than `query`
+    area = min(max(_TILE // max(batch * heads, 1), least), _MOST)
     if query_block is None:
         rows = _even(queries, 1 << (area.bit_length() - 1) // 2)
     else:

@@ -5,15 +5,16 @@ batch or heads needs no communication. No pass keeps more of the weights than a
 tile: they are computed again from the log-sum-exp of each row, and the mask is
 drawn again.
 
-With logits S, weights P = exp(S - lse), mask m and keep probability q, the
-dropped weights are A = m P / q and the output is O = A V. So, along tangents,
+With logits S, their log-sum-exp L, weights P = exp(S - L), mask m and keep
+probability q, the dropped weights are A = m P / q and the output is O = A V.
+So, along tangents,
 
-  dO = (A dS) V + A dV - D O and d lse = D, where D = rowsum(P dS),
+  dO = (A dS) V + A dV - D O and dL = D, where D = rowsum(P dS),
 
 products of matrices of one shape being by element. The transpose of this map
-takes cotangents O' of the output and l' of lse to
+takes cotangents O' of the output and L' of the log-sum-exp to
 
-  V' = A^T O' and S' = A (O' V^T) - P (rowsum(O' O) - l').
+  V' = A^T O' and S' = A (O' V^T) - P (rowsum(O' O) - L').
 
 References:
   Rabe and Staats, "Self-attention does not need O(n^2) memory",
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
@@ -34,11 +36,11 @@ from jaxtyping import Bool, Float, Int
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.compat import vary_over, varying_axes
 from jaxdrop.core.layout import Layout
-from jaxdrop.core.linear import linear_map
+from jaxdrop.core.linear import linear_map, opaque
 from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.tiles import draw_tile
 from jaxdrop.core.words import ThreefryKey
-from jaxdrop.methods.attention.tiling import Starts, Tile, Tiling
+from jaxdrop.methods.attention.tiling import Tile, Tiling
 
 Carry = TypeVar("Carry")
 
@@ -90,13 +92,38 @@ class Plan:
     pairs: int
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> tuple[Array, Array]:
-    """The output (B, T, N, H), and the log-sum-exp of each row of logits (B, K, G, T, 1).
+class Result(NamedTuple):
+    """What the passes back need of the forward pass, beside its inputs.
 
-    Where a row sees nothing these are zeros and minus infinity.
+    The log-sum-exp of a row is `highest + log_total`, kept apart since a sum
+    would lose the latter where all logits are far from 0. Only their sum has a
+    meaning, so derivatives are those of `log_total`, with `highest` a constant.
     """
-    x, fixed = _grouped(inputs, inputs), _fixed_grouped(fixed, inputs)
+
+    out: Float[Array, "B T N H"]  # in float32 or wider
+    highest: Float[Array, "B K G T 1"]
+    log_total: Float[Array, "B K G T 1"]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> Result:
+    """Attention. Rows that see nothing give zeros."""
+    return opaque(partial(_forward, plan), (inputs, fixed))
+
+
+@partial(attend.defjvp, symbolic_zeros=True)
+def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Result, Result]:
+    inputs, fixed = primals
+    result = attend(plan, inputs, fixed)
+    moving = Inputs(*(None if isinstance(t, SymbolicZero) else t for t in tangents[0]))
+    asked = Inputs(*(t is not None for t in moving))
+    along, back = partial(_along, plan), partial(_back, plan, asked)
+    d_out, d_log_total = linear_map(along, back, (inputs, fixed, result), moving)
+    return result, Result(d_out, jnp.zeros_like(result.highest), d_log_total)
+
+
+def _forward(plan: Plan, operands: tuple[Inputs, Fixed]) -> Result:
+    x, fixed = _grouped(*operands)
     rows, features = x.query.shape[:-1], x.query.shape[-1:]
     wide = compute_dtype(x.query)
 
@@ -117,28 +144,20 @@ def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> tuple[Array, Array]:
         jnp.zeros((*rows, 1), wide),
         jnp.full((*rows, 1), -jnp.inf, wide),
     )
-    numerator, total, highest = _over_tiles(plan, (inputs, fixed), step, start)
+    numerator, total, highest = _over_tiles(plan, operands, step, start)
     empty = total == 0
-    out = jnp.where(empty, 0, numerator / jnp.where(empty, 1, total)) * _factor(fixed, wide)
-    return _by_head(out).astype(inputs.query.dtype), highest + jnp.log(total)
-
-
-@partial(attend.defjvp, symbolic_zeros=True)
-def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
-    inputs, fixed = primals
-    out = attend(plan, inputs, fixed)
-    moving = Inputs(*(None if isinstance(t, SymbolicZero) else t for t in tangents[0]))
-    asked = Inputs(*(t is not None for t in moving))
-    forward, transpose = partial(_along, plan), partial(_back, plan, asked)
-    return out, linear_map(forward, transpose, (inputs, fixed, out), moving)
+    total = jnp.where(empty, 1, total)
+    out = jnp.where(empty, 0, numerator / total) * _factor(fixed, wide)
+    return Result(_by_head(out), _finite(highest), jnp.log(total))
 
 
 def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
-    """Tangents of what `attend` returns."""
-    inputs, fixed, (out, lse) = residuals
-    x, d, fixed = _grouped(inputs, inputs), _grouped(moving, inputs), _fixed_grouped(fixed, inputs)
-    out, origin, wide = _by_group(out, inputs), _finite(lse), compute_dtype(x.query)
-    logits_move = any(d is not None for d in (d.query, d.key, d.bias, d.scale))
+    """Tangents of the output and of `log_total`."""
+    inputs, fixed, result = residuals
+    key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
+    (x, fixed), d = _grouped(inputs, fixed), _by_heads(moving, key_heads)
+    out = _by_group(result.out, key_heads)
+    logits_move = any(part is not None for part in (d.query, d.key, d.bias, d.scale))
 
     def d_logits(tile: Tile, scores: Array) -> Array:
         terms: list[Array] = []
@@ -147,46 +166,45 @@ def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
         if d.key is not None:
             terms.append(_dot(_WEIGHTS, tile.rows(x.query), tile.columns(d.key)) * x.scale)
         if d.bias is not None:
-            terms.append(jnp.broadcast_to(tile.part(d.bias).astype(wide), scores.shape))
+            terms.append(tile.part(d.bias).astype(wide))
         if d.scale is not None:
             terms.append(scores * d.scale)
         return reduce(jnp.add, terms)
 
     def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
-        d_numerator, d_lse = carry
-        scores, logits = _scores_and_logits(x, fixed, tile)
-        weights = jnp.exp(logits - tile.rows(origin))
+        d_numerator, d_log_total = carry
+        scores, weights = _scores_and_weights(x, fixed, result, tile)
         kept = _drop(_keep(plan, fixed.draw, tile, weights), weights)
         if logits_move:
             d_tile = d_logits(tile, scores)
-            d_lse = tile.add_rows(d_lse, jnp.sum(weights * d_tile, -1, keepdims=True))
+            d_log_total = tile.add_rows(d_log_total, jnp.sum(weights * d_tile, -1, keepdims=True))
             d_rows = _dot(_TO_QUERIES, kept * d_tile, tile.columns(x.value))
             d_numerator = tile.add_rows(d_numerator, d_rows)
         if d.value is not None:
             d_rows = _dot(_TO_QUERIES, kept, tile.columns(d.value))
             d_numerator = tile.add_rows(d_numerator, d_rows)
-        return d_numerator, d_lse
+        return d_numerator, d_log_total
 
-    start = jnp.zeros(out.shape, wide), jnp.zeros(lse.shape, wide)
-    d_numerator, d_lse = _over_tiles(plan, (residuals, moving), step, start)
-    d_out = d_numerator * _factor(fixed, wide) - d_lse * out.astype(wide)
-    return _by_head(d_out).astype(inputs.query.dtype), d_lse
+    start = jnp.zeros(out.shape, wide), jnp.zeros(result.log_total.shape, wide)
+    d_numerator, d_log_total = _over_tiles(plan, (residuals, moving), step, start)
+    d_out = d_numerator * _factor(fixed, wide) - d_log_total * out
+    return _by_head(d_out), d_log_total
 
 
 def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
     """Cotangents of those inputs that are asked for: the transpose of `_along`."""
-    inputs, fixed, (out, lse) = residuals
-    x, fixed = _grouped(inputs, inputs), _fixed_grouped(fixed, inputs)
-    origin, wide = _finite(lse), compute_dtype(x.query)
+    inputs, fixed, result = residuals
+    key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
+    x, fixed = _grouped(inputs, fixed)
     factor = _factor(fixed, wide)
-    d_out, d_lse = _by_group(cotangents[0], inputs), cotangents[1]
-    products = d_out.astype(wide) * _by_group(out, inputs).astype(wide)
-    inner = jnp.sum(products, -1, keepdims=True) - d_lse
+    d_out, d_log_total = _by_group(cotangents[0], key_heads), cotangents[1]
+    products = d_out * _by_group(result.out, key_heads)
+    inner = jnp.sum(products, -1, keepdims=True) - d_log_total
+    d_out = d_out.astype(x.value.dtype)
     logits_asked = asked.query or asked.key or asked.bias or asked.scale
 
     def step(d: Inputs, tile: Tile) -> Inputs:
-        scores, logits = _scores_and_logits(x, fixed, tile)
-        weights = jnp.exp(logits - tile.rows(origin))
+        scores, weights = _scores_and_weights(x, fixed, result, tile)
         keep = _keep(plan, fixed.draw, tile, weights)
         d_rows = tile.rows(d_out)
         if asked.value:
@@ -230,10 +248,18 @@ def _over_tiles(
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
     start = jax.tree.map(partial(vary_over, axes=axes), start)
 
-    def body(carry: Carry, starts: Starts) -> tuple[Carry, None]:
-        return step(carry, Tile(plan.tiling, starts)), None
+    # Under `checkpoint`, for derivatives of the passes themselves: those in
+    # reverse would otherwise keep every tile.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def run(carry: Carry, number: Array) -> Carry:
+        return step(carry, Tile(plan.tiling, plan.tiling.starts(number)))
 
-    return lax.scan(body, start, jax.tree.map(jnp.asarray, plan.tiling.starts))[0]
+    def body(state: tuple[Array, Carry], _: None) -> tuple[tuple[Array, Carry], None]:
+        number, carry = state
+        return (number + np.int32(1), run(carry, number)), None
+
+    (_, end), _ = lax.scan(body, (jnp.int32(0), start), None, length=plan.tiling.count)
+    return end
 
 
 def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Array]:
@@ -251,6 +277,13 @@ def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Arra
     if visible:
         logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
     return scores, logits
+
+
+def _scores_and_weights(x: Inputs, fixed: Fixed, result: Result, tile: Tile) -> tuple[Array, Array]:
+    """Products of queries and keys, and what the softmax makes of them, before anything drops."""
+    scores, logits = _scores_and_logits(x, fixed, tile)
+    centred = logits - tile.rows(result.highest)
+    return scores, jnp.exp(centred - tile.rows(result.log_total))
 
 
 def _keep(
@@ -304,25 +337,25 @@ def _finite(highest: Array) -> Array:
     return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
 
 
-def _grouped(x: Inputs, inputs: Inputs) -> Inputs:
+def _grouped(inputs: Inputs, fixed: Fixed) -> tuple[Inputs, Fixed]:
     """The arrays with heads ahead of time, those of queries in groups that share a head of keys."""
+    key_heads = inputs.key.shape[2]
+    mask = None if fixed.mask is None else _split_heads(fixed.mask, key_heads)
+    return _by_heads(inputs, key_heads), fixed._replace(mask=mask)
+
+
+def _by_heads(x: Inputs, key_heads: int) -> Inputs:
     return x._replace(
-        query=None if x.query is None else _by_group(x.query, inputs),
+        query=None if x.query is None else _by_group(x.query, key_heads),
         key=None if x.key is None else jnp.swapaxes(x.key, 1, 2),
         value=None if x.value is None else jnp.swapaxes(x.value, 1, 2),
-        bias=None if x.bias is None else _split_heads(x.bias, inputs),
+        bias=None if x.bias is None else _split_heads(x.bias, key_heads),
     )
 
 
-def _fixed_grouped(fixed: Fixed, inputs: Inputs) -> Fixed:
-    if fixed.mask is None:
-        return fixed
-    return fixed._replace(mask=_split_heads(fixed.mask, inputs))
-
-
-def _by_group(x: Array, inputs: Inputs) -> Array:
+def _by_group(x: Array, key_heads: int) -> Array:
     """(B, T, N, H) as (B, K, G, T, H)."""
-    return _split_heads(jnp.swapaxes(x, 1, 2), inputs)
+    return _split_heads(jnp.swapaxes(x, 1, 2), key_heads)
 
 
 def _by_head(x: Array) -> Array:
@@ -331,10 +364,10 @@ def _by_head(x: Array) -> Array:
     return jnp.swapaxes(x.reshape(batch, key_heads * groups, *rest), 1, 2)
 
 
-def _split_heads(x: Array, inputs: Inputs) -> Array:
+def _split_heads(x: Array, key_heads: int) -> Array:
     """(B, N, ...) as (B, K, G, ...), and (B, 1, ...) as (B, 1, 1, ...)."""
     batch, heads, *rest = x.shape
-    key_heads = inputs.key.shape[2] if heads != 1 else 1
+    key_heads = key_heads if heads != 1 else 1
     return x.reshape(batch, key_heads, heads // key_heads, *rest)
 
 

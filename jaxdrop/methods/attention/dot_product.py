@@ -55,7 +55,8 @@ def dot_product_attention(
     are split over devices. Splits over batch and heads need no communication.
 
     Args:
-      rng: one random key, consumed here; may be None if `rate` is a known 0.
+      rng: one random key, consumed here unless `rate` is a known 0, where it may
+        be None.
       query: real floating array of shape (B, T, N, H) or (T, N, H).
       key: real floating array of shape (B, S, K, H) or (S, K, H). K divides N:
         N / K heads of queries in a row share a head of keys.
@@ -121,8 +122,8 @@ def dot_product_attention(
         broadcast_dims=broadcast_dims,
     )
     shape = arguments.weights_shape
-    sizes = blocks("dot_product_attention", shape, query_block_size, key_block_size)
-    batched = arguments.inputs.query
+    batched, keys = arguments.inputs.query, arguments.inputs.key
+    sizes = blocks("dot_product_attention", batched, keys, query_block_size, key_block_size)
     if math.prod(shape) == 0 or batched.size == 0 or arguments.rate_is(1):
         out = jnp.zeros_like(batched)
     else:
@@ -155,7 +156,8 @@ def reference_dot_product_attention(
     read, and to compare with. Takes the same arguments, but for block sizes.
 
     Args:
-      rng: one random key, consumed here; may be None if `rate` is a known 0.
+      rng: one random key, consumed here unless `rate` is a known 0, where it may
+        be None.
       query: real floating array of shape (B, T, N, H) or (T, N, H).
       key: real floating array of shape (B, S, K, H) or (S, K, H).
       value: array of the shape of `key`.
@@ -205,22 +207,10 @@ def reference_dot_product_attention(
         local_window_size=local_window_size,
         broadcast_dims=broadcast_dims,
     )
-    x, wide = arguments.inputs, compute_dtype(arguments.inputs.query)
-    groups = x.query.shape[2] // max(x.key.shape[2], 1)
-    keys, values = (jnp.repeat(each, groups, axis=2) for each in (x.key, x.value))
-    logits = jnp.einsum("btnh,bsnh->bnts", x.query, keys, preferred_element_type=wide) * x.scale
-    if x.bias is not None:
-        logits = logits + x.bias.astype(wide)
-    logits = jnp.where(_visible(arguments), logits, -jnp.inf)
-    highest = jnp.max(logits, -1, keepdims=True, initial=-jnp.inf)
-    weights = jnp.exp(logits - jnp.where(jnp.isneginf(highest), 0, lax.stop_gradient(highest)))
-    total = jnp.sum(weights, -1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
-    if arguments.rng is not None:
-        weights = drop(function, arguments.rng, weights, arguments.rate, arguments.shared)
-    weights = weights.astype(values.dtype)
-    out = jnp.einsum("bnts,bsnh->btnh", weights, values, preferred_element_type=wide)
-    return out.astype(x.query.dtype).reshape(jnp.shape(query))
+    materialised = partial(_materialised, function, arguments)
+    fixed = arguments.fixed
+    out = automatic(materialised, arguments.inputs.query, arguments.inputs, fixed, arguments.rng)
+    return out.reshape(jnp.shape(query))
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -233,16 +223,37 @@ def _attend(
         fixed = fixed._replace(draw=Draw(threefry_key(rng), threshold, factor))
 
     def out(inputs: Inputs, fixed: Fixed) -> Array:
-        return attend(plan, inputs, fixed)[0]
+        return attend(plan, inputs, fixed).out.astype(inputs.query.dtype)
 
     return automatic(out, inputs.query, inputs, fixed)
 
 
-def _visible(arguments: Arguments) -> Bool[Array, "#B 1 T S"]:
+def _materialised(
+    function: str, arguments: Arguments, x: Inputs, fixed: Fixed, rng: Key | None
+) -> Array:
+    wide, key_heads = compute_dtype(x.query), x.key.shape[2]
+    grouped = x.query.reshape(*x.query.shape[:2], key_heads, -1, x.query.shape[3])
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, x.key, preferred_element_type=wide)
+    logits = scores.reshape(arguments.weights_shape) * x.scale
+    if x.bias is not None:
+        logits = logits + x.bias.astype(wide)
+    logits = jnp.where(_visible(arguments, fixed), logits, -jnp.inf)
+    highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=-jnp.inf))
+    weights = jnp.exp(logits - jnp.where(jnp.isneginf(highest), 0, highest))
+    total = jnp.sum(weights, -1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
+    if rng is not None:
+        weights = drop(function, rng, weights, arguments.rate, arguments.shared)
+    weights = weights.astype(x.value.dtype).reshape(scores.shape)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, x.value, preferred_element_type=wide)
+    return out.astype(x.query.dtype).reshape(x.query.shape)
+
+
+def _visible(arguments: Arguments, fixed: Fixed) -> Bool[Array, "#B #N T S"]:
     """Which queries see which keys."""
     *_, queries, keys = arguments.weights_shape
-    row, column = jnp.arange(queries).reshape(1, 1, -1, 1), jnp.arange(keys).reshape(1, 1, 1, -1)
-    fixed = arguments.fixed
+    row = jnp.arange(queries, dtype=jnp.int32).reshape(1, 1, -1, 1)
+    column = jnp.arange(keys, dtype=jnp.int32).reshape(1, 1, 1, -1)
     visible = jnp.ones((1, 1, queries, keys), bool)
     if arguments.before is not None:
         visible &= column >= row - arguments.before

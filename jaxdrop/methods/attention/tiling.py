@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +14,16 @@ from jaxdrop.core.tiles import Span
 
 
 class Starts(NamedTuple):
-    """Where a tile starts, or a list of them, and from where on its rows and columns are new.
+    """Where a tile starts, and from where on its rows and columns are new.
 
     The last tile along an axis is moved back so that it ends with the axis. So
     it repeats rows or columns of the one before it.
     """
 
-    row: Int32[Array, "*tiles"]
-    new_row: Int32[Array, "*tiles"]
-    column: Int32[Array, "*tiles"]
-    new_column: Int32[Array, "*tiles"]
+    row: Int32[Array, ""]
+    new_row: Int32[Array, ""]
+    column: Int32[Array, ""]
+    new_column: Int32[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,39 @@ class Tiling:
         return whole_words or self.column_block == self.keys
 
     @cached_property
-    def starts(self) -> Starts:
-        """The tiles in which some query may see some key, row by row; the others are skipped."""
-        new_row = np.arange(0, self.queries, self.row_block)[:, None]
-        new_column = np.arange(0, self.keys, self.column_block)[None, :]
-        seen = np.ones((new_row.size, new_column.size), bool)
+    def seen(self) -> tuple[Int32[np.ndarray, "rows"], Int32[np.ndarray, "rows"]]:
+        """For each row of tiles the first one in which a query may see a key, and their number.
+
+        Those that are seen lie side by side. The others are skipped.
+        """
+        first_row = np.arange(0, self.queries, self.row_block)
+        last_row = np.minimum(first_row + self.row_block, self.queries) - 1
+        columns = -(-self.keys // self.column_block)
+        first, end = np.zeros_like(first_row), np.full_like(first_row, columns)
         if self.before is not None:
-            last_column = np.minimum(new_column + self.column_block, self.keys) - 1
-            seen &= new_row - self.before <= last_column
+            first = np.maximum(first_row - self.before, 0) // self.column_block
         if self.after is not None:
-            last_row = np.minimum(new_row + self.row_block, self.queries) - 1
-            seen &= last_row + self.after >= new_column
-        i, j = np.nonzero(seen)
-        new_rows, new_columns = new_row[i, 0], new_column[0, j]
-        rows = np.minimum(new_rows, self.queries - self.row_block)
-        columns = np.minimum(new_columns, self.keys - self.column_block)
-        # NumPy's, since no array of JAX may be kept from one trace to the next.
-        starts: Any = np.asarray((rows, new_rows, columns, new_columns), np.int32)
-        return Starts(*starts)
+            end = np.minimum((last_row + self.after) // self.column_block + 1, columns)
+        return first.astype(np.int32), np.maximum(end - first, 0).astype(np.int32)
+
+    @property
+    def count(self) -> int:
+        """The number of tiles that are computed."""
+        return int(self.seen[1].sum(dtype=np.int64))
+
+    def starts(self, number: Int32[Array, ""]) -> Starts:
+        """Where tile `number` of those that are computed starts, counting row by row."""
+        first, count = self.seen
+        end = np.cumsum(count, dtype=np.int32)
+        i = jnp.sum(jnp.asarray(end) <= number, dtype=jnp.int32)
+        j = number - jnp.asarray(end - count - first)[i]
+        new_row, new_column = i * np.int32(self.row_block), j * np.int32(self.column_block)
+        return Starts(
+            jnp.minimum(new_row, np.int32(self.queries - self.row_block)),
+            new_row,
+            jnp.minimum(new_column, np.int32(self.keys - self.column_block)),
+            new_column,
+        )
 
 
 class Tile(NamedTuple):
