@@ -706,9 +706,13 @@ def test_denoiser_in_haiku_learns_what_stands_for_no_condition(key):
 def attention_function(attend):
     # linen passes what the signature names.
     def function(*arrays, mask=None, dropout_rng=None, dropout_rate=0.0, deterministic=False, **_):
-        rate = 0.0 if deterministic else dropout_rate
-        mask = None if mask is None else mask.astype(bool)  # flax's are float32
-        return attend(dropout_rng, *arrays, rate, mask=mask)
+        return attend(
+            dropout_rng,
+            *arrays,
+            0.0 if deterministic else dropout_rate,
+            mask=None if mask is None else mask.astype(bool),  # flax's are float32
+            broadcast_dims=(0, 1),
+        )
 
     return function
 
