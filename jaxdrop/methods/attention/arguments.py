@@ -21,7 +21,7 @@ _LEAST, _MOST = 2**14, 2**19
 class Arguments(NamedTuple):
     """Arguments with a batch axis, and with the window as what is seen before and after."""
 
-    rng: Key | None
+    rng: Key | None  # None where the rate is known to be 0
     rate: Rate
     inputs: Inputs
     fixed: Fixed
@@ -35,9 +35,10 @@ class Arguments(NamedTuple):
         batch, queries, heads, _ = self.inputs.query.shape
         return batch, heads, queries, self.inputs.key.shape[1]
 
-    def rate_is(self, value: int) -> bool:
-        """Whether the rate is known to be a number."""
-        return not isinstance(self.rate, Array) and self.rate == value
+    @property
+    def drops_all(self) -> bool:
+        """Whether the rate is known to be 1."""
+        return not isinstance(self.rate, Array) and self.rate == 1
 
 
 def checked(
@@ -59,7 +60,8 @@ def checked(
 ) -> Arguments:
     """Returns the arguments of attention if they fit together."""
     rate = validate.probability(function, "rate", rate)
-    if rng is not None or isinstance(rate, Array) or rate != 0:
+    keeps_all = not isinstance(rate, Array) and rate == 0
+    if rng is not None or not keeps_all:
         rng = validate.one_key(function, rng, "rng")
     query, key, value = _arrays(function, query, key, value)
     axes = query.ndim
@@ -84,7 +86,7 @@ def checked(
         _lengths(function, "key_value_seq_lengths", key_value_seq_lengths, key),
     )
     return Arguments(
-        rng,
+        None if keeps_all else rng,
         rate,
         Inputs(query, key, value, bias, scale),
         Fixed(mask, *lengths, draw=None),

@@ -124,10 +124,10 @@ def dot_product_attention(
     shape = arguments.weights_shape
     batched, keys = arguments.inputs.query, arguments.inputs.key
     sizes = blocks("dot_product_attention", batched, keys, query_block_size, key_block_size)
-    if math.prod(shape) == 0 or batched.size == 0 or arguments.rate_is(1):
+    if math.prod(shape) == 0 or batched.size == 0 or arguments.drops_all:
         out = jnp.zeros_like(batched)
     else:
-        rounded, pairs = (None, 0) if arguments.rate_is(0) else round_known(arguments.rate)
+        rounded, pairs = (None, 0) if arguments.rng is None else round_known(arguments.rate)
         tiling = Tiling(*shape[2:], *sizes, arguments.before, arguments.after)
         plan = Plan(tiling, mask_layout(shape, arguments.shared), pairs)
         out = _attend(arguments.rng, rounded, arguments.inputs, arguments.fixed, plan)
@@ -231,8 +231,9 @@ def _attend(
 def _materialised(
     function: str, arguments: Arguments, x: Inputs, fixed: Fixed, rng: Key | None
 ) -> Array:
+    batch, queries, heads, features = x.query.shape
     wide, key_heads = compute_dtype(x.query), x.key.shape[2]
-    grouped = x.query.reshape(*x.query.shape[:2], key_heads, -1, x.query.shape[3])
+    grouped = x.query.reshape(batch, queries, key_heads, heads // max(key_heads, 1), features)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, x.key, preferred_element_type=wide)
     logits = scores.reshape(arguments.weights_shape) * x.scale
     if x.bias is not None:
