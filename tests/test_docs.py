@@ -88,6 +88,22 @@ def test_cost_of_planting_in_the_readme_is_what_was_measured():
     assert ratios in readme
 
 
+def test_attention_in_the_readme_is_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    measured = json.loads((ROOT / "benchmarks/results/attention_cpu.json").read_text())
+    times = measured["times"]["float32"]
+    for name in times["forward"]:
+        cells = [name]
+        for way in ("forward", "gradient"):
+            record = times[way][name]
+            cells += [f"{record['median_ms']:.0f}", f"{record['over_jaxdrop']:.2f}"]
+            cells.append(f"{record['temporary_mib']:.1f}")
+        assert "| " + " | ".join(cells) + " |" in readme
+    long = measured["long"]
+    assert f"{long['length']} queries and keys" in readme
+    assert f"{long['process_mib']:.0f} MiB, Python and JAX included" in readme
+
+
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rate", [0.1, 0.5])

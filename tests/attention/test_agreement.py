@@ -1,0 +1,60 @@
+"""Attention in tiles is the reference: its output, and derivatives in both directions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attention_cases import cases
+from hypothesis import given, settings, strategies as st
+from modes import enable_x64, make_key, quick_jit
+
+from jaxdrop import dot_product_attention, reference_dot_product_attention
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # of inputs and weights near 1
+
+
+def with_derivatives(attention, moving, tangent, cotangent):
+    """Output, its tangent, and cotangents of all that moves."""
+
+    def run(moving):
+        rest = {name: x for name, x in moving.items() if name not in ("query", "key", "value")}
+        return attention(moving["query"], moving["key"], moving["value"], **rest)
+
+    out, along = jax.linearize(run, moving)
+    return out, along(tangent), jax.linear_transpose(along, moving)(cotangent)[0]
+
+
+def compared(case, dtype):
+    """What both give, by one program: it is compiling that takes the time."""
+    moving, fixed = case.moving(dtype), case.fixed()
+    random = np.random.default_rng(case.seed + 2)
+    along = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), moving)
+
+    @quick_jit
+    def both(rng, rate, fixed, moving, along):
+        rate = rate if case.rate_is_traced else case.rate
+
+        def run(attention, **blocks):
+            def call(query, key, value, **rest):
+                return attention(
+                    rng, query, key, value, rate, **rest, **fixed, **case.static(), **blocks
+                )
+
+            return with_derivatives(call, moving, along, along["query"])
+
+        tiled = run(dot_product_attention, **case.blocks)
+        return tiled, run(reference_dot_product_attention)
+
+    return both(make_key("raw", 3), jnp.float32(case.rate), fixed, moving, along)
+
+
+@settings(max_examples=20)
+@given(case=cases(), dtype=st.sampled_from(["float64", "float32"]))
+def test_output_and_derivatives_are_those_of_the_reference(case, dtype):
+    with enable_x64(dtype == "float64"):
+        tiled, whole = compared(case, dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(tiled, whole)
+    for ours, theirs in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
+        assert np.isfinite(ours).all()
+        atol = TOLERANCE[dtype] * np.max(np.abs(theirs), initial=1)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
