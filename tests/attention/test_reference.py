@@ -62,7 +62,7 @@ def attention_in_numpy(case, moving, fixed):
     return out.reshape(moving["query"].shape)
 
 
-@settings(max_examples=15)
+@settings(max_examples=20)
 @given(case=cases())
 def test_reference_is_attention_written_in_numpy(case):
     with enable_x64():
@@ -77,6 +77,25 @@ def test_reference_is_attention_written_in_numpy(case):
 
         out = run(np.array(KEY_WORDS, np.uint32), jnp.float32(case.rate), fixed, moving)
     np.testing.assert_allclose(out, attention_in_numpy(case, moving, fixed), rtol=0, atol=1e-12)
+
+
+def test_windows_hide_all_that_lies_beyond_and_nothing_else():
+    queries, keys = 4, 5
+    value = jnp.eye(keys)[:, None]  # the output is the weights
+    windows = list(itertools.product(range(keys + 1), repeat=2))
+
+    @quick_jit
+    def weights():
+        arrays = jnp.zeros((queries, 1, keys)), jnp.zeros((keys, 1, keys)), value
+        return [
+            reference_dot_product_attention(None, *arrays, 0, local_window_size=window)[:, 0]
+            for window in windows
+        ]
+
+    row, column = np.arange(queries)[:, None], np.arange(keys)[None, :]
+    for (before, after), found in zip(windows, weights(), strict=True):
+        seen = (row - before <= column) & (column <= row + after)
+        np.testing.assert_array_equal(np.asarray(found) != 0, seen)
 
 
 @settings(max_examples=10)

@@ -35,7 +35,7 @@ def dropped_by_dropout(rng, shape, **options):
     ("shape", "key_heads", "shared", "blocks"),
     [
         ((2, 3, 9, 5), 3, (), (None, None)),  # all axes merged
-        ((4, 11, 7), 2, (), (3, 7)),
+        ((4, 11, 7), 2, (0,), (3, 7)),
         ((2, 2, 6, 33), 1, (), (6, 32)),
         ((3, 2, 7, 40), 1, (1,), (2, 40)),
         ((2, 6, 5, 64), 2, (), (2, 32)),  # each tile starts at a word

@@ -121,7 +121,7 @@ def kept_at(rate, word, lane):
     [
         ((8, 16, 65536, 65536), 1),  # 2^34 words
         ((4096, 64, 100_000, 1000), 1),  # 2^39.6 words, the last of a row not full
-        ((64, 2048, 65535, 40), 2),  # 2^33.3 words, in which rows start anywhere
+        ((64, 2**27 - 1, 40), 2),  # 2^33.3 words, in which rows start anywhere
     ],
 )
 def test_tiles_of_huge_masks_have_the_words_at_their_addresses(shape, merged):
