@@ -10,7 +10,7 @@ from jaxdrop.core import validate
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.core.types import Key, Rate
-from jaxdrop.methods.attention.blockwise import Fixed, Inputs
+from jaxdrop.methods.attention.operands import Fixed, Inputs
 
 # Elements of a tile: of all heads together (4 MiB of float32), but at least and at most so many
 # of each head. Measured on a CPU: smaller ones cost time, larger ones memory.

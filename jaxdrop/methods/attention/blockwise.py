@@ -24,57 +24,38 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.compat import vary_over, varying_axes
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.linear import linear_map, opaque
-from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.tiles import draw_tile
-from jaxdrop.core.words import ThreefryKey
+from jaxdrop.methods.attention.operands import (
+    Draw,
+    Fixed,
+    Inputs,
+    Result,
+    as_given,
+    by_group,
+    by_head,
+    by_heads,
+    grouped,
+)
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 
 Carry = TypeVar("Carry")
 
-# Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K, H features.
 _WEIGHTS = "bkrh,bksh->bkrs"
 _TO_QUERIES = "bkrs,bksh->bkrh"
 _TO_KEYS = "bkrs,bkrh->bksh"
-
-
-class Inputs(NamedTuple):
-    """What attention has derivatives by; None where there is nothing."""
-
-    query: Float[Array, "B T N H"] | Any
-    key: Float[Array, "B S K H"] | Any
-    value: Float[Array, "B S K H"] | Any
-    bias: Float[Array, "#B #N #T #S"] | Any
-    scale: Float[Array, ""] | Any
-
-
-class Draw(NamedTuple):
-    """The mask of the weights, still to be drawn."""
-
-    key: ThreefryKey
-    threshold: Threshold
-    factor: Float[Array, ""]  # of the survivors
-
-
-class Fixed(NamedTuple):
-    """What attention has no derivatives by; None where there is nothing."""
-
-    mask: Bool[Array, "#B #N #T #S"] | None
-    query_lengths: Int[Array, "B"] | None
-    key_lengths: Int[Array, "B"] | None
-    draw: Draw | None
 
 
 @dataclass(frozen=True)
@@ -90,19 +71,6 @@ class Plan:
     tiling: Tiling
     layout: Layout
     pairs: int
-
-
-class Result(NamedTuple):
-    """What the passes back need of the forward pass, beside its inputs.
-
-    The log-sum-exp of a row is `highest + log_total`, kept apart since a sum
-    would lose the latter where all logits are far from 0. Only their sum has a
-    meaning, so derivatives are those of `log_total`, with `highest` a constant.
-    """
-
-    out: Float[Array, "B T N H"]  # in float32 or wider
-    highest: Float[Array, "B K G T 1"]
-    log_total: Float[Array, "B K G T 1"]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -123,7 +91,7 @@ def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Result, Result
 
 
 def _forward(plan: Plan, operands: tuple[Inputs, Fixed]) -> Result:
-    x, fixed = _grouped(*operands)
+    x, fixed = grouped(*operands)
     rows, features = x.query.shape[:-1], x.query.shape[-1:]
     wide = compute_dtype(x.query)
 
@@ -147,16 +115,16 @@ def _forward(plan: Plan, operands: tuple[Inputs, Fixed]) -> Result:
     numerator, total, highest = _over_tiles(plan, operands, step, start)
     empty = total == 0
     total = jnp.where(empty, 1, total)
-    out = jnp.where(empty, 0, numerator / total) * _factor(fixed, wide)
-    return Result(_by_head(out), _finite(highest), jnp.log(total))
+    out = jnp.where(empty, 0, numerator / total) * fixed.factor(wide)
+    return Result(by_head(out), _finite(highest), jnp.log(total))
 
 
 def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
     """Tangents of the output and of `log_total`."""
     inputs, fixed, result = residuals
     key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
-    (x, fixed), d = _grouped(inputs, fixed), _by_heads(moving, key_heads)
-    out = _by_group(result.out, key_heads)
+    (x, fixed), d = grouped(inputs, fixed), by_heads(moving, key_heads)
+    out = by_group(result.out, key_heads)
     logits_move = any(part is not None for part in (d.query, d.key, d.bias, d.scale))
 
     def d_logits(tile: Tile, scores: Array) -> Array:
@@ -187,18 +155,18 @@ def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
 
     start = jnp.zeros(out.shape, wide), jnp.zeros(result.log_total.shape, wide)
     d_numerator, d_log_total = _over_tiles(plan, (residuals, moving), step, start)
-    d_out = d_numerator * _factor(fixed, wide) - d_log_total * out
-    return _by_head(d_out), d_log_total
+    d_out = d_numerator * fixed.factor(wide) - d_log_total * out
+    return by_head(d_out), d_log_total
 
 
 def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
     """Cotangents of those inputs that are asked for: the transpose of `_along`."""
     inputs, fixed, result = residuals
     key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
-    x, fixed = _grouped(inputs, fixed)
-    factor = _factor(fixed, wide)
-    d_out, d_log_total = _by_group(cotangents[0], key_heads), cotangents[1]
-    products = d_out * _by_group(result.out, key_heads)
+    x, fixed = grouped(inputs, fixed)
+    factor = fixed.factor(wide)
+    d_out, d_log_total = by_group(cotangents[0], key_heads), cotangents[1]
+    products = d_out * by_group(result.out, key_heads)
     inner = jnp.sum(products, -1, keepdims=True) - d_log_total
     d_out = d_out.astype(x.value.dtype)
     logits_asked = asked.query or asked.key or asked.bias or asked.scale
@@ -230,15 +198,7 @@ def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Ar
     start = Inputs(
         *(jnp.zeros(leaf.shape, wide) if a else None for leaf, a in zip(x, asked, strict=True))
     )
-    d = _over_tiles(plan, (residuals, cotangents), step, start)
-    d = d._replace(
-        query=_by_head(d.query) if asked.query else None,
-        key=jnp.swapaxes(d.key, 1, 2) if asked.key else None,
-        value=jnp.swapaxes(d.value, 1, 2) if asked.value else None,
-        bias=d.bias.reshape(inputs.bias.shape) if asked.bias else None,
-    )
-    pairs = zip(d, inputs, strict=True)
-    return Inputs(*(None if leaf is None else leaf.astype(like.dtype) for leaf, like in pairs))
+    return as_given(_over_tiles(plan, (residuals, cotangents), step, start), inputs)
 
 
 def _over_tiles(
@@ -311,10 +271,6 @@ def _drop(keep: Array | None, x: Array) -> Array:
     return x if keep is None else jnp.where(keep, x, jnp.zeros_like(x))
 
 
-def _factor(fixed: Fixed, dtype: jnp.dtype) -> Array:
-    return jnp.ones((), dtype) if fixed.draw is None else fixed.draw.factor.astype(dtype)
-
-
 def _dot(subscripts: str, a: Array, b: Array) -> Array:
     """A product in the narrower of two dtypes, summed in float32 or wider.
 
@@ -335,40 +291,6 @@ def _dot(subscripts: str, a: Array, b: Array) -> Array:
 def _finite(highest: Array) -> Array:
     """What to subtract from logits, the highest of which may be minus infinity."""
     return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
-
-
-def _grouped(inputs: Inputs, fixed: Fixed) -> tuple[Inputs, Fixed]:
-    """The arrays with heads ahead of time, those of queries in groups that share a head of keys."""
-    key_heads = inputs.key.shape[2]
-    mask = None if fixed.mask is None else _split_heads(fixed.mask, key_heads)
-    return _by_heads(inputs, key_heads), fixed._replace(mask=mask)
-
-
-def _by_heads(x: Inputs, key_heads: int) -> Inputs:
-    return x._replace(
-        query=None if x.query is None else _by_group(x.query, key_heads),
-        key=None if x.key is None else jnp.swapaxes(x.key, 1, 2),
-        value=None if x.value is None else jnp.swapaxes(x.value, 1, 2),
-        bias=None if x.bias is None else _split_heads(x.bias, key_heads),
-    )
-
-
-def _by_group(x: Array, key_heads: int) -> Array:
-    """(B, T, N, H) as (B, K, G, T, H)."""
-    return _split_heads(jnp.swapaxes(x, 1, 2), key_heads)
-
-
-def _by_head(x: Array) -> Array:
-    """(B, K, G, T, H) as (B, T, N, H)."""
-    batch, key_heads, groups, *rest = x.shape
-    return jnp.swapaxes(x.reshape(batch, key_heads * groups, *rest), 1, 2)
-
-
-def _split_heads(x: Array, key_heads: int) -> Array:
-    """(B, N, ...) as (B, K, G, ...), and (B, 1, ...) as (B, 1, 1, ...)."""
-    batch, heads, *rest = x.shape
-    key_heads = key_heads if heads != 1 else 1
-    return x.reshape(batch, key_heads, heads // key_heads, *rest)
 
 
 def _per_sample(x: Array) -> Array:

@@ -16,7 +16,8 @@ from jaxdrop.core.threshold import Rounded, round_known, settle
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import threefry_key
 from jaxdrop.methods.attention.arguments import Arguments, blocks, checked
-from jaxdrop.methods.attention.blockwise import Draw, Fixed, Inputs, Plan, attend
+from jaxdrop.methods.attention.blockwise import Plan, attend
+from jaxdrop.methods.attention.operands import Draw, Fixed, Inputs
 from jaxdrop.methods.attention.tiling import Tiling
 from jaxdrop.methods.masked import drop
 
