@@ -64,8 +64,9 @@ class Tiling:
         first, end = np.zeros_like(first_row), np.full_like(first_row, columns)
         if self.before is not None:
             first = np.maximum(first_row - self.before, 0) // self.column_block
+            end[first_row - self.before >= self.keys] = 0
         if self.after is not None:
-            end = np.minimum((last_row + self.after) // self.column_block + 1, columns)
+            end = np.minimum((last_row + self.after) // self.column_block + 1, end)
         return first.astype(np.int32), np.maximum(end - first, 0).astype(np.int32)
 
     @property
