@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from jaxdrop import checks, match, rescale
+from jaxdrop import checks, match, rescale, uncertainty
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask
 from jaxdrop.core.mask import Mask
@@ -24,6 +24,7 @@ from jaxdrop.methods.recurrent import locked_dropout, zoneout
 from jaxdrop.methods.structured import cutout, drop_path, drop_path_rates, spatial_dropout
 from jaxdrop.methods.tokens import drop_condition, drop_tokens, replace_tokens, restore_tokens
 from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
+from jaxdrop.transforms.monte_carlo import Moments, monte_carlo, monte_carlo_moments
 from jaxdrop.transforms.plant import plant, sites
 from jaxdrop.transforms.planting.keys import site_key
 from jaxdrop.transforms.planting.mark import site
@@ -95,8 +96,14 @@ __all__ = [
     "site",
     "site_key",
     "sites",
-    # Namespaces: what rules of `plant` match, rules for the factor of survivors, and assertions.
+    # Many runs of a function with a key.
+    "Moments",
+    "monte_carlo",
+    "monte_carlo_moments",
+    # Namespaces: assertions, what rules of `plant` match, rules for the factor of survivors, and
+    # what samples say.
     "checks",
     "match",
     "rescale",
+    "uncertainty",
 ]

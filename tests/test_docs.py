@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxdrop.__path__, "jaxdrop."))
 PUBLIC = {
     name: getattr(space, name)
-    for space in (jaxdrop, jaxdrop.rescale, jaxdrop.checks)
+    for space in (jaxdrop, jaxdrop.rescale, jaxdrop.checks, jaxdrop.uncertainty)
     for name in space.__all__
     if not inspect.ismodule(getattr(space, name))
 } | {f"match.{name}": getattr(jaxdrop.match, name) for name in jaxdrop.match.__all__}

@@ -1,0 +1,224 @@
+"""Parts of uncertainty add up, and scores are those of plain NumPy in double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as arrays
+from modes import quick_jit
+
+from jaxdrop import uncertainty
+
+jitted = {
+    name: quick_jit(getattr(uncertainty, name))
+    for name in ("classification", "regression", "mutual_information")
+}
+
+
+def probabilities_of(scores):
+    """Rows that add up to 1, some of them with zeros."""
+    weights = np.maximum(scores, 0) + (np.max(scores, -1, keepdims=True) <= 0)
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+samples_of_classes = st.builds(
+    probabilities_of,
+    arrays.arrays(
+        np.float64,
+        st.sampled_from([(1, 3, 4), (5, 3, 4), (2, 1, 2), (7, 2, 1)]),
+        elements=st.floats(-1, 1) | st.sampled_from([0.0, 1e-7, 1.0]),
+    ),
+)
+
+
+def entropy(p):
+    p = np.asarray(p, np.float64)
+    return -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), -1)
+
+
+@settings(max_examples=60)
+@given(samples=samples_of_classes)
+def test_total_is_aleatoric_and_epistemic_within_their_bounds(samples):
+    found = jitted["classification"](samples)
+    mean = samples.astype(np.float64).mean(0)
+    np.testing.assert_allclose(found.probabilities, mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found.total, entropy(mean), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(found.aleatoric, entropy(samples).mean(0), rtol=1e-5, atol=2e-6)
+    together = found.aleatoric + found.epistemic
+    np.testing.assert_allclose(found.total, together, rtol=1e-5, atol=4e-6)
+    bound = np.minimum(found.total, np.log(samples.shape[-1]) * (1 + 1e-6))
+    assert np.all((found.epistemic >= 0) & (found.epistemic <= bound))
+    assert np.all((found.variation_ratio >= 0) & (found.variation_ratio < 1))
+    again = jitted["mutual_information"](samples)
+    np.testing.assert_allclose(found.epistemic, again, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30)
+@given(samples=samples_of_classes, count=st.sampled_from([1, 5]))
+def test_samples_that_agree_have_no_epistemic_part(samples, count):
+    one = samples[:1]
+    found = jitted["classification"](np.repeat(one, count, 0))
+    np.testing.assert_array_equal(found.epistemic, 0)
+    np.testing.assert_array_equal(found.variation_ratio, 0)
+    np.testing.assert_array_equal(found.probabilities, one[0])
+
+
+@given(samples=samples_of_classes, seed=st.integers(0, 9))
+def test_order_of_samples_does_not_matter(samples, seed):
+    order = np.random.default_rng(seed).permutation(len(samples))
+    for a, b in zip(
+        jitted["classification"](samples), jitted["classification"](samples[order]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_entropies_by_hand():
+    log = np.log
+    half, quarter = jnp.full(2, 0.5), jnp.full((3, 4), 0.25)
+    np.testing.assert_allclose(uncertainty.predictive_entropy(half), log(2), rtol=1e-6)
+    np.testing.assert_allclose(uncertainty.predictive_entropy(quarter), [log(4)] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(uncertainty.predictive_entropy(jnp.eye(3)), 0)
+    # Two samples, each sure of a class of its own: all that is not known is which sample is right.
+    found = uncertainty.classification(jnp.eye(2))
+    np.testing.assert_allclose(found[1:], [log(2), 0, log(2), 0.5], rtol=1e-6)
+
+
+def test_gradient_of_entropy_is_finite_where_a_class_is_impossible():
+    slope = jax.grad(lambda p: uncertainty.predictive_entropy(p))(jnp.array([1.0, 0.0]))
+    assert np.all(np.isfinite(slope))
+
+
+def test_variation_ratio_counts_votes():
+    votes = jnp.eye(3)[jnp.array([0, 1, 1, 2, 1])]
+    np.testing.assert_allclose(uncertainty.variation_ratio(votes[:, None]), [0.4], rtol=1e-6)
+
+
+def test_total_variance_is_that_of_the_mixture():
+    rng = np.random.default_rng(0)
+    means, variances = rng.normal(size=(6, 4)) + 100, rng.uniform(0.1, 2, size=(6, 4))
+    found = jitted["regression"](jnp.asarray(means), jnp.asarray(variances))
+    second_moment = (means**2 + variances).mean(0)
+    np.testing.assert_allclose(found.mean, means.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.total, second_moment - means.mean(0) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(found.epistemic, means.var(0), rtol=1e-4)
+    alone = uncertainty.regression(jnp.asarray(means))
+    np.testing.assert_array_equal(alone.aleatoric, 0)
+    np.testing.assert_array_equal(uncertainty.regression(jnp.full((5, 2), 0.1)).epistemic, 0)
+
+
+def test_log_likelihood_is_that_of_the_mixture():
+    rng = np.random.default_rng(0)
+    targets, means = rng.normal(size=4), rng.normal(size=(6, 4))
+    variances = rng.uniform(0.1, 2, size=(6, 4))
+    for given_variances in (variances, 0.5):
+        densities = np.exp(-((targets - means) ** 2) / (2 * given_variances)) / np.sqrt(
+            2 * np.pi * given_variances
+        )
+        found = uncertainty.predictive_log_likelihood(
+            jnp.asarray(targets), jnp.asarray(means), jnp.asarray(given_variances)
+        )
+        np.testing.assert_allclose(found, np.log(densities.mean(0)), rtol=1e-5)
+
+
+def predictions(count=200, classes=4):
+    rng = np.random.default_rng(0)
+    p = probabilities_of(rng.normal(size=(count, classes)))
+    return p, rng.integers(0, classes, count)
+
+
+def test_scores_are_those_of_numpy():
+    p, labels = predictions()
+    p = 0.9 * p + 0.1 / 4
+    truth = np.eye(4)[labels]
+    np.testing.assert_allclose(
+        uncertainty.negative_log_likelihood(jnp.asarray(p), labels),
+        -np.log((p * truth).sum(-1)).mean(),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        uncertainty.brier_score(jnp.asarray(p), labels),
+        ((p - truth) ** 2).sum(-1).mean(),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("bins", [1, 5, 15])
+def test_calibration_error_is_that_of_a_loop_over_bins(bins):
+    p, labels = predictions()
+    found = uncertainty.expected_calibration_error(jnp.asarray(p), labels, bins=bins)
+    confidence, right = p.max(-1), p.argmax(-1) == labels
+    error = 0.0
+    for i in range(bins):
+        inside = (confidence > np.float32(i / bins)) & (confidence <= np.float32((i + 1) / bins))
+        assert int(found.count[i]) == inside.sum()
+        if inside.any():
+            np.testing.assert_allclose(found.confidence[i], confidence[inside].mean(), rtol=1e-5)
+            np.testing.assert_allclose(found.accuracy[i], right[inside].mean(), rtol=1e-5)
+            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+        else:
+            assert np.isnan(found.confidence[i])
+            assert np.isnan(found.accuracy[i])
+    np.testing.assert_allclose(found.error, error, rtol=1e-5)
+
+
+def test_calibrated_predictions_have_no_error():
+    p = jnp.repeat(jnp.array([[0.75, 0.25]]), 8, axis=0)
+    labels = jnp.array([0, 0, 0, 1, 0, 0, 0, 1])
+    assert uncertainty.expected_calibration_error(p, labels).error == 0
+    sure = uncertainty.expected_calibration_error(jnp.eye(2), jnp.array([1, 0]))
+    assert sure.error == 1
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_are_no_class_give_nan(label):
+    p = jnp.full((1, 2), 0.5)
+    assert jnp.isnan(uncertainty.negative_log_likelihood(p, jnp.array([label])))
+    assert jnp.isnan(uncertainty.brier_score(p, jnp.array([label])))
+
+
+def test_impossible_truth_costs_infinitely_much():
+    assert uncertainty.negative_log_likelihood(jnp.eye(2), jnp.array([1, 0])) == jnp.inf
+
+
+def test_bad_arguments_are_named():
+    p = jnp.full((3, 2), 0.5)
+    for call, error, message in (
+        (
+            lambda: uncertainty.classification(p[0]),
+            ValueError,
+            r"classification: samples must have at least 2 axes; got shape \(2,\)",
+        ),
+        (
+            lambda: uncertainty.classification(p[:0]),
+            ValueError,
+            r"classification: samples must not be empty; got shape \(0, 2\)",
+        ),
+        (
+            lambda: uncertainty.predictive_entropy(jnp.ones(3, int)),
+            TypeError,
+            "predictive_entropy: probabilities must be floating",
+        ),
+        (
+            lambda: uncertainty.brier_score(p, jnp.ones(3)),
+            TypeError,
+            "brier_score: labels must be integers; got float32",
+        ),
+        (
+            lambda: uncertainty.brier_score(p, jnp.ones(2, int)),
+            ValueError,
+            r"brier_score: labels must have shape \(3,\); got \(2,\)",
+        ),
+        (
+            lambda: uncertainty.expected_calibration_error(p, jnp.ones(3, int), bins=0),
+            ValueError,
+            "expected_calibration_error: bins must be at least 1; got 0",
+        ),
+        (
+            lambda: uncertainty.regression(p, jnp.ones(5)),
+            ValueError,
+            "regression: variances must broadcast to means",
+        ),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            call()
