@@ -132,8 +132,7 @@ def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, 
     References:
       Shannon, "A mathematical theory of communication" (1948).
     """
-    p = _probabilities("predictive_entropy", probabilities, 1)
-    return -jnp.sum(p * _log(p), -1)
+    return _entropy(_samples("predictive_entropy", "probabilities", probabilities, 1))
 
 
 def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
@@ -156,7 +155,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
     References:
       Houlsby et al., "Bayesian active learning", arXiv:1112.5745 (2011).
     """
-    return _classification(_probabilities("mutual_information", samples, 2)).epistemic
+    return _classification(_samples("mutual_information", "samples", samples, 2)).epistemic
 
 
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
@@ -185,18 +184,16 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
       Depeweg et al., arXiv:1710.07283 (2018); variation ratio: Freeman,
       "Elementary applied statistics" (1965).
     """
-    return _classification(_probabilities("classification", samples, 2))
+    return _classification(_samples("classification", "samples", samples, 2))
 
 
 def _classification(samples: Array) -> Classification:
-    # Around the first sample, so that samples that agree have a spread of exactly 0.
-    first = samples[:1]
-    mean = jnp.mean(samples - first, 0) + first[0]
-    total = -jnp.sum(mean * _log(mean), -1)
+    mean = _mean(samples)
+    total = _entropy(mean)
     # The mean divergence from the mean: no difference of large numbers, never below 0.
     divergence = jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1)
     epistemic = jnp.clip(jnp.mean(divergence, 0), 0, total)
-    aleatoric = jnp.mean(-jnp.sum(samples * _log(samples), -1), 0)
+    aleatoric = jnp.mean(_entropy(samples), 0)
     return Classification(mean, total, aleatoric, epistemic, variation_ratio(samples))
 
 
@@ -233,8 +230,7 @@ def regression(
         variances = validate.real_array("regression", "variances", variances)
         given = validate.like("regression", "variances", variances, means, "means")
         aleatoric = jnp.mean(given, 0)
-    first = means[:1]
-    mean = jnp.mean(means - first, 0) + first[0]
+    mean = _mean(means)
     epistemic = jnp.mean((means - mean[None]) ** 2, 0)
     return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
 
@@ -418,16 +414,9 @@ def _samples(function: str, name: str, x: Array, least_axes: int) -> Array:
     return x
 
 
-def _probabilities(function: str, x: Array, least_axes: int) -> Array:
-    name = "samples" if least_axes == 2 else "probabilities"
-    return _samples(function, name, x, least_axes)
-
-
 def _labelled(function: str, probabilities: Array, labels: Array) -> tuple[Array, Array]:
-    p = _probabilities(function, probabilities, 1)
-    labels = validate.any_array(function, "labels", labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{function}: labels must be integers; got {labels.dtype}.")
+    p = _samples(function, "probabilities", probabilities, 1)
+    labels = validate.integer_array(function, "labels", labels)
     if labels.shape != p.shape[:-1]:
         raise ValueError(f"{function}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
     return p, labels
@@ -437,6 +426,16 @@ def _of_label(p: Array, labels: Array) -> Array:
     """The probability of the right class, NaN where there is no such class."""
     of_label = jnp.take_along_axis(p, labels[..., None], -1, mode="clip")[..., 0]
     return jnp.where((labels >= 0) & (labels < p.shape[-1]), of_label, jnp.nan)
+
+
+def _mean(samples: Array) -> Array:
+    """Along the first axis, around the first sample: exactly that one where all are equal."""
+    first = samples[:1]
+    return jnp.mean(samples - first, 0) + first[0]
+
+
+def _entropy(p: Array) -> Array:
+    return -jnp.sum(p * _log(p), -1)
 
 
 def _log(p: Array) -> Array:

@@ -85,6 +85,14 @@ def any_array(function: str, name: str, x: Any) -> Array:
     return x
 
 
+def integer_array(function: str, name: str, x: Any) -> Array:
+    """Returns `x` as a JAX array if it is made of integers."""
+    x = any_array(function, name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{function}: {name} must be integers; got {x.dtype}.")
+    return x
+
+
 def like(function: str, name: str, value: Any, x: Any, x_name: str, dtype: Any = None) -> Array:
     """Returns `value` laid out as `x`, in its dtype or the given one.
 

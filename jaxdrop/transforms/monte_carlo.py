@@ -126,17 +126,13 @@ def monte_carlo(
 
     def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
         run = _batch_of(fn, validate.one_key("monte_carlo", key), args, kwargs)
-        whole, rest = plan.parts
-        parts: list[Any] = []
-        if whole:
-            _, batches = lax.scan(
-                lambda _, first: (None, plan.told(run(first, plan.batch), plan.batch)),
-                None,
-                plan.firsts,
-            )
-            parts.append(jax.tree.map(lambda x: lax.collapse(x, 0, 2), batches))
+        firsts, last, rest = plan.parts
+        _, batches = lax.scan(
+            lambda _, first: (None, plan.told(run(first, plan.batch), plan.batch)), None, firsts
+        )
+        parts = [jax.tree.map(lambda x: lax.collapse(x, 0, 2), batches)]
         if rest:
-            parts.append(plan.told(run(jnp.uint32(plan.start + whole * plan.batch), rest), rest))
+            parts.append(plan.told(run(last, rest), rest))
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
     return stacked
@@ -189,19 +185,16 @@ def monte_carlo_moments(
 
     def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
         run = _batch_of(fn, validate.one_key("monte_carlo_moments", key), args, kwargs)
-        whole, rest = plan.parts
+        firsts, last, rest = plan.parts
 
         def add(total: Moments, first: Array) -> tuple[Moments, None]:
             batch = _moments_of(run(first, plan.batch), plan.batch)
             return plan.told(total.merge(batch), plan.batch), None
 
-        if not whole:
-            return plan.told(_moments_of(run(jnp.uint32(plan.start), rest), rest), rest)
-        total = _moments_of(run(plan.firsts[0], plan.batch), plan.batch)
-        total, _ = lax.scan(add, plan.told(total, plan.batch), plan.firsts[1:])
+        total = _moments_of(run(firsts[0], plan.batch), plan.batch)
+        total, _ = lax.scan(add, plan.told(total, plan.batch), firsts[1:])
         if rest:
-            last = run(jnp.uint32(plan.start + whole * plan.batch), rest)
-            total = plan.told(total.merge(_moments_of(last, rest)), rest)
+            total = plan.told(total.merge(_moments_of(run(last, rest), rest)), rest)
         return total
 
     return moments
@@ -209,20 +202,16 @@ def monte_carlo_moments(
 
 class _Plan(NamedTuple):
     samples: int
-    batch: int
+    batch: int  # at most all samples
     start: int
     progress: Progress | None
 
     @property
-    def parts(self) -> tuple[int, int]:
-        """Whole batches, and samples that are left over."""
-        return divmod(self.samples, self.batch)
-
-    @property
-    def firsts(self) -> Array:
-        """The number of the first sample of each whole batch."""
-        whole, _ = self.parts
-        return jnp.arange(whole, dtype=jnp.uint32) * self.batch + self.start
+    def parts(self) -> tuple[Array, Array, int]:
+        """The first sample of each whole batch, and that of those left over and their number."""
+        whole, rest = divmod(self.samples, self.batch)
+        firsts = jnp.arange(whole, dtype=jnp.uint32) * self.batch + self.start
+        return firsts, jnp.uint32(self.start + whole * self.batch), rest
 
     def told(self, x: Any, count: int) -> Any:
         """The same, after the host has been told that it is there."""
@@ -259,7 +248,7 @@ def _batch_of(
 
 def _moments_of(samples: Any, count: int) -> Moments:
     """Moments along the first axis, exact where all samples are equal."""
-    wide = jax.tree.map(lambda x: widen(x), samples)
+    wide = jax.tree.map(widen, samples)
     centred = jax.tree.map(lambda x: x - x[:1], wide)
     shift = jax.tree.map(lambda x: jnp.mean(x, 0), centred)
     mean = jax.tree.map(lambda x, d: x[0] + d, wide, shift)

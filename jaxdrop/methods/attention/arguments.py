@@ -159,9 +159,7 @@ def _lengths(function: str, name: str, lengths: Any, x: Array) -> Array | None:
     """How much of the time axis of each sample is real."""
     if lengths is None:
         return None
-    lengths = validate.any_array(function, name, lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{function}: {name} must be integers; got {lengths.dtype}.")
+    lengths = validate.integer_array(function, name, lengths)
     if lengths.shape not in ((), x.shape[:1]):
         raise ValueError(
             f"{function}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
