@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import Array, lax
@@ -15,6 +15,8 @@ from jax.interpreters import partial_eval
 from jax.sharding import Sharding
 
 from jaxdrop.core.sharding import with_spec
+
+Tree = TypeVar("Tree")
 
 # Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
@@ -128,6 +130,12 @@ def vary_over(x: Array, axes: frozenset[str]) -> Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
     return getattr(lax, "pvary")(x, missing)  # noqa: B009, its name before 0.9
+
+
+def vary_as(tree: Tree, operands: Any) -> Tree:
+    """The same arrays, typed as varying over all axes over which some operand varies."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
+    return jax.tree.map(lambda x: vary_over(x, axes), tree)
 
 
 def barrier(values: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jaxdrop.core.compat import vary_over, varying_axes
+from jaxdrop.core.compat import vary_as
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -48,8 +48,7 @@ def linear_map(
     fixed, fixed_tree = jax.tree.flatten(residuals)
     linear, linear_tree = jax.tree.flatten(x)
     count = len(fixed)  # all that the functions below know of the arrays: they outlive the trace
-    axes = frozenset[str]().union(*map(varying_axes, (*fixed, *linear)))
-    linear = [vary_over(leaf, axes) for leaf in linear]
+    linear = vary_as(linear, (fixed, linear))
     out_tree: Any = None
 
     def flat_forward(*operands: Array) -> Sequence[Array]:

@@ -127,9 +127,7 @@ def restore_tokens(
       arXiv:2111.06377 (2021).
     """
     tokens = validate.any_array("restore_tokens", "tokens", tokens)
-    positions = validate.any_array("restore_tokens", "positions", positions)
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"restore_tokens: positions must be integers; got {positions.dtype}.")
+    positions = validate.integer_array("restore_tokens", "positions", positions)
     if positions.ndim == 0 or positions.shape != tokens.shape[: positions.ndim]:
         raise ValueError(
             f"restore_tokens: positions must have the first axes of tokens; got"

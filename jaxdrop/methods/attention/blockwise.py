@@ -34,7 +34,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool
 
 from jaxdrop.core.apply import compute_dtype
-from jaxdrop.core.compat import vary_over, varying_axes
+from jaxdrop.core.compat import vary_as
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.linear import linear_map, opaque
 from jaxdrop.core.tiles import draw_tile
@@ -205,8 +205,7 @@ def _over_tiles(
     plan: Plan, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
 ) -> Carry:
     """Runs a step for each tile; what it carries varies over the mesh axes of its operands."""
-    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
-    start = jax.tree.map(partial(vary_over, axes=axes), start)
+    start = vary_as(start, operands)
 
     # Under `checkpoint`, for derivatives of the passes themselves: those in
     # reverse would otherwise keep every tile.
