@@ -20,10 +20,17 @@ from jaxdrop.methods.elementwise import (
     gaussian_dropout,
 )
 from jaxdrop.methods.graph import drop_edges, drop_nodes
+from jaxdrop.methods.learned import (
+    concrete_dropout,
+    concrete_dropout_penalty,
+    variational_dropout,
+    variational_dropout_kl,
+)
 from jaxdrop.methods.recurrent import locked_dropout, zoneout
 from jaxdrop.methods.structured import cutout, drop_path, drop_path_rates, spatial_dropout
 from jaxdrop.methods.tokens import drop_condition, drop_tokens, replace_tokens, restore_tokens
 from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
+from jaxdrop.transforms.consistency import multi_sample, symmetric_kl, two_views
 from jaxdrop.transforms.monte_carlo import Moments, monte_carlo, monte_carlo_moments
 from jaxdrop.transforms.plant import plant, sites
 from jaxdrop.transforms.planting.keys import site_key
@@ -48,6 +55,11 @@ __all__ = [
     "dropout",
     "fixed_count_dropout",
     "gaussian_dropout",
+    # Rates that are trained: `(key, x, parameter) -> y`, and what each adds to the loss.
+    "concrete_dropout",
+    "concrete_dropout_penalty",
+    "variational_dropout",
+    "variational_dropout_kl",
     # Feature maps, regions and residual branches.
     "cutout",
     "drop_block",
@@ -100,6 +112,10 @@ __all__ = [
     "Moments",
     "monte_carlo",
     "monte_carlo_moments",
+    # Several masks in one training step.
+    "multi_sample",
+    "symmetric_kl",
+    "two_views",
     # Namespaces: assertions, what rules of `plant` match, rules for the factor of survivors, and
     # what samples say.
     "checks",

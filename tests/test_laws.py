@@ -31,6 +31,10 @@ every_method_with_key = pytest.mark.parametrize(
     ids=lambda value: getattr(value, "name", value),
 )
 with_traced_rate = methods(lambda method: method.takes_traced_rate)
+with_probability = methods(lambda method: not method.rate_learns)
+with_traced_probability = methods(
+    lambda method: method.takes_traced_rate and not method.rate_learns
+)
 linear_methods = methods(lambda method: method.linear)
 
 
@@ -125,7 +129,7 @@ def test_rate_one_drops_everything_with_zero_gradient(method, rate):
     np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], 0)
 
 
-@every_method
+@with_probability
 @pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan])
 def test_bad_known_rate_raises(method, rate):
     with pytest.raises(ValueError, match=r"^\w+: rate must lie in \[0, 1\]; got .*\.$"):
@@ -139,7 +143,7 @@ def test_bad_traced_rate_turns_everything_into_nan(method):
         assert jnp.isnan(drop(make_key("raw"), inputs(method.shape), jnp.float32(rate))).all()
 
 
-@with_traced_rate
+@with_traced_probability
 def test_bad_traced_rate_fails_under_checkify(method):
     checked = jax.jit(checkify.checkify(method.run))
     for rate in (-0.1, 1.5, jnp.nan):
@@ -242,7 +246,7 @@ def test_checkpoint_takes_traced_rates(method):
     close(jax.grad(jax.checkpoint(loss))(x, rate), jax.grad(loss)(x, rate))
 
 
-@with_traced_rate
+@with_traced_probability
 def test_rate_has_no_gradient(method):
     x = inputs(method.shape)
     assert jax.grad(lambda rate: method.run(make_key("raw"), x, rate).sum())(0.3) == 0

@@ -1,12 +1,24 @@
-"""Normal noise with an address, as words have: any part can be drawn again alone."""
+"""Noise with an address, as words have: any part can be drawn again alone."""
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
-from jaxdrop.core.words import ThreefryKey, draw_pair, grid_address
+from jaxdrop.core.apply import compute_dtype, times
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.sharding import explicit_sharding
+from jaxdrop.core.types import Key
+from jaxdrop.core.words import ThreefryKey, draw_pair, grid_address, threefry_key
+
+Noise: TypeAlias = Callable[
+    [ThreefryKey, tuple[int, ...], jnp.dtype, NamedSharding | None],
+    Array,
+]
 
 # Taylor's series of sin(pi / 2 t) / t in t^2, to 4e-14 for |t| <= 1.
 _SINE = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(9)]
@@ -34,3 +46,42 @@ def standard_normal(
     for coefficient in reversed(_SINE):
         sine = sine * jnp.square(t) + coefficient
     return jnp.broadcast_to(jnp.sqrt(-2 * jnp.log(u)) * t * sine, shape)
+
+
+def standard_logistic(
+    key: ThreefryKey, shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding | None
+) -> Array:
+    """Independent logistic numbers, ln u - ln(1 - u) with u of 32 bits.
+
+    Both halves of the law have equal tails, up to 33 ln 2 = 22.9, and
+    an event of logarithmic odds a has happened where the number exceeds -a.
+    Up to rounding, numbers are the same for each dtype.
+    """
+    word, _ = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
+    below, above = (half.astype(dtype) + 0.5 for half in (word, ~word))  # u and 1 - u, by 2^32
+    return jnp.broadcast_to(jnp.log(below / above), shape)
+
+
+def multiply_by_noise(
+    key: Key,
+    x: Array,
+    layout: Layout,
+    noise: Noise,
+    factor: Callable[..., Array],
+    *parameters: Any,
+) -> Array:
+    """`x` times `factor(noise, *parameters)`, drawn again in the backward pass; for use in `jit`.
+
+    Consumes the key. The factor is computed in float32 or wider.
+    """
+    words_key = threefry_key(key)
+    sharding = layout.sharding(explicit_sharding(x))
+
+    # Under `checkpoint` the key alone is kept. No `prevent_cse=False` as for
+    # masks: XLA would then keep the noise rather than draw it again.
+    @jax.checkpoint
+    def multiply(words_key: ThreefryKey, x: Array, *parameters: Any) -> Array:
+        drawn = noise(words_key, layout.shape, compute_dtype(x), sharding)
+        return times(x, factor(drawn, *parameters)).astype(x.dtype)
+
+    return multiply(words_key, x, *parameters)

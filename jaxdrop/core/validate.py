@@ -148,6 +148,36 @@ def _kind(dtype: Any) -> int:
     return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
 
 
+def floating(function: str, name: str, value: Any) -> Array:
+    """Returns a parameter as a real floating array, a Python integer too."""
+    known = isinstance(value, int) and not isinstance(value, bool)
+    return real_array(function, name, float(value) if known else value)
+
+
+def parameter(function: str, name: str, value: Any, x: Array) -> Array:
+    """Returns a parameter that broadcasts to `x`, with as many axes."""
+    given = floating(function, name, value)
+    if not _broadcasts(given.shape, x.shape):
+        raise ValueError(
+            f"{function}: {name} must broadcast to x; got {given.shape} for {x.shape}."
+        )
+    return given.reshape((1,) * (x.ndim - given.ndim) + given.shape)
+
+
+def amount(function: str, name: str, value: Any, *, positive: bool = False) -> float | Array:
+    """Returns a number that is not negative, known and checked or a traced scalar."""
+    if isinstance(value, jax.Array) and _is_real(value.dtype):
+        if value.shape != ():
+            raise ValueError(f"{function}: {name} must be a scalar; got shape {value.shape}.")
+        return value
+    if not _is_real_number(value):
+        raise TypeError(f"{function}: {name} must be a real number; got {describe(value)}.")
+    if not 0 <= value < float("inf") or (positive and value == 0):
+        kind = "positive" if positive else "at least 0"
+        raise ValueError(f"{function}: {name} must be {kind} and finite; got {value}.")
+    return float(value)
+
+
 def known_probability(function: str, name: str, rate: Any) -> float:
     """Returns a probability as a float; it must be known while tracing."""
     rate = probability(function, name, rate)

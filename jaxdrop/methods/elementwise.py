@@ -15,11 +15,9 @@ from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.noise import standard_normal
-from jaxdrop.core.sharding import explicit_sharding
+from jaxdrop.core.noise import multiply_by_noise, standard_normal
 from jaxdrop.core.threshold import Rounded, Threshold, checked_rate, round_known, settle
 from jaxdrop.core.types import Axes, Key, Rate
-from jaxdrop.core.words import ThreefryKey, threefry_key
 from jaxdrop.methods.masked import draw_for, drop
 
 _SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha
@@ -296,20 +294,13 @@ def _apply_mask(mask: Mask, x: Array, rule: Rescale) -> Array:
 
 @partial(jax.jit, static_argnames="layout")
 def _gaussian_dropout(key: Key, x: Array, rate: Rounded, layout: Layout) -> Array:
-    threshold, words_key = settle(rate), threefry_key(key)
-    sharding = layout.sharding(explicit_sharding(x))
-
-    # Under `checkpoint` the key alone is kept. No `prevent_cse=False` as
-    # elsewhere: XLA would then keep the noise rather than draw it again.
-    @jax.checkpoint
-    def disturb(words_key: ThreefryKey, threshold: Threshold, x: Array) -> Array:
-        noise = standard_normal(words_key, layout.shape, compute_dtype(x), sharding)
+    def factor(noise: Array, threshold: Threshold) -> Array:
         q, p = threshold.probabilities(noise.dtype)
         some_kept = q != 0
         spread = jnp.sqrt(p / jnp.where(some_kept, q, 1))
-        return times(x, jnp.where(some_kept, 1 + spread * noise, 0)).astype(x.dtype)
+        return jnp.where(some_kept, 1 + spread * noise, 0)
 
-    return disturb(words_key, threshold, x)
+    return multiply_by_noise(key, x, layout, standard_normal, factor, settle(rate))
 
 
 @partial(jax.jit, static_argnames=("pairs", "layout"))

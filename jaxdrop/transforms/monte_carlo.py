@@ -125,7 +125,7 @@ def monte_carlo(
     plan = _plan("monte_carlo", num_samples, batch_size, start, progress)
 
     def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
-        run = _batch_of(fn, validate.one_key("monte_carlo", key), args, kwargs)
+        run = batch_of(fn, validate.one_key("monte_carlo", key), args, kwargs)
         firsts, last, rest = plan.parts
         _, batches = lax.scan(
             lambda _, first: (None, plan.told(run(first, plan.batch), plan.batch)), None, firsts
@@ -184,7 +184,7 @@ def monte_carlo_moments(
     plan = _plan("monte_carlo_moments", num_samples, batch_size, start, progress)
 
     def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
-        run = _batch_of(fn, validate.one_key("monte_carlo_moments", key), args, kwargs)
+        run = batch_of(fn, validate.one_key("monte_carlo_moments", key), args, kwargs)
         firsts, last, rest = plan.parts
 
         def add(total: Moments, first: Array) -> tuple[Moments, None]:
@@ -234,7 +234,7 @@ def _plan(function: str, samples: Any, batch: Any, start: Any, progress: Progres
     return _Plan(samples, min(batch, samples), start, progress)
 
 
-def _batch_of(
+def batch_of(
     fn: Callable[..., Any], key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Array, int], Any]:
     """A function of the first number and the count that runs so many samples side by side."""

@@ -38,6 +38,7 @@ class Method:
     floats: tuple[str, ...] = FLOATS
     takes_complex: bool = True
     takes_traced_rate: bool = True
+    rate_learns: bool = False  # is given by its logit, which has a gradient
     monotone: bool = True  # with one key, a higher rate only drops more
     keeps_words_alone: bool = True  # for the backward pass
     argument: str | None = "x"  # the name of x in errors; None if any dtype will do
@@ -101,6 +102,18 @@ def attend(key: jax.Array, x: jax.Array, rate: Any) -> jax.Array:
     return jaxdrop.dot_product_attention(key, query, key_array, value, rate, bias=bias)[..., 0, :]
 
 
+def logit(rate: Any) -> jax.Array:
+    return jax.scipy.special.logit(jnp.asarray(rate, jnp.float32))  # whatever x64 says
+
+
+def concrete(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
+    return jaxdrop.concrete_dropout(key, x, logit(rate), **options)
+
+
+def variational(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
+    return jaxdrop.variational_dropout(key, x, logit(rate), **options)  # ln alpha = ln(p / q)
+
+
 def connect(key: jax.Array, x: jax.Array, rate: Any) -> jax.Array:
     return jaxdrop.drop_connect(key, {"kernel": x, "steps": 3}, rate)["kernel"]
 
@@ -151,6 +164,14 @@ METHODS = [
         keeps_words_alone=False,
     ),
     Method("gaussian_dropout", jaxdrop.gaussian_dropout, at_dropped=lambda rate: None),
+    Method(
+        "concrete_dropout",
+        concrete,
+        keeps_mean=False,
+        at_dropped=lambda rate: None,  # small, not zero
+        rate_learns=True,
+    ),
+    Method("variational_dropout", variational, at_dropped=lambda rate: None, rate_learns=True),
     Method(
         "alpha_dropout",
         jaxdrop.alpha_dropout,

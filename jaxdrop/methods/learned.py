@@ -1,0 +1,297 @@
+"""Methods whose rate is a parameter: a leaf of the pytree that the optimizer trains."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Inexact
+
+from jaxdrop.core import validate
+from jaxdrop.core.apply import compute_dtype, widen
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
+from jaxdrop.core.types import Key
+
+# The largest log-odds whose exponential is taken: float32 goes to 88. No more than
+# e^-80 of an input is kept there.
+_LARGEST_ODDS = 80.0
+
+_MOLCHANOV = (0.63576, 1.87320, 1.48695)
+_KINGMA = (1.16145124, -1.50204118, 0.58629921)
+
+
+def concrete_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    rate_logit: Float[Array, "..."] | float,
+    *,
+    temperature: Float[Array, ""] | float = 0.1,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Inexact[Array, "*shape"]:
+    """Dropout whose rate has a gradient, by a mask that is nearly 0 or 1.
+
+    y = x z / q with z = 1 - sigmoid((rate_logit + ln u - ln(1 - u)) / temperature),
+    u uniform, and q = sigmoid(-rate_logit). As the temperature falls to 0 this becomes
+    `dropout` at rate p = sigmoid(rate_logit): z exceeds 1/2 with probability q at
+    any temperature. But z is neither 0 nor 1, and its mean is only nearly q: .89882
+    for .9 at temperature .1, so that E[y] = .99869 x there. Dropped places are
+    small, not zero.
+
+    The rate is learned by minimising the loss plus `concrete_dropout_penalty`; with
+    the loss alone it would fall to 0. At test time nobody calls this.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array.
+      rate_logit: logarithm of the odds of dropping, ln(p / (1 - p)), for all of
+        `x`, or an array that broadcasts to it, as one of shape (features,) does.
+        The parameter to train, such as `jax.scipy.special.logit(0.1)` at first.
+        -inf keeps everything, +inf gives zeros.
+      temperature: how soft the mask is, above 0; may be traced.
+      broadcast_dims: axes along which the noise is shared.
+
+    Returns:
+      An array with the shape and dtype of `x`, computed in float32 or wider.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `rate_logit` is not real and
+        floating, `temperature` is not a number, or `key` is not one key.
+      ValueError: `rate_logit` does not broadcast to `x`, a known `temperature` is
+        not positive, or `broadcast_dims` are out of range or repeated.
+
+    Example:
+      >>> def loss(logit):
+      ...     return concrete_dropout(jax.random.key(0), jnp.ones(1000), logit).var()
+      >>> bool(jax.grad(loss)(-2.0) > 0)  # a higher rate, a noisier output
+      True
+
+    References:
+      Gal, Hron and Kendall, "Concrete dropout", arXiv:1705.07832 (2017).
+    """
+    function = "concrete_dropout"
+    key, x, logit, layout = _arguments(function, key, x, "rate_logit", rate_logit, broadcast_dims)
+    temperature = validate.amount(function, "temperature", temperature, positive=True)
+    return _concrete_dropout(key, x, logit, jnp.asarray(temperature, logit.dtype), layout)
+
+
+def concrete_dropout_penalty(
+    rate_logit: Float[Array, ""] | float,
+    weights: Any,
+    num_features: int,
+    *,
+    weight_regularizer: float,
+    dropout_regularizer: float,
+) -> Float[Array, ""]:
+    """What `concrete_dropout` of a layer's input adds to the loss, so that its rate is learned.
+
+    weight_regularizer * sum(weights^2) / (1 - p)
+      + dropout_regularizer * num_features * (p ln p + (1 - p) ln(1 - p))
+
+    The first part, over the weights that follow the dropout, makes a high rate dear;
+    the second is least at rate 1/2. For N examples, a prior of length-scale l and a
+    loss that is a mean over examples, they come from the evidence lower bound with
+
+      weight_regularizer = l^2 / (2 N), dropout_regularizer = 1 / N for a negative
+      log-likelihood in nats, such as the cross-entropy;
+      l^2 / (tau N) and 2 / (tau N) for a squared error of precision tau.
+
+    Args:
+      rate_logit: logarithm of the odds of dropping, as in `concrete_dropout`.
+      weights: a pytree of the arrays that the dropped input is multiplied by.
+      num_features: how many features are dropped independently: the size of the
+        layer's input.
+      weight_regularizer: factor of the squared weights, at least 0.
+      dropout_regularizer: factor of the negative entropy, at least 0.
+
+    Returns:
+      A scalar, in float32 or wider. With a rate for each feature, use `jax.vmap`
+      over rates and rows of the weights, with `num_features=1`, and add up.
+
+    Raises:
+      TypeError: `rate_logit` or a weight is not real and floating, or a number is
+        none.
+      ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a
+        regularizer is negative.
+
+    Example:
+      >>> kernel = jnp.ones((4, 3))
+      >>> penalty = partial(
+      ...     concrete_dropout_penalty, weight_regularizer=0.5, dropout_regularizer=1.0
+      ... )
+      >>> round(float(penalty(0.0, kernel, 4)), 4)  # 0.5 * 12 / 0.5 - 4 ln 2
+      9.2274
+
+    References:
+      Gal, Hron and Kendall, arXiv:1705.07832 (2017), equations 2 to 4.
+    """
+    function = "concrete_dropout_penalty"
+    logit = widen(validate.floating(function, "rate_logit", rate_logit))
+    if logit.shape:
+        raise ValueError(
+            f"{function}: rate_logit must be a scalar; got shape {logit.shape}. Use jax.vmap."
+        )
+    count = validate.whole_number(function, "num_features", num_features, 1)
+    factors = {"weight_regularizer": weight_regularizer, "dropout_regularizer": dropout_regularizer}
+    of_weights, of_rate = (
+        jnp.asarray(validate.amount(function, name, value), logit.dtype)
+        for name, value in factors.items()
+    )
+    squares = [
+        jnp.sum(widen(validate.real_array(function, "weights", leaf)) ** 2)
+        for leaf in jax.tree.leaves(weights)
+    ]
+    total = sum((square.astype(logit.dtype) for square in squares), jnp.zeros((), logit.dtype))
+    # 1 / (1 - p) = 1 + e^a, and -ln p = softplus(-a) stays exact where p is near 0 or 1.
+    negative_entropy = -jax.nn.sigmoid(logit) * jax.nn.softplus(-logit)
+    negative_entropy -= jax.nn.sigmoid(-logit) * jax.nn.softplus(logit)
+    return of_weights * total * (1 + jnp.exp(logit)) + of_rate * count * negative_entropy
+
+
+def variational_dropout(
+    key: Key,
+    x: Inexact[Array, "*shape"],
+    log_alpha: Float[Array, "..."] | float,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+) -> Inexact[Array, "*shape"]:
+    """Multiplies `x` by normal noise of mean 1 and a variance that is learned.
+
+    y = x (1 + sqrt(alpha) e) with e standard normal, so E[y] = x and
+    Var[y] = alpha x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and under
+    one key has its noise. `x` may be a layer's input, or the weights themselves with
+    one alpha each, which sparsifies: those whose alpha has become large are noise
+    and can be set to 0. The spread is learned by minimising the loss plus
+    `variational_dropout_kl`; with the loss alone it would fall to 0. At test time
+    nobody calls this.
+
+    Args:
+      key: one random key, consumed here.
+      x: floating or complex array.
+      log_alpha: ln alpha for all of `x`, or an array that broadcasts to it. The
+        parameter to train. -inf gives `x`, +inf gives zeros, as
+        `gaussian_dropout` at rate 1.
+      broadcast_dims: axes along which the noise is shared.
+
+    Returns:
+      An array with the shape and dtype of `x`, computed in float32 or wider.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `log_alpha` is not real and
+        floating, or `key` is not one key.
+      ValueError: `log_alpha` does not broadcast to `x`, or `broadcast_dims` are
+        out of range or repeated.
+
+    Example:
+      >>> y = variational_dropout(jax.random.key(0), jnp.ones(100_000), jnp.log(0.25))
+      >>> abs(float(y.mean()) - 1) < 0.01, abs(float(y.var()) - 0.25) < 0.01
+      (True, True)
+
+    References:
+      Kingma, Salimans and Welling, "Variational dropout and the local
+      reparameterization trick", arXiv:1506.02557 (2015); Molchanov, Ashukha and
+      Vetrov, "Variational dropout sparsifies deep neural networks",
+      arXiv:1701.05369 (2017).
+    """
+    function = "variational_dropout"
+    key, x, log_alpha, layout = _arguments(function, key, x, "log_alpha", log_alpha, broadcast_dims)
+    return _variational_dropout(key, x, log_alpha, layout)
+
+
+def variational_dropout_kl(
+    log_alpha: Float[Array, "*shape"] | float,
+    *,
+    approximation: Literal["molchanov", "kingma"] = "molchanov",
+) -> Float[Array, "*shape"]:
+    """Divergence of a weight's noise from the log-uniform prior, in nats, by ln alpha.
+
+    The loss for N examples is the mean negative log-likelihood plus the sum of this
+    over all weights, divided by N; count an alpha as often as weights share it. It
+    depends on alpha alone and has no closed form. Two approximations of
+
+      KL = (gamma + ln 2 - ln alpha) / 2 + E ln|1 + sqrt(alpha) e|,
+
+    which tends to 0 as alpha grows (gamma = .5772 is Euler's constant):
+
+    "molchanov": k1 sigmoid(-k2 - k3 ln alpha) + ln(1 + 1 / alpha) / 2 with
+    (.63576, 1.8732, 1.48695), for any alpha; it is off by at most .0094 nats.
+
+    "kingma": (gamma + ln 2 - ln alpha) / 2 - c1 alpha - c2 alpha^2 - c3 alpha^3
+    with (1.16145124, -1.50204118, .58629921), for alpha <= 1 only, where it is off
+    by at most .041 nats. Above, its value at 1 is given and the gradient is 0, so
+    bound alpha by 1 as the paper does.
+
+    The log-uniform prior is improper, and so may be the posterior: read this as a
+    regularizer with a published form rather than as a bound of the evidence.
+
+    Args:
+      log_alpha: ln alpha, any shape.
+      approximation: "molchanov" or "kingma".
+
+    Returns:
+      The divergence of each, with the shape of `log_alpha`, in float32 or wider.
+
+    Raises:
+      TypeError: `log_alpha` is not real and floating.
+      ValueError: `approximation` is neither of the two.
+
+    Example:
+      >>> kl = variational_dropout_kl(jnp.array([-5.0, 0.0, 5.0]))
+      >>> [round(float(k), 3) for k in kl]
+      [3.137, 0.43, 0.003]
+
+    References:
+      Kingma, Salimans and Welling, arXiv:1506.02557 (2015), appendix C; Molchanov,
+      Ashukha and Vetrov, arXiv:1701.05369 (2017), equation 14; Hron, Matthews and
+      Ghahramani, "Variational Bayesian dropout: pitfalls and fixes",
+      arXiv:1807.01969 (2018).
+    """
+    function = "variational_dropout_kl"
+    log_alpha = widen(validate.floating(function, "log_alpha", log_alpha))
+    if approximation == "molchanov":
+        k1, k2, k3 = _MOLCHANOV
+        return k1 * jax.nn.sigmoid(-k2 - k3 * log_alpha) + jax.nn.softplus(-log_alpha) / 2
+    if approximation != "kingma":
+        raise ValueError(
+            f'{function}: approximation must be "molchanov" or "kingma"; got {approximation!r}.'
+        )
+    log_alpha = jnp.minimum(log_alpha, 0)
+    alpha = jnp.exp(log_alpha)
+    c1, c2, c3 = _KINGMA
+    polynomial = alpha * (c1 + alpha * (c2 + alpha * c3))
+    return (np.euler_gamma + math.log(2) - log_alpha) / 2 - polynomial
+
+
+def _arguments(
+    function: str, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
+) -> tuple[Key, Array, Array, Layout]:
+    key = validate.one_key(function, key)
+    x = validate.inexact_array(function, "x", x)
+    parameter = validate.parameter(function, name, parameter, x).astype(compute_dtype(x))
+    shared = validate.axes(function, "broadcast_dims", broadcast_dims, x.ndim)
+    return key, x, parameter, mask_layout(x.shape, shared)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _concrete_dropout(
+    key: Key, x: Array, logit: Array, temperature: Array, layout: Layout
+) -> Array:
+    def factor(noise: Array, logit: Array, temperature: Array) -> Array:
+        kept = jax.nn.sigmoid(-(logit + noise) / temperature)
+        return kept * (1 + jnp.exp(jnp.minimum(logit, _LARGEST_ODDS)))
+
+    return multiply_by_noise(key, x, layout, standard_logistic, factor, logit, temperature)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _variational_dropout(key: Key, x: Array, log_alpha: Array, layout: Layout) -> Array:
+    def factor(noise: Array, log_alpha: Array) -> Array:
+        some_kept = log_alpha != jnp.inf
+        spread = jnp.exp(jnp.where(some_kept, log_alpha, 0) / 2)
+        return jnp.where(some_kept, 1 + spread * noise, 0)
+
+    return multiply_by_noise(key, x, layout, standard_normal, factor, log_alpha)

@@ -1,0 +1,171 @@
+"""Several masks in one training step: views that should agree, and losses averaged over masks.
+
+Sample i has the key `jax.random.fold_in(key, i)`, as in `monte_carlo`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxdrop.core import validate
+from jaxdrop.core.apply import widen
+from jaxdrop.core.types import Key
+from jaxdrop.transforms.monte_carlo import batch_of
+
+
+def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Runs a function with two keys, for losses that compare two masks of one input.
+
+    For R-Drop take `symmetric_kl` of two views of the logits; for contrastive
+    learning, as in SimCSE, two views of the embeddings, whose pairs along the batch
+    are the positives. Both run side by side, under `vmap`.
+
+    Args:
+      fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
+
+    Returns:
+      A function `(key, *args, **kwargs)` that returns a pair: the samples 0 and 1 of
+      `monte_carlo(fn, 2)`.
+
+    Raises:
+      TypeError: when called, if `key` is not one key.
+
+    Example:
+      >>> def logits(key, params, x):
+      ...     return jaxdrop.dropout(key, x, 0.5) @ params
+      >>> def r_drop(params, key, x, labels, weight=1.0):
+      ...     views = two_views(logits)(key, params, x)
+      ...     entropy = optax.softmax_cross_entropy_with_integer_labels
+      ...     loss = sum(entropy(view, labels) for view in views) / 2
+      ...     return (loss + weight * jaxdrop.symmetric_kl(*views)).mean()
+      >>> params, x, labels = jnp.zeros((4, 3)), jnp.ones((2, 4)), jnp.array([0, 1])
+      >>> round(float(r_drop(params, jax.random.key(0), x, labels)), 4)  # ln 3
+      1.0986
+
+    References:
+      Liang et al., "R-Drop: regularized dropout for neural networks",
+      arXiv:2106.14448 (2021); Gao, Yao and Chen, "SimCSE: simple contrastive
+      learning of sentence embeddings", arXiv:2104.08821 (2021).
+    """
+
+    def views(key: Key, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        pair = _samples("two_views", fn, 2, key, args, kwargs)
+        return jax.tree.map(lambda x: x[0], pair), jax.tree.map(lambda x: x[1], pair)
+
+    return views
+
+
+def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
+    """Averages a function over several masks, as multi-sample dropout does with the loss.
+
+    Let `fn` be the part behind the dropout, which is drawn several times: the body
+    of the network then runs once. The samples run side by side, under `vmap`; for
+    more than fit into memory take `monte_carlo_moments(...).mean`.
+
+    Args:
+      fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays, such
+        as the loss of a head with dropout.
+      num_samples: how many samples, at least 1.
+
+    Returns:
+      A function `(key, *args, **kwargs)` that returns the mean over the samples of
+      `monte_carlo(fn, num_samples)`. It is computed in float32 or wider and rounded
+      once to the dtype of the samples; of integers the mean is float32.
+
+    Raises:
+      TypeError: `num_samples` is not an integer; or when called, if `key` is not
+        one key.
+      ValueError: `num_samples` is below 1.
+
+    Example:
+      >>> def head_loss(key, head, features, labels):
+      ...     logits = jaxdrop.dropout(key, features, 0.5) @ head
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+      >>> features, labels = jnp.ones((2, 4)), jnp.array([0, 1])  # features of any network
+      >>> loss = multi_sample(head_loss, 8)
+      >>> round(float(loss(jax.random.key(0), jnp.zeros((4, 3)), features, labels)), 4)  # ln 3
+      1.0986
+
+    References:
+      Inoue, "Multi-sample dropout for accelerated training and better
+      generalization", arXiv:1905.09788 (2019).
+    """
+    count = validate.whole_number("multi_sample", "num_samples", num_samples, 1)
+
+    def mean(x: Array) -> Array:
+        average = jnp.mean(widen(x), 0)
+        return average.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else average
+
+    def averaged(key: Key, *args: Any, **kwargs: Any) -> Any:
+        return jax.tree.map(mean, _samples("multi_sample", fn, count, key, args, kwargs))
+
+    return averaged
+
+
+def symmetric_kl(
+    logits: Float[Array, "*shape"], other_logits: Float[Array, "*shape"], *, axis: int = -1
+) -> Float[Array, "*batch"]:
+    """Mean of the two Kullback-Leibler divergences between two softmaxes, in nats.
+
+    (KL(p || r) + KL(r || p)) / 2 = sum (p - r)(ln p - ln r) / 2, the consistency
+    loss of R-Drop. It is never negative, exactly 0 for equal logits, and accurate
+    where they nearly agree. For logits with small independent noise of covariance
+    S it is about trace(F S), F = diag(p) - p p^T.
+
+    Args:
+      logits: real floating array of scores, not normalised. A class of score -inf
+        in both counts nothing, in one only it makes the divergence infinite.
+      other_logits: the same for the other view.
+      axis: the axis of the classes.
+
+    Returns:
+      The divergence of each example, without the axis of the classes, in float32 or
+      wider. Average it and add it to the loss, times a weight.
+
+    Raises:
+      TypeError: an array is not real and floating.
+      ValueError: the shapes differ, or `axis` is out of range.
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0]), jnp.array([0.0, jnp.log(3.0)])
+      >>> round(float(symmetric_kl(a, b)), 4)  # (1/4)(ln 3) / 2
+      0.1373
+
+    References:
+      Jeffreys, "An invariant form for the prior probability in estimation
+      problems", Proc. R. Soc. A 186 (1946); Liang et al., arXiv:2106.14448 (2021).
+    """
+    function = "symmetric_kl"
+    logits = widen(validate.real_array(function, "logits", logits))
+    other = widen(validate.real_array(function, "other_logits", other_logits))
+    if logits.shape != other.shape:
+        raise ValueError(
+            f"{function}: other_logits must have the shape of logits; got {other.shape} for"
+            f" {logits.shape}."
+        )
+    dtype = jnp.promote_types(logits.dtype, other.dtype)
+    logits, other = logits.astype(dtype), other.astype(dtype)
+    axis = validate.axis(function, "axis", axis, logits.ndim)
+    log_p, log_r = jax.nn.log_softmax(logits, axis), jax.nn.log_softmax(other, axis)
+    in_neither = (logits == -jnp.inf) & (other == -jnp.inf)
+    apart = jnp.where(in_neither, 0, log_p) - jnp.where(in_neither, 0, log_r)
+    # p - r by the smaller of the two ratios: nothing cancels and nothing overflows.
+    p_is_larger = apart > 0
+    below = -jnp.exp(log_p) * jnp.expm1(jnp.where(p_is_larger, -apart, 0))
+    above = jnp.exp(log_r) * jnp.expm1(jnp.where(p_is_larger, 0, apart))
+    return jnp.sum(jnp.where(p_is_larger, below, above) * apart, axis) / 2
+
+
+def _samples(
+    function: str,
+    fn: Callable[..., Any],
+    count: int,
+    key: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    return batch_of(fn, validate.one_key(function, key), args, kwargs)(jnp.uint32(0), count)

@@ -1,0 +1,21 @@
+"""Runs examples and benchmarks as a user would: in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command, devices=1, **environment):
+    """Runs Python in a process of its own, without the strict settings of the tests."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
