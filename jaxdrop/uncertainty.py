@@ -6,8 +6,9 @@ are natural, so that entropies are in nats.
 
 Dropout's samples are a heuristic posterior. Their spread is set by the rate and
 need not shrink with more data (Osband 2016), and with T samples the mutual
-information is low by a factor of about 1 - 1/T. Whether a spread means anything
-on your data is what calibration measures.
+information is low: by a factor of 1 - 1/T where it is small, and by more where
+samples disagree. Whether a spread means anything on your data is what calibration
+measures.
 
 References:
   Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;
@@ -16,7 +17,7 @@ References:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 
 from jaxdrop.core import validate
 from jaxdrop.core.apply import widen
+from jaxdrop.core.averages import centred_mean
 
 __all__ = [
     "Calibration",
@@ -103,13 +105,13 @@ class Calibration:
       >>> p, labels = jnp.array([[0.8, 0.2], [0.8, 0.2]]), jnp.array([0, 1])
       >>> found = expected_calibration_error(p, labels, bins=2)
       >>> found.count.tolist(), float(found.accuracy[1])
-      ([0.0, 2.0], 0.5)
+      ([0, 2], 0.5)
     """
 
     error: Float[Array, ""]
     confidence: Float[Array, "bins"]
     accuracy: Float[Array, "bins"]
-    count: Float[Array, "bins"]
+    count: Int[Array, "bins"]
 
 
 def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
@@ -132,7 +134,7 @@ def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, 
     References:
       Shannon, "A mathematical theory of communication" (1948).
     """
-    return _entropy(_samples("predictive_entropy", "probabilities", probabilities, 1))
+    return _entropy(_real("predictive_entropy", "probabilities", probabilities, 1))
 
 
 def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
@@ -146,7 +148,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
 
     Raises:
       TypeError: `samples` is not a real floating array.
-      ValueError: it has fewer than 2 axes, or no samples.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
 
     Example:
       >>> round(float(mutual_information(jnp.eye(2))), 4)  # sure of two different classes: ln 2
@@ -155,7 +157,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
     References:
       Houlsby et al., "Bayesian active learning", arXiv:1112.5745 (2011).
     """
-    return _classification(_samples("mutual_information", "samples", samples, 2)).epistemic
+    return _classification(_samples("mutual_information", samples)).epistemic
 
 
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
@@ -167,13 +169,14 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
 
     Args:
       samples: probabilities, samples along the first axis, classes along the last.
+        It is not checked that they add up to 1: pass `jax.nn.softmax` of logits.
 
     Returns:
       A `Classification`; `total` is `aleatoric` plus `epistemic` up to rounding.
 
     Raises:
       TypeError: `samples` is not a real floating array.
-      ValueError: it has fewer than 2 axes, or no samples.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
 
     Example:
       >>> unsure = classification(jnp.full((10, 4), 0.25))  # all samples say so
@@ -184,15 +187,17 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
       Depeweg et al., arXiv:1710.07283 (2018); variation ratio: Freeman,
       "Elementary applied statistics" (1965).
     """
-    return _classification(_samples("classification", "samples", samples, 2))
+    return _classification(_samples("classification", samples))
 
 
 def _classification(samples: Array) -> Classification:
-    mean = _mean(samples)
+    mean = centred_mean(samples)
     total = _entropy(mean)
-    # The mean divergence from the mean: no difference of large numbers, never below 0.
-    divergence = jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1)
-    epistemic = jnp.clip(jnp.mean(divergence, 0), 0, total)
+    # The mean divergence from the mean: no difference of large numbers. What rounding
+    # leaves outside of [0, total] is cut off by `where`, as `clip` halves gradients at its ends.
+    epistemic = jnp.mean(jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1), 0)
+    epistemic = jnp.where(epistemic > total, total, epistemic)
+    epistemic = jnp.where(epistemic < 0, 0, epistemic)
     aleatoric = jnp.mean(_entropy(samples), 0)
     return Classification(mean, total, aleatoric, epistemic, variation_ratio(samples))
 
@@ -205,7 +210,7 @@ def regression(
     Args:
       means: what each sample predicts, samples along the first axis.
       variances: the variance that each sample states, such as an output of the
-        network, of the same shape; None for 0.
+        network, of the same shape or one that broadcasts to it; None for 0.
 
     Returns:
       A `Regression`.
@@ -223,14 +228,10 @@ def regression(
       Kendall and Gal, "What uncertainties do we need in Bayesian deep
       learning?", arXiv:1703.04977 (2017).
     """
-    means = _samples("regression", "means", means, 1)
-    if variances is None:
-        aleatoric = jnp.zeros_like(means[0])
-    else:
-        variances = validate.real_array("regression", "variances", variances)
-        given = validate.like("regression", "variances", variances, means, "means")
-        aleatoric = jnp.mean(given, 0)
-    mean = _mean(means)
+    means = _means("regression", means)
+    given = 0.0 if variances is None else variances
+    aleatoric = jnp.mean(validate.like("regression", "variances", given, means, "means"), 0)
+    mean = centred_mean(means)
     epistemic = jnp.mean((means - mean[None]) ** 2, 0)
     return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
 
@@ -245,8 +246,8 @@ def predictive_log_likelihood(
     Args:
       targets: what was observed.
       means: what each sample predicts, samples along the first axis.
-      variances: the variance of each; one number if the noise is the same
-        everywhere (Gal's 1 / tau).
+      variances: the variance of each, at least 0; one number if the noise is the
+        same everywhere (Gal's 1 / tau).
 
     Returns:
       ln (1/T) sum_t N(target; mean_t, variance_t), for each example.
@@ -264,11 +265,14 @@ def predictive_log_likelihood(
       Gal and Ghahramani, arXiv:1506.02142 (2016), equation 8.
     """
     function = "predictive_log_likelihood"
-    means = _samples(function, "means", means, 1)
+    means = _means(function, means)
     targets = validate.like(function, "targets", targets, means[0], "means[0]")
     variances = validate.like(function, "variances", variances, means, "means")
-    squared = (targets[None] - means) ** 2 / variances
-    densities = -0.5 * (squared + jnp.log(2 * jnp.pi * variances))
+    errors, some_noise = targets[None] - means, variances != 0
+    spread = jnp.where(some_noise, variances, 1)
+    densities = -0.5 * (errors**2 / spread + jnp.log(2 * jnp.pi * spread))
+    certain = jnp.where(errors == 0, jnp.inf, -jnp.inf)
+    densities = jnp.where(some_noise, densities, certain)
     return jax.nn.logsumexp(densities, 0) - jnp.log(jnp.asarray(len(means), means.dtype))
 
 
@@ -284,7 +288,7 @@ def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch
 
     Raises:
       TypeError: `samples` is not a real floating array.
-      ValueError: it has fewer than 2 axes, or no samples.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
 
     Example:
       >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])))
@@ -293,9 +297,11 @@ def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch
     References:
       Freeman, "Elementary applied statistics" (1965).
     """
-    samples = _samples("variation_ratio", "samples", samples, 2)
-    votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=samples.dtype)
-    return 1 - jnp.max(jnp.mean(votes, 0), -1)
+    samples = _samples("variation_ratio", samples)
+    count = len(samples)
+    votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
+    against = count - jnp.max(jnp.sum(votes, 0), -1)
+    return against.astype(samples.dtype) / count
 
 
 def negative_log_likelihood(
@@ -322,8 +328,9 @@ def negative_log_likelihood(
     References:
       Good, "Rational decisions" (1952).
     """
-    p, labels = _labelled("negative_log_likelihood", probabilities, labels)
-    return -jnp.mean(jnp.log(_of_label(p, labels)))
+    p, labels, is_class = _labelled("negative_log_likelihood", probabilities, labels)
+    of_label = jnp.take_along_axis(p, labels[..., None], -1, mode="clip")[..., 0]
+    return -jnp.mean(jnp.where(is_class, jnp.log(of_label), jnp.nan))
 
 
 def brier_score(
@@ -351,8 +358,9 @@ def brier_score(
       Brier, "Verification of forecasts expressed in terms of probability",
       Monthly Weather Review 78 (1950).
     """
-    p, labels = _labelled("brier_score", probabilities, labels)
-    return jnp.mean(jnp.sum(p * p, -1) - 2 * _of_label(p, labels) + 1)
+    p, labels, is_class = _labelled("brier_score", probabilities, labels)
+    distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
+    return jnp.mean(jnp.where(is_class, jnp.sum(distance**2, -1), jnp.nan))
 
 
 def expected_calibration_error(
@@ -361,8 +369,10 @@ def expected_calibration_error(
     """How far confidence lies from accuracy: the mean over bins, by their examples.
 
     The confidence of an example is its largest probability. Bin i of n holds
-    confidences in (i / n, (i + 1) / n], the first one 0 too. The error depends on the number of
-    bins and is biased upwards for few examples, so state both.
+    confidences in (i / n, (i + 1) / n], the first one 0 too. The error depends on the
+    number of bins and is biased upwards for few examples, so state both. A
+    calibrated model does not have 0: see what labels that are drawn from the
+    probabilities themselves (`jax.random.categorical`) give.
 
     Args:
       probabilities: classes along the last axis.
@@ -370,7 +380,8 @@ def expected_calibration_error(
       bins: how many bins, of equal width.
 
     Returns:
-      A `Calibration`, which also draws a reliability diagram.
+      A `Calibration`, which also draws a reliability diagram; NaN if a label is out
+      of range.
 
     Raises:
       TypeError: `probabilities` is not real and floating, `labels` or `bins` are
@@ -387,51 +398,67 @@ def expected_calibration_error(
       Guo et al., "On calibration of modern neural networks", arXiv:1706.04599 (2017).
     """
     function = "expected_calibration_error"
-    p, labels = _labelled(function, probabilities, labels)
+    p, labels, is_class = _labelled(function, probabilities, labels)
     bins = validate.whole_number(function, "bins", bins, 1)
-    confidence = jnp.ravel(jnp.max(p, -1))
-    right = jnp.ravel(jnp.argmax(p, -1) == labels).astype(p.dtype)
-    place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    confidence = jnp.max(p, -1)
+    right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
+    right = jnp.where(is_class, right, jnp.nan)
 
-    def total(x: Array) -> Array:
-        return jax.ops.segment_sum(x, place, bins)
+    # A pass for each bin: adding up by bin, one by one, would lose the small terms.
+    def of_bin(edges: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        above, upto = edges
+        inside = ~((confidence <= above) | (confidence > upto))  # a NaN is in every bin
+        count = jnp.sum(inside, dtype=jnp.int32)
+        gap = jnp.sum(jnp.where(inside, right - confidence, 0))
+        return count, jnp.sum(jnp.where(inside, right, 0)), gap
 
-    count = total(jnp.ones_like(confidence))
-    gap = jnp.abs(total(right) - total(confidence))
-    return Calibration(
-        jnp.sum(gap) / len(confidence), total(confidence) / count, total(right) / count, count
-    )
+    edges = jnp.arange(bins + 1, dtype=p.dtype) / bins
+    bounds = edges.at[0].set(-jnp.inf)[:-1], edges.at[-1].set(jnp.inf)[1:]
+    count, rights, gap = jax.lax.map(of_bin, bounds)
+    accuracy = rights / count.astype(p.dtype)
+    confidences = accuracy - gap / count.astype(p.dtype)
+    return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
 
 
-def _samples(function: str, name: str, x: Array, least_axes: int) -> Array:
+def _real(function: str, name: str, x: Any, least_axes: int) -> Array:
     x = widen(validate.real_array(function, name, x))
     if x.ndim < least_axes:
         raise ValueError(
             f"{function}: {name} must have at least {least_axes} axes; got shape {x.shape}."
         )
-    if x.size == 0:
-        raise ValueError(f"{function}: {name} must not be empty; got shape {x.shape}.")
     return x
 
 
-def _labelled(function: str, probabilities: Array, labels: Array) -> tuple[Array, Array]:
-    p = _samples(function, "probabilities", probabilities, 1)
+def _samples(function: str, samples: Any) -> Array:
+    samples = _real(function, "samples", samples, 2)
+    if 0 in (samples.shape[0], samples.shape[-1]):
+        raise ValueError(
+            f"{function}: samples must have at least one sample and one class;"
+            f" got shape {samples.shape}."
+        )
+    return samples
+
+
+def _means(function: str, means: Any) -> Array:
+    means = _real(function, "means", means, 1)
+    if len(means) == 0:
+        raise ValueError(
+            f"{function}: means must have at least one sample; got shape {means.shape}."
+        )
+    return means
+
+
+def _labelled(function: str, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
+    """Probabilities, labels in a type that holds them, and which of them are a class."""
+    p = _real(function, "probabilities", probabilities, 1)
     labels = validate.integer_array(function, "labels", labels)
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
     if labels.shape != p.shape[:-1]:
         raise ValueError(f"{function}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
-    return p, labels
-
-
-def _of_label(p: Array, labels: Array) -> Array:
-    """The probability of the right class, NaN where there is no such class."""
-    of_label = jnp.take_along_axis(p, labels[..., None], -1, mode="clip")[..., 0]
-    return jnp.where((labels >= 0) & (labels < p.shape[-1]), of_label, jnp.nan)
-
-
-def _mean(samples: Array) -> Array:
-    """Along the first axis, around the first sample: exactly that one where all are equal."""
-    first = samples[:1]
-    return jnp.mean(samples - first, 0) + first[0]
+    if p.size == 0:
+        raise ValueError(f"{function}: probabilities must not be empty; got shape {p.shape}.")
+    return p, labels, (labels >= 0) & (labels < p.shape[-1])
 
 
 def _entropy(p: Array) -> Array:

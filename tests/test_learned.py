@@ -348,11 +348,11 @@ def test_other_bad_arguments_are_named():
         ValueError, match=r"^concrete_dropout_penalty: weight_regularizer must be a"
     ):
         penalty(0.0, X, weight_regularizer=-1)
-    with pytest.raises(ValueError, match=r"^concrete_dropout_penalty: rate_logit must broadcast"):
+    with pytest.raises(ValueError, match=r"^concrete_dropout_penalty: rate_logit must be a scalar"):
         penalty(jnp.zeros(3), X)
     with pytest.raises(ValueError, match=r"^concrete_dropout_penalty: num_features must be at lea"):
         penalty(0.0, X, 0)
     with pytest.raises(TypeError, match=r"^concrete_dropout_penalty: weights must be floating or"):
         penalty(0.0, {"kernel": X, "steps": jnp.arange(3)})
-    with pytest.raises(ValueError, match=r'must be "molchanov" or "kingma"; got "exact"|\'exact\''):
+    with pytest.raises(ValueError, match=r"\"molchanov\" or \"kingma\"; got 'exact'"):
         variational_dropout_kl(0.0, approximation="exact")

@@ -162,6 +162,29 @@ def test_calibration_error_is_that_of_a_loop_over_bins(bins):
     np.testing.assert_allclose(found.error, error, rtol=1e-5)
 
 
+def test_bins_end_at_their_upper_edges():
+    edges = jnp.arange(1, 10, dtype=jnp.float32) / 10
+    for confidence, shift in ((edges, 0), (jnp.nextafter(edges, jnp.float32(1)), 1)):
+        for i, p in enumerate(confidence):
+            row = jnp.array([[p, 0.0]])
+            count = uncertainty.expected_calibration_error(row, jnp.array([0]), bins=10).count
+            assert count[i + shift] == count.sum() == 1
+    ends = jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    found = uncertainty.expected_calibration_error(ends, jnp.array([0, 0]), bins=10)
+    assert found.count[0] == found.count[9] == 1
+
+
+def test_calibration_error_of_many_examples_is_not_lost_in_their_sum():
+    count = 2**24 + 2**22
+    p = jnp.broadcast_to(jnp.array([0.75, 0.25]), (count, 2))
+    labels = (jnp.arange(count) % 4 == 0).astype(jnp.int32)
+    found = jax.jit(uncertainty.expected_calibration_error)(p, labels)
+    assert found.count.sum() == count
+    np.testing.assert_allclose(found.accuracy[11], 0.75, rtol=1e-6)
+    np.testing.assert_allclose(found.confidence[11], 0.75, rtol=1e-6)
+    assert found.error < 1e-6
+
+
 def test_calibrated_predictions_have_no_error():
     p = jnp.repeat(jnp.array([[0.75, 0.25]]), 8, axis=0)
     labels = jnp.array([0, 0, 0, 1, 0, 0, 0, 1])
@@ -175,6 +198,106 @@ def test_labels_that_are_no_class_give_nan(label):
     p = jnp.full((1, 2), 0.5)
     assert jnp.isnan(uncertainty.negative_log_likelihood(p, jnp.array([label])))
     assert jnp.isnan(uncertainty.brier_score(p, jnp.array([label])))
+    assert jnp.isnan(uncertainty.expected_calibration_error(p, jnp.array([label])).error)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "uint32"])
+def test_labels_may_have_any_integer_dtype(dtype):
+    labels = np.array([0, 1, 100], dtype)
+    p = jnp.full((3, 256), 1 / 256)
+    np.testing.assert_allclose(
+        uncertainty.negative_log_likelihood(p, labels), np.log(256), rtol=1e-6
+    )
+    np.testing.assert_allclose(uncertainty.brier_score(p, labels), 1 - 1 / 256, rtol=1e-6)
+    found = uncertainty.expected_calibration_error(p, labels)
+    np.testing.assert_allclose(found.error, 1 / 3 - 1 / 256, rtol=1e-6)
+
+
+def test_score_of_nearly_sure_predictions_does_not_cancel():
+    p = jnp.array([[1 - 1e-4, 1e-4]], jnp.float32)
+    np.testing.assert_allclose(uncertainty.brier_score(p, jnp.array([0])), 2e-8, rtol=1e-3)
+
+
+def test_nan_is_not_hidden():
+    p = jnp.array([[jnp.nan, 0.5], [0.9, 0.1]])
+    assert jnp.isnan(uncertainty.expected_calibration_error(p, jnp.array([0, 0])).error)
+    assert jnp.isnan(uncertainty.predictive_entropy(p)[0])
+    assert jnp.isnan(uncertainty.mutual_information(p[None])[0])
+
+
+def test_log_likelihood_far_away_and_without_noise():
+    means = jnp.array([0.0, 1.2])
+    density = uncertainty.predictive_log_likelihood
+    far = -((100 - 1.2) ** 2) / 2 - np.log(2 * np.pi) / 2 - np.log(2)
+    np.testing.assert_allclose(density(jnp.float32(100), means, 1.0), far, rtol=1e-5)
+    one_sure = density(jnp.float32(1.0), means, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(one_sure, -0.02 - np.log(2 * np.pi) / 2 - np.log(2), rtol=1e-5)
+    assert density(jnp.float32(1), means, 0.0) == -jnp.inf
+    assert density(jnp.float32(0), means, 0) == jnp.inf
+    with pytest.raises(ValueError, match=r"^predictive_log_likelihood: targets must broadcast"):
+        density(jnp.ones(3), jnp.ones((5, 2)), 1.0)
+
+
+def test_infinite_means_stay_infinite():
+    assert uncertainty.regression(jnp.full(3, jnp.inf)).mean == jnp.inf
+    assert uncertainty.regression(jnp.array([1, -jnp.inf])).mean == -jnp.inf
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_is_widened_first(dtype):
+    p, _ = predictions(20)
+    narrow = jnp.asarray(p, dtype).reshape(5, 4, 4)
+    found = uncertainty.classification(narrow)
+    wide = uncertainty.classification(narrow.astype(jnp.float32))
+    for a, b in zip(found, wide, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("count", [55, 61, 97])
+def test_votes_are_counted_exactly(count):
+    ratio = jax.jit(uncertainty.variation_ratio)
+    agreed = jnp.broadcast_to(jnp.array([0.1, 0.9]), (count, 3, 2))
+    np.testing.assert_array_equal(ratio(agreed), 0)
+
+
+def test_gradient_of_agreeing_samples_is_zero():
+    slope = jax.grad(lambda p: uncertainty.mutual_information(p))(jnp.array([[1.0, 0], [1, 0]]))
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_epistemic_part_is_cut_off_where_rounding_leaves_it_outside():
+    p = jnp.array([[1.0000001, 0.0], [1.0, 0.0]])
+    found = uncertainty.classification(jnp.concatenate([p, p]))
+    assert found.epistemic >= 0
+    small = jnp.asarray(np.random.default_rng(0).dirichlet(np.full(5, 0.01), size=(2, 2000)))
+    found = uncertainty.classification(small.astype(jnp.float32))
+    assert ((found.epistemic >= 0) & (found.epistemic <= found.total)).all()
+
+
+def test_batches_may_be_empty_but_not_samples():
+    found = uncertainty.classification(jnp.ones((3, 0, 4)))
+    assert found.total.shape == (0,)
+    with pytest.raises(ValueError, match=r"^negative_log_likelihood: probabilities must not be em"):
+        uncertainty.negative_log_likelihood(jnp.ones((0, 4)), jnp.ones(0, int))
+
+
+def test_examples_may_be_split_over_explicit_axes():
+    p, labels = predictions(16)
+    kind = jax.sharding.AxisType.Explicit
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(kind,))):
+        data = jax.sharding.PartitionSpec("data")
+        split = jax.device_put(jnp.asarray(p), data), jax.device_put(jnp.asarray(labels), data)
+        for name in ("expected_calibration_error", "brier_score", "negative_log_likelihood"):
+            score = jax.jit(getattr(uncertainty, name))
+            for a, b in zip(*map(jax.tree.leaves, (score(*split), score(p, labels))), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+        for whole in (p.reshape(8, 2, 4), p.reshape(16, 1, 4)):  # split over the samples
+            samples = jax.device_put(jnp.asarray(whole), data)
+            for a, b in zip(
+                uncertainty.classification(samples), uncertainty.classification(whole), strict=True
+            ):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_impossible_truth_costs_infinitely_much():
@@ -192,7 +315,7 @@ def test_bad_arguments_are_named():
         (
             lambda: uncertainty.classification(p[:0]),
             ValueError,
-            r"classification: samples must not be empty; got shape \(0, 2\)",
+            r"classification: samples must have at least one sample and one class; got shape",
         ),
         (
             lambda: uncertainty.predictive_entropy(jnp.ones(3, int)),

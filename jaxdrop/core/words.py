@@ -93,6 +93,17 @@ def mark_consumed(key: Key) -> None:
         jax.random.bits(key, (), jnp.uint32)
 
 
+def fold_in_all(key: Key, numbers: UInt32[Array, "n"]) -> Array:
+    """A key for each number, by `jax.random.fold_in`, which does not consume it."""
+
+    def fold(number: Array) -> Key:
+        return jax.random.fold_in(key, number)
+
+    # Other kinds of keys may fold in otherwise under `vmap`, as unsafe_rbg does.
+    side_by_side = not _is_typed(key) or str(jax.random.key_impl(key)) == "threefry2x32"
+    return jax.vmap(fold)(numbers) if side_by_side else lax.map(fold, numbers)
+
+
 def unconsumed(keys: Array) -> Array:
     """The same key, or keys, for another use that the key reuse checker allows."""
     return jax.random.clone(keys) if _is_typed(keys) else keys

@@ -10,8 +10,9 @@ from jax import Array, lax
 
 from jaxdrop.core import validate
 from jaxdrop.core.apply import widen
+from jaxdrop.core.averages import centred_mean
 from jaxdrop.core.types import Key
-from jaxdrop.core.words import mark_consumed
+from jaxdrop.core.words import fold_in_all, mark_consumed
 
 Progress: TypeAlias = Callable[[int], object]
 """Is told on the host how many samples have just been finished, such as `tqdm.update`."""
@@ -26,7 +27,7 @@ class Moments:
     number, so that one sample has variance 0.
 
     Attributes:
-      count: how many samples, as a float32 scalar.
+      count: how many samples, as a uint32 scalar.
       mean: their mean, a pytree like one sample.
       variance: their variance, the same.
 
@@ -52,25 +53,18 @@ class Moments:
           The moments of all of them.
 
         Example:
-          >>> one, other = (Moments(jnp.float32(1), jnp.float32(x), jnp.float32(0)) for x in (1, 3))
+          >>> one, other = (
+          ...     Moments(jnp.uint32(1), jnp.float32(x), jnp.float32(0)) for x in (1, 3)
+          ... )
           >>> both = one.merge(other)
-          >>> float(both.count), float(both.mean), float(both.variance)
-          (2.0, 2.0, 1.0)
+          >>> int(both.count), float(both.mean), float(both.variance)
+          (2, 2.0, 1.0)
 
         References:
           Chan, Golub and LeVeque, "Algorithms for computing the sample
           variance", The American Statistician 37 (1983).
         """
-        count = self.count + other.count
-        share = other.count / count
-        step = jax.tree.map(lambda a, b: b - a, self.mean, other.mean)
-        mean = jax.tree.map(lambda a, d: a + d * share.astype(d.dtype), self.mean, step)
-
-        def variance(a: Array, b: Array, d: Array) -> Array:
-            part = share.astype(a.dtype)
-            return a + (b - a) * part + _square(d) * (part * (1 - part))
-
-        return Moments(count, mean, jax.tree.map(variance, self.variance, other.variance, step))
+        return _Running.of(self).add(other).moments
 
 
 def monte_carlo(
@@ -83,8 +77,11 @@ def monte_carlo(
 ) -> Callable[..., Any]:
     """Runs a function with many keys and stacks what it returns.
 
-    Sample i uses `jax.random.fold_in(key, i)`. So it depends neither on how many
-    samples there are nor on `batch_size`, and a run is extended with `start`.
+    Sample i uses `jax.random.fold_in(key, i)`. So its masks depend neither on how
+    many samples there are nor on `batch_size`, and a run is extended with `start`.
+    (XLA may round the products of another batch size differently. And what `fn`
+    itself draws by `jax.random` from an `rbg` key depends on the batch, as always
+    under `vmap`; the drops of jaxdrop do not.)
 
     The samples of a network with dropout say how much its answer depends on the
     units it drops. That is a heuristic for the uncertainty of a posterior: the
@@ -94,27 +91,32 @@ def monte_carlo(
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
       num_samples: how many samples, at least 1.
-      batch_size: how many run at once, under `vmap`; None for all.
-      start: the number of the first sample.
+      batch_size: how many run at once at most, under `vmap`; None for all. Batches
+        are of equal size, the last one filled up with samples that are not used.
+      start: the number of the first sample. To extend a run, pass a
+        `jax.random.clone` of its key if the key reuse checker is on.
       progress: called on the host after each batch with the number of its
-        samples, such as `tqdm.update`; None for no calls.
+        samples, such as `tqdm.update`; None for no calls. It may lag behind the
+        result (`jax.effects_barrier` waits for it), and under `vmap` is called for
+        each mapped element.
 
     Returns:
       A function `(key, *args, **kwargs)` that returns the samples along a new
       first axis. It is not compiled: wrap it in `jax.jit`.
 
     Raises:
-      TypeError: `num_samples`, `batch_size` or `start` are not integers; or when
-        called, if `key` is not one key.
-      ValueError: `num_samples` or `batch_size` is below 1, or `start` below 0.
+      TypeError: `num_samples`, `batch_size` or `start` are not integers, or
+        `progress` is no function; or when called, if `key` is not one key.
+      ValueError: `num_samples` or `batch_size` is below 1, `start` below 0, or
+        their last number not below 2^32.
 
     Example:
       >>> fn = partial(jaxdrop.dropout, rate=0.5)
       >>> samples = monte_carlo(fn, 100)(jax.random.key(0), jnp.ones(3))
       >>> samples.shape
       (100, 3)
-      >>> first = monte_carlo(fn, 10, batch_size=4)(jax.random.key(0), jnp.ones(3))
-      >>> bool((first == samples[:10]).all())
+      >>> more = monte_carlo(fn, 50, start=50, batch_size=4)(jax.random.key(0), jnp.ones(3))
+      >>> bool((more == samples[50:]).all())
       True
 
     References:
@@ -126,14 +128,14 @@ def monte_carlo(
 
     def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
         run = batch_of(fn, validate.one_key("monte_carlo", key), args, kwargs)
-        firsts, last, rest = plan.parts
-        _, batches = lax.scan(
-            lambda _, first: (None, plan.told(run(first, plan.batch), plan.batch)), None, firsts
-        )
-        parts = [jax.tree.map(lambda x: lax.collapse(x, 0, 2), batches)]
-        if rest:
-            parts.append(plan.told(run(last, rest), rest))
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+        def step(first: Array, _: None) -> tuple[Array, Any]:
+            samples = run(first, plan.batch)
+            plan.tell(samples, first)
+            return first + plan.batch, samples
+
+        _, batches = lax.scan(step, jnp.uint32(plan.start), length=plan.batches)
+        return jax.tree.map(lambda x: lax.collapse(x, 0, 2)[: plan.samples], batches)
 
     return stacked
 
@@ -142,60 +144,66 @@ def monte_carlo_moments(
     fn: Callable[..., Any],
     num_samples: int,
     *,
-    batch_size: int | None = None,
+    batch_size: int | None = 1,
     start: int = 0,
     progress: Progress | None = None,
 ) -> Callable[..., Moments]:
     """Runs a function with many keys and keeps count, mean and variance.
 
     The samples are those of `monte_carlo`, but memory does not grow with their
-    number: each batch is merged into the moments and forgotten. Return
-    whatever has a mean that you need, such as probabilities and their entropy.
+    number: each batch is merged into the moments and forgotten. (A gradient keeps
+    what it needs of each sample, or its inputs alone if `fn` is wrapped in
+    `jax.checkpoint`.) Return whatever has a mean that you need, such as
+    probabilities and their entropy.
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
       num_samples: how many samples, at least 1.
-      batch_size: how many run at once, under `vmap`; None for one at a time.
+      batch_size: how many run at once at most, under `vmap`; None for all.
       start: the number of the first sample; `Moments.merge` joins runs.
       progress: called on the host after each batch with the number of its
-        samples; None for no calls.
+        samples, as by `monte_carlo`; None for no calls.
 
     Returns:
       A function `(key, *args, **kwargs)` that returns `Moments`, in float32 or
       wider. It is not compiled: wrap it in `jax.jit`.
 
     Raises:
-      TypeError: `num_samples`, `batch_size` or `start` are not integers; or when
-        called, if `key` is not one key.
-      ValueError: `num_samples` or `batch_size` is below 1, or `start` below 0.
+      TypeError: `num_samples`, `batch_size` or `start` are not integers, or
+        `progress` is no function; or when called, if `key` is not one key.
+      ValueError: `num_samples` or `batch_size` is below 1, `start` below 0, or
+        their last number not below 2^32.
 
     Example:
       >>> def fn(key, x):
       ...     return jaxdrop.dropout(key, x, 0.2)
       >>> moments = monte_carlo_moments(fn, 10_000, batch_size=100)(jax.random.key(0), jnp.ones(1))
-      >>> float(moments.count), round(float(moments.variance[0]), 1)  # p / q = .25
-      (10000.0, 0.2)
+      >>> int(moments.count), abs(float(moments.variance[0]) - 0.25) < 0.05  # p / q
+      (10000, True)
 
     References:
       Welford, "Note on a method for calculating corrected sums of squares and
       products", Technometrics 4 (1962); Chan, Golub and LeVeque (1983).
     """
-    batch_size = 1 if batch_size is None else batch_size
     plan = _plan("monte_carlo_moments", num_samples, batch_size, start, progress)
 
     def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
         run = batch_of(fn, validate.one_key("monte_carlo_moments", key), args, kwargs)
-        firsts, last, rest = plan.parts
 
-        def add(total: Moments, first: Array) -> tuple[Moments, None]:
-            batch = _moments_of(run(first, plan.batch), plan.batch)
-            return plan.told(total.merge(batch), plan.batch), None
+        def step(carry: tuple[Array, _Running], _: None) -> tuple[tuple[Array, _Running], None]:
+            first, total = carry
+            samples = run(first, plan.batch)
+            plan.tell(samples, first)
+            total = total.add(_moments_of(samples, plan.left(first)))
+            return (first + plan.batch, total), None
 
-        total = _moments_of(run(firsts[0], plan.batch), plan.batch)
-        total, _ = lax.scan(add, plan.told(total, plan.batch), firsts[1:])
-        if rest:
-            total = plan.told(total.merge(_moments_of(run(last, rest), rest)), rest)
-        return total
+        @jax.jit  # so that the batch that says what zeros to begin with is never computed
+        def nothing() -> Moments:
+            like = _moments_of(run(jnp.uint32(plan.start), plan.batch), jnp.uint32(0))
+            return jax.tree.map(jnp.zeros_like, like)
+
+        begin = jnp.uint32(plan.start), _Running.of(nothing())
+        return lax.scan(step, begin, length=plan.batches)[0][1].moments
 
     return moments
 
@@ -203,35 +211,44 @@ def monte_carlo_moments(
 class _Plan(NamedTuple):
     samples: int
     batch: int  # at most all samples
+    batches: int
     start: int
     progress: Progress | None
 
-    @property
-    def parts(self) -> tuple[Array, Array, int]:
-        """The first sample of each whole batch, and that of those left over and their number."""
-        whole, rest = divmod(self.samples, self.batch)
-        firsts = jnp.arange(whole, dtype=jnp.uint32) * self.batch + self.start
-        return firsts, jnp.uint32(self.start + whole * self.batch), rest
+    def left(self, first: Array) -> Array:
+        """How many samples the batch from this number on has: all but the last are full."""
+        end = jnp.uint32((self.start + self.samples) % 2**32)
+        return jnp.minimum(end - first, jnp.uint32(self.batch))
 
-    def told(self, x: Any, count: int) -> Any:
-        """The same, after the host has been told that it is there."""
-        progress, leaves = self.progress, jax.tree.leaves(x)
-        if progress is None or not leaves:
-            return x
+    def tell(self, samples: Any, first: Array) -> None:
+        """Tells the host, after the batch is there, how many samples it has."""
+        progress = self.progress
+        if progress is None:
+            return
 
-        def tell(_: Array) -> None:
-            progress(count)
+        def tell(count: Array, _: list[Array]) -> None:
+            progress(int(count))
 
-        # An operand makes the host wait for the samples.
-        jax.debug.callback(tell, jnp.ravel(leaves[0])[:1])
-        return x
+        # The host waits for its operands, of which a sum is small however the samples are split.
+        leaves = [x for x in jax.tree.leaves(samples) if jnp.issubdtype(x.dtype, jnp.number)]
+        jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
 
-def _plan(function: str, samples: Any, batch: Any, start: Any, progress: Progress | None) -> _Plan:
+def _plan(function: str, samples: Any, batch: Any, start: Any, progress: Any) -> _Plan:
     samples = validate.whole_number(function, "num_samples", samples, 1)
     start = validate.whole_number(function, "start", start, 0)
     batch = samples if batch is None else validate.whole_number(function, "batch_size", batch, 1)
-    return _Plan(samples, min(batch, samples), start, progress)
+    if start + samples > 2**32:
+        raise ValueError(
+            f"{function}: start + num_samples must be at most 2^32; got {start} + {samples}."
+        )
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            f"{function}: progress must be a function of the number of samples just finished;"
+            f" got {progress!r}."
+        )
+    batches = -(-samples // min(batch, samples))
+    return _Plan(samples, -(-samples // batches), batches, start, progress)
 
 
 def batch_of(
@@ -240,20 +257,74 @@ def batch_of(
     """A function of the first number and the count that runs so many samples side by side."""
     mark_consumed(key)
 
-    def sample(number: Array) -> Any:
-        return fn(jax.random.fold_in(key, number), *args, **kwargs)
+    def run(first: Array, count: int) -> Any:
+        keys = fold_in_all(key, first + lax.iota(jnp.uint32, count))
+        return jax.vmap(lambda key: fn(key, *args, **kwargs))(keys)
 
-    return lambda first, count: jax.vmap(sample)(first + lax.iota(jnp.uint32, count))
+    return run
 
 
-def _moments_of(samples: Any, count: int) -> Moments:
-    """Moments along the first axis, exact where all samples are equal."""
+class _Running(NamedTuple):
+    """Moments, and what rounding has lost of them: a long sum of small terms needs it."""
+
+    moments: Moments
+    lost_mean: Any
+    lost_variance: Any
+
+    @classmethod
+    def of(cls, moments: Moments) -> "_Running":
+        zeros = (jax.tree.map(jnp.zeros_like, x) for x in (moments.mean, moments.variance))
+        return cls(moments, *zeros)
+
+    def add(self, other: Moments) -> "_Running":
+        """With other samples, by Chan's formula and Kahan's summation."""
+        moments = self.moments
+        count = moments.count + other.count
+        share = other.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+        is_first = moments.count == 0
+        apart = jax.tree.map(_apart, moments.mean, other.mean)
+        to_mean = jax.tree.map(lambda d: d * share.astype(d.dtype), apart)
+
+        def to_variance(a: Array, b: Array, d: Array) -> Array:
+            part = share.astype(a.dtype)
+            between = jnp.where(is_first, 0, _square(d) * (1 - part))
+            return (_apart(a, b) + between) * part
+
+        variances = moments.variance, other.variance
+        mean, lost_mean = _summed(moments.mean, to_mean, self.lost_mean)
+        variance, lost_variance = _summed(
+            moments.variance, jax.tree.map(to_variance, *variances, apart), self.lost_variance
+        )
+        return _Running(Moments(count, mean, variance), lost_mean, lost_variance)
+
+
+def _apart(a: Array, b: Array) -> Array:
+    """What is to be added to `a` for `b`: 0 for equal infinities."""
+    return jnp.where(jnp.isinf(a) & (a == b), 0, b - a)
+
+
+def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:
+    """Totals with the terms added, and what is now too large in them."""
+    terms = jax.tree.map(lambda term, excess: term - excess, terms, lost)
+    sums = jax.tree.map(lambda x, term: x + term, total, terms)
+
+    def excess(x: Array, y: Array, term: Array) -> Array:
+        return jnp.where(jnp.isfinite(y), (y - x) - term, 0)
+
+    return sums, jax.tree.map(excess, total, sums, terms)
+
+
+def _moments_of(samples: Any, count: Array) -> Moments:
+    """Moments of the first samples along the first axis, exact where all are equal."""
+
+    def average(x: Array) -> Array:
+        kept = lax.expand_dims(lax.iota(jnp.uint32, len(x)) < count, range(1, x.ndim))
+        return jnp.sum(jnp.where(kept, x, 0), 0) / count.astype(x.dtype)
+
     wide = jax.tree.map(widen, samples)
-    centred = jax.tree.map(lambda x: x - x[:1], wide)
-    shift = jax.tree.map(lambda x: jnp.mean(x, 0), centred)
-    mean = jax.tree.map(lambda x, d: x[0] + d, wide, shift)
-    variance = jax.tree.map(lambda x, d: jnp.mean(_square(x - d[None]), 0), centred, shift)
-    return Moments(jnp.float32(count), mean, variance)
+    mean = jax.tree.map(lambda x: centred_mean(x, average), wide)
+    variance = jax.tree.map(lambda x, m: average(_square(x - m[None])), wide, mean)
+    return Moments(count, mean, variance)
 
 
 def _square(x: Array) -> Array:
