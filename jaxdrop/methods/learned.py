@@ -242,7 +242,7 @@ def variational_dropout_kl(
     Example:
       >>> kl = variational_dropout_kl(jnp.array([-5.0, 0.0, 5.0]))
       >>> [round(float(k), 3) for k in kl]
-      [3.137, 0.43, 0.003]
+      [3.137, 0.431, 0.003]
 
     References:
       Kingma, Salimans and Welling, arXiv:1506.02557 (2015), appendix C; Molchanov,
