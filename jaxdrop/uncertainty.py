@@ -329,8 +329,9 @@ def negative_log_likelihood(
       Good, "Rational decisions" (1952).
     """
     p, labels, is_class = _labelled("negative_log_likelihood", probabilities, labels)
-    of_label = jnp.take_along_axis(p, labels[..., None], -1, mode="clip")[..., 0]
-    return -jnp.mean(jnp.where(is_class, jnp.log(of_label), jnp.nan))
+    is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
+    of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
+    return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
 
 
 def brier_score(

@@ -191,6 +191,73 @@ def test_penalties_are_exact_at_extreme_parameters(dtype):
 
 
 @both
+def test_infinite_parameters_have_gradients_and_hide_what_is_dropped(method):
+    x = jnp.array([1.0, jnp.inf, jnp.nan])
+    y, pull = jax.vjp(lambda x, a: method(make_key("raw"), x, a), x, jnp.inf)
+    np.testing.assert_array_equal(y, 0)
+    for slope in pull(jnp.ones(3)):
+        np.testing.assert_array_equal(slope, 0)
+    kept = jax.vjp(lambda a: method(make_key("raw"), jnp.ones(3), a), -jnp.inf)
+    np.testing.assert_array_equal(kept[0], 1)
+    np.testing.assert_array_equal(kept[1](jnp.ones(3))[0], 0)
+
+
+def test_concrete_dropout_is_soft_and_finite_at_any_logit():
+    # At temperature 1, x z / q tends to x (1 - u) / u as q falls to 0.
+    u_odds = concrete_dropout(make_key("raw"), jnp.ones(99), 30.0, temperature=1.0)
+    for at in (50.0, 70.0, 100.0, 1e6):
+        y, slope = jax.jvp(
+            lambda a: concrete_dropout(make_key("raw"), jnp.ones(99), a, temperature=1.0),
+            (at,),
+            (1.0,),
+        )
+        np.testing.assert_allclose(y, u_odds, rtol=1e-4)
+        assert jnp.isfinite(slope).all()
+    slope = jax.grad(lambda t: concrete_dropout(make_key("raw"), X, jnp.inf, temperature=t).sum())
+    assert slope(0.1) == 0
+
+
+def test_penalty_at_infinite_logits():
+    for weights in ((), jnp.zeros(3)):
+        assert jax.value_and_grad(lambda a, w=weights: penalty(a, w))(100.0) == (0, 0)
+    value, slope = jax.value_and_grad(lambda a: penalty(a, jnp.ones(3)))(-jnp.inf)
+    np.testing.assert_allclose(value, 0.03, rtol=1e-6)
+    assert slope == 0
+
+
+@both
+def test_gradient_to_the_parameter_takes_no_more_memory_than_the_noise_of_jax_random(method):
+    def plain(key, x, a):
+        return x * (1 + jnp.exp(a / 2) * jax.random.normal(key, x.shape))
+
+    def temporaries(drop):
+        def loss(a, key, x):
+            return jnp.sum(drop(key, x, a) ** 2)
+
+        key, x = make_key("raw"), jax.ShapeDtypeStruct((512, 2048), jnp.float32)
+        compiled = jax.jit(jax.grad(loss)).lower(jnp.float32(-1), key, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(method) <= temporaries(plain) + 2**20
+
+
+@both
+def test_parameters_may_be_split_over_other_explicit_axes_than_x(method):
+    kind = jax.sharding.AxisType.Explicit
+    spec = jax.sharding.PartitionSpec
+    x, a = jnp.ones((8, 4)), jnp.linspace(-2, 0, 4)
+    expected = jax.grad(lambda a: (method(make_key("raw"), x, a) ** 2).sum())(a)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("d", "m"), axis_types=(kind, kind))):
+        for of_x, of_a in ((("d", None), ("m",)), (("d", None), ("d",)), ((None, "m"), ("d",))):
+            split_x = jax.device_put(x, spec(*of_x))
+            split_a = jax.device_put(a, spec(*of_a))
+            y = method(make_key("raw"), split_x, split_a)
+            assert jax.typeof(y).sharding.spec == spec(*of_x)
+            slope = jax.jit(jax.grad(lambda a, x: (method(make_key("raw"), x, a) ** 2).sum()))
+            np.testing.assert_allclose(slope(split_a, split_x), expected, rtol=1e-5)
+
+
+@both
 def test_low_precision_is_rounded_once(method):
     x, a = X.astype(jnp.bfloat16), jnp.bfloat16(-1.5)
     wide = method(make_key("raw"), x.astype(jnp.float32), -1.5)
@@ -233,6 +300,12 @@ def test_divergences_have_the_published_coefficients():
     kingma = np.log(alpha) / 2 + 1.16145124 * alpha - 1.50204118 * alpha**2 + 0.58629921 * alpha**3
     found = variational_dropout_kl(jnp.log(alpha), approximation="kingma")
     np.testing.assert_allclose(found + kingma, (np.euler_gamma + np.log(2)) / 2, rtol=1e-5)
+
+
+def test_slope_of_the_bounded_divergence_is_whole_up_to_its_bound():
+    slope = jax.grad(partial(variational_dropout_kl, approximation="kingma"))
+    np.testing.assert_allclose(slope(0.0), slope(-1e-6), rtol=1e-4)
+    assert slope(1e-6) == 0
 
 
 def test_divergences_at_extreme_parameters():

@@ -275,6 +275,19 @@ def test_epistemic_part_is_cut_off_where_rounding_leaves_it_outside():
     assert ((found.epistemic >= 0) & (found.epistemic <= found.total)).all()
 
 
+def test_epistemic_part_of_sure_samples_does_not_exceed_the_total():
+    votes = np.random.default_rng(0).integers(0, 5, size=(11, 20_000))
+    found = uncertainty.classification(jax.nn.one_hot(votes, 5))
+    assert (found.epistemic <= found.total).all()
+
+
+def test_equal_means_that_round_have_no_spread():
+    means = jnp.broadcast_to(jax.random.normal(jax.random.PRNGKey(0), (1000,)), (7, 1000))
+    found = uncertainty.regression(means)
+    np.testing.assert_array_equal(found.epistemic, 0)
+    np.testing.assert_array_equal(found.mean, means[0])
+
+
 def test_batches_may_be_empty_but_not_samples():
     found = uncertainty.classification(jnp.ones((3, 0, 4)))
     assert found.total.shape == (0,)
@@ -292,6 +305,9 @@ def test_examples_may_be_split_over_explicit_axes():
             score = jax.jit(getattr(uncertainty, name))
             for a, b in zip(*map(jax.tree.leaves, (score(*split), score(p, labels))), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6)
+        by_class = jax.device_put(jnp.ones((3, 8)) / 8, jax.sharding.PartitionSpec(None, "data"))
+        loss = uncertainty.negative_log_likelihood(by_class, np.arange(3))
+        np.testing.assert_allclose(loss, np.log(8), rtol=1e-6)
         for whole in (p.reshape(8, 2, 4), p.reshape(16, 1, 4)):  # split over the samples
             samples = jax.device_put(jnp.asarray(whole), data)
             for a, b in zip(

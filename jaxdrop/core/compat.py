@@ -1,20 +1,21 @@
 """The parts of JAX that are experimental or change between versions, each behind one name."""
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import checkify
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 from jax.sharding import Sharding
 
-from jaxdrop.core.sharding import with_spec
+from jaxdrop.core.sharding import explicit_part, with_spec
 
 Tree = TypeVar("Tree")
 
@@ -136,6 +137,26 @@ def vary_as(tree: Tree, operands: Any) -> Tree:
     """The same arrays, typed as varying over all axes over which some operand varies."""
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
     return jax.tree.map(lambda x: vary_over(x, axes), tree)
+
+
+def zeros_of(fn: Callable[[], Tree]) -> Tree:
+    """Zeros of the type of what a function returns, split and varying as that; it is not run."""
+    types: list[Any] = []
+
+    def typed() -> Any:
+        leaves, tree = jax.tree.flatten(fn())
+        types[:] = [tree, *map(jax.typeof, leaves)]
+        return leaves
+
+    jax.eval_shape(typed)
+
+    def zeros(aval: Any) -> Array:
+        plain, sharding = jnp.zeros(aval.shape, aval.dtype), explicit_part(aval)
+        split = plain if sharding is None else jax.sharding.reshard(plain, sharding)
+        return vary_over(split, varying_axes(aval))
+
+    tree, *avals = types
+    return jax.tree.unflatten(tree, [zeros(aval) for aval in avals])
 
 
 def barrier(values: Sequence[Any]) -> list[Any]:

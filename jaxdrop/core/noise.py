@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -69,19 +70,24 @@ def multiply_by_noise(
     noise: Noise,
     factor: Callable[..., Array],
     *parameters: Any,
+    learned: bool = False,
 ) -> Array:
     """`x` times `factor(noise, *parameters)`, drawn again in the backward pass; for use in `jit`.
 
-    Consumes the key. The factor is computed in float32 or wider.
+    Consumes the key. The factor is computed in float32 or wider; where it is 0, so
+    is the product, even for what is infinite or NaN. If the parameters are learned,
+    XLA may keep the noise.
     """
     words_key = threefry_key(key)
     sharding = layout.sharding(explicit_sharding(x))
 
-    # Under `checkpoint` the key alone is kept. No `prevent_cse=False` as for
-    # masks: XLA would then keep the noise rather than draw it again.
-    @jax.checkpoint
+    # Under `checkpoint` the key alone is kept. With `prevent_cse=False`, as for masks, XLA
+    # would keep the noise rather than draw it again. But the sum that is the gradient of a
+    # learned parameter takes more memory than that on a CPU if the noise is drawn for it.
+    @partial(jax.checkpoint, prevent_cse=not learned)
     def multiply(words_key: ThreefryKey, x: Array, *parameters: Any) -> Array:
         drawn = noise(words_key, layout.shape, compute_dtype(x), sharding)
-        return times(x, factor(drawn, *parameters)).astype(x.dtype)
+        by = factor(drawn, *parameters)
+        return jnp.where(by == 0, 0, times(x, by)).astype(x.dtype)
 
     return multiply(words_key, x, *parameters)

@@ -14,7 +14,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
     """The sharding in the type of `x`, or None where it says nothing."""
-    sharding = jax.typeof(x).sharding
+    return explicit_part(jax.typeof(x))
+
+
+def explicit_part(aval: Any) -> NamedSharding | None:
+    """The sharding in a type, or None where it says nothing."""
+    sharding = aval.sharding
     split = any(part is not None for part in sharding.spec)
     return sharding if split and _has_explicit_axes(sharding) else None
 
@@ -47,6 +52,22 @@ def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
     return jax.jit(jax.sharding.reshard, static_argnums=1)(
         batch, with_spec(sharding, tuple(spec[axis] for axis in axes))
     )
+
+
+def spread_to(value: jax.Array, x: jax.Array) -> jax.Array:
+    """A value of size 1 or that of `x` along each axis, split as `x` is where it is not 1."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return value
+    spec = (*sharding.spec, *(None for _ in range(x.ndim)))
+    spec = tuple(None if n == 1 else part for n, part in zip(value.shape, spec, strict=False))
+    return jax.sharding.reshard(value, with_spec(sharding, spec))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """The same array, not split along any axis where its type says how it is."""
+    sharding = explicit_sharding(x)
+    return x if sharding is None else jax.sharding.reshard(x, with_spec(sharding, ()))
 
 
 def whole_along(x: jax.Array, axis: int) -> jax.Array:

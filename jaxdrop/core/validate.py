@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxdrop.core.layout import other_axes
-from jaxdrop.core.sharding import laid_like
+from jaxdrop.core.sharding import laid_like, spread_to, whole
 from jaxdrop.core.types import Key, Rate
 
 _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
@@ -150,7 +150,7 @@ def _kind(dtype: Any) -> int:
 
 def floating(function: str, name: str, value: Any) -> Array:
     """Returns a parameter as a real floating array, a Python integer too."""
-    known = isinstance(value, int) and not isinstance(value, bool)
+    known = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return real_array(function, name, float(value) if known else value)
 
 
@@ -161,11 +161,13 @@ def parameter(function: str, name: str, value: Any, x: Array) -> Array:
         raise ValueError(
             f"{function}: {name} must broadcast to x; got {given.shape} for {x.shape}."
         )
-    return given.reshape((1,) * (x.ndim - given.ndim) + given.shape)
+    return spread_to(whole(given).reshape((1,) * (x.ndim - given.ndim) + given.shape), x)
 
 
 def amount(function: str, name: str, value: Any, *, positive: bool = False) -> float | Array:
     """Returns a number that is not negative, known and checked or a traced scalar."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     if isinstance(value, jax.Array) and _is_real(value.dtype):
         if value.shape != ():
             raise ValueError(f"{function}: {name} must be a scalar; got shape {value.shape}.")

@@ -17,9 +17,7 @@ from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
 from jaxdrop.core.types import Key
 
-# The largest log-odds whose exponential is taken: float32 goes to 88. No more than
-# e^-80 of an input is kept there.
-_LARGEST_ODDS = 80.0
+_FARTHEST = 80.0  # of a logit from 0 that is told from others; float32 has exponentials up to 88
 
 _MOLCHANOV = (0.63576, 1.87320, 1.48695)
 _KINGMA = (1.16145124, -1.50204118, 0.58629921)
@@ -43,7 +41,8 @@ def concrete_dropout(
     small, not zero.
 
     The rate is learned by minimising the loss plus `concrete_dropout_penalty`; with
-    the loss alone it would fall to 0. At test time nobody calls this.
+    the loss alone it would fall to 0. At test time leave it out, or run the network
+    under `monte_carlo`.
 
     Args:
       key: one random key, consumed here.
@@ -52,7 +51,7 @@ def concrete_dropout(
         `x`, or an array that broadcasts to it, as one of shape (features,) does.
         The parameter to train, such as `jax.scipy.special.logit(0.1)` at first.
         -inf keeps everything, +inf gives zeros.
-      temperature: how soft the mask is, above 0; may be traced.
+      temperature: how soft the mask is, above 0 and well below 1; may be traced.
       broadcast_dims: axes along which the noise is shared.
 
     Returns:
@@ -147,9 +146,14 @@ def concrete_dropout_penalty(
     ]
     total = sum((square.astype(logit.dtype) for square in squares), jnp.zeros((), logit.dtype))
     # 1 / (1 - p) = 1 + e^a, and -ln p = softplus(-a) stays exact where p is near 0 or 1.
-    negative_entropy = -jax.nn.sigmoid(logit) * jax.nn.softplus(-logit)
-    negative_entropy -= jax.nn.sigmoid(-logit) * jax.nn.softplus(logit)
-    return of_weights * total * (1 + jnp.exp(logit)) + of_rate * count * negative_entropy
+    finite = jnp.where(jnp.isinf(logit), 0, logit)
+    negative_entropy = -jax.nn.sigmoid(finite) * jax.nn.softplus(-finite)
+    negative_entropy -= jax.nn.sigmoid(-finite) * jax.nn.softplus(finite)
+    negative_entropy = jnp.where(jnp.isinf(logit), 0, negative_entropy)
+    decay = of_weights * total
+    # Without weights nothing is dear, however near to 1 the rate is.
+    decay *= 1 + jnp.exp(jnp.where(decay == 0, 0, logit))
+    return decay + of_rate * count * negative_entropy
 
 
 def variational_dropout(
@@ -164,10 +168,11 @@ def variational_dropout(
     y = x (1 + sqrt(alpha) e) with e standard normal, so E[y] = x and
     Var[y] = alpha x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and under
     one key has its noise. `x` may be a layer's input, or the weights themselves with
-    one alpha each, which sparsifies: those whose alpha has become large are noise
-    and can be set to 0. The spread is learned by minimising the loss plus
-    `variational_dropout_kl`; with the loss alone it would fall to 0. At test time
-    nobody calls this.
+    one alpha each, which sparsifies: those whose alpha has become large (the paper
+    takes ln alpha > 3) are noise and can be set to 0. The gradient to a weight then
+    varies as alpha does, so begin with a small one. The spread is learned by
+    minimising the loss plus `variational_dropout_kl`; with the loss alone it would
+    fall to 0. At test time leave it out, or run the network under `monte_carlo`.
 
     Args:
       key: one random key, consumed here.
@@ -259,7 +264,7 @@ def variational_dropout_kl(
         raise ValueError(
             f'{function}: approximation must be "molchanov" or "kingma"; got {approximation!r}.'
         )
-    log_alpha = jnp.minimum(log_alpha, 0)
+    log_alpha = jnp.where(log_alpha > 0, 0, log_alpha)  # `minimum` would halve the slope at 0
     alpha = jnp.exp(log_alpha)
     c1, c2, c3 = _KINGMA
     polynomial = alpha * (c1 + alpha * (c2 + alpha * c3))
@@ -281,10 +286,12 @@ def _concrete_dropout(
     key: Key, x: Array, logit: Array, temperature: Array, layout: Layout
 ) -> Array:
     def factor(noise: Array, logit: Array, temperature: Array) -> Array:
-        kept = jax.nn.sigmoid(-(logit + noise) / temperature)
-        return kept * (1 + jnp.exp(jnp.minimum(logit, _LARGEST_ODDS)))
+        near = jnp.clip(logit, -_FARTHEST, _FARTHEST)
+        kept = jax.nn.sigmoid(-(near + noise) / temperature)
+        return jnp.where(logit == jnp.inf, 0, kept * (1 + jnp.exp(near)))
 
-    return multiply_by_noise(key, x, layout, standard_logistic, factor, logit, temperature)
+    noise, parameters = standard_logistic, (logit, temperature)
+    return multiply_by_noise(key, x, layout, noise, factor, *parameters, learned=True)
 
 
 @partial(jax.jit, static_argnames="layout")
@@ -294,4 +301,4 @@ def _variational_dropout(key: Key, x: Array, log_alpha: Array, layout: Layout) -
         spread = jnp.exp(jnp.where(some_kept, log_alpha, 0) / 2)
         return jnp.where(some_kept, 1 + spread * noise, 0)
 
-    return multiply_by_noise(key, x, layout, standard_normal, factor, log_alpha)
+    return multiply_by_noise(key, x, layout, standard_normal, factor, log_alpha, learned=True)

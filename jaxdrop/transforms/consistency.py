@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from jaxdrop.core import validate
 from jaxdrop.core.apply import widen
+from jaxdrop.core.averages import centred_mean
 from jaxdrop.core.types import Key
 from jaxdrop.transforms.monte_carlo import batch_of
 
@@ -22,7 +23,9 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
     For R-Drop take `symmetric_kl` of two views of the logits; for contrastive
     learning, as in SimCSE, two views of the embeddings, whose pairs along the batch
-    are the positives. Both run side by side, under `vmap`.
+    are the positives. Both run side by side, under `vmap`. (The paper of R-Drop adds
+    the two cross-entropies, where the example takes their mean: its weight is half of
+    the paper's.)
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
@@ -97,7 +100,7 @@ def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]
     count = validate.whole_number("multi_sample", "num_samples", num_samples, 1)
 
     def mean(x: Array) -> Array:
-        average = jnp.mean(widen(x), 0)
+        average = centred_mean(widen(x))
         return average.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else average
 
     def averaged(key: Key, *args: Any, **kwargs: Any) -> Any:
@@ -147,11 +150,14 @@ def symmetric_kl(
             f"{function}: other_logits must have the shape of logits; got {other.shape} for"
             f" {logits.shape}."
         )
-    dtype = jnp.promote_types(logits.dtype, other.dtype)
+    dtype = max(logits.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     logits, other = logits.astype(dtype), other.astype(dtype)
     axis = validate.axis(function, "axis", axis, logits.ndim)
-    log_p, log_r = jax.nn.log_softmax(logits, axis), jax.nn.log_softmax(other, axis)
     in_neither = (logits == -jnp.inf) & (other == -jnp.inf)
+    no_class = jnp.all(in_neither, axis, keepdims=True)  # such a row is 0, as both views agree
+    log_p, log_r = (
+        jax.nn.log_softmax(jnp.where(no_class, 0, scores), axis) for scores in (logits, other)
+    )
     apart = jnp.where(in_neither, 0, log_p) - jnp.where(in_neither, 0, log_r)
     # p - r by the smaller of the two ratios: nothing cancels and nothing overflows.
     p_is_larger = apart > 0

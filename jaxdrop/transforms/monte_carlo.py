@@ -11,6 +11,7 @@ from jax import Array, lax
 from jaxdrop.core import validate
 from jaxdrop.core.apply import widen
 from jaxdrop.core.averages import centred_mean
+from jaxdrop.core.compat import zeros_of
 from jaxdrop.core.types import Key
 from jaxdrop.core.words import fold_in_all, mark_consumed
 
@@ -45,6 +46,9 @@ class Moments:
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of these samples and others together.
+
+        Under `vmap`, use `jax.vmap(Moments.merge)`. A single run adds up thousands
+        of terms more exactly than as many merges.
 
         Args:
           other: moments of other samples of the same function.
@@ -197,12 +201,10 @@ def monte_carlo_moments(
             total = total.add(_moments_of(samples, plan.left(first)))
             return (first + plan.batch, total), None
 
-        @jax.jit  # so that the batch that says what zeros to begin with is never computed
-        def nothing() -> Moments:
-            like = _moments_of(run(jnp.uint32(plan.start), plan.batch), jnp.uint32(0))
-            return jax.tree.map(jnp.zeros_like, like)
+        def one_batch() -> Moments:
+            return _moments_of(run(jnp.uint32(plan.start), plan.batch), jnp.uint32(0))
 
-        begin = jnp.uint32(plan.start), _Running.of(nothing())
+        begin = jnp.uint32(plan.start), _Running.of(zeros_of(one_batch))
         return lax.scan(step, begin, length=plan.batches)[0][1].moments
 
     return moments
@@ -230,7 +232,7 @@ class _Plan(NamedTuple):
             progress(int(count))
 
         # The host waits for its operands, of which a sum is small however the samples are split.
-        leaves = [x for x in jax.tree.leaves(samples) if jnp.issubdtype(x.dtype, jnp.number)]
+        leaves = [x for x in jax.tree.leaves(samples) if not _is_extended(x)]
         jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
 
@@ -262,6 +264,11 @@ def batch_of(
         return jax.vmap(lambda key: fn(key, *args, **kwargs))(keys)
 
     return run
+
+
+def _is_extended(x: Array) -> bool:
+    """Whether an array is one of keys, which cannot be added up."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 class _Running(NamedTuple):

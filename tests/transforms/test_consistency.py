@@ -39,6 +39,12 @@ def test_average_is_that_of_the_samples(count):
         np.testing.assert_array_equal(mean[name], np.mean(np.asarray(x), 0, dtype=np.float32))
 
 
+def test_average_of_equal_samples_is_each_of_them():
+    x = jax.random.normal(make_key("raw"), (1000,))
+    same = multi_sample(lambda key, x: dropout(key, x, 0.0), 3)(make_key("raw"), x)
+    np.testing.assert_array_equal(same, x)
+
+
 def test_average_is_rounded_once_to_the_dtype_of_the_samples():
     mean = multi_sample(lambda key, x: x + dropout(key, x, 0.5), 64)
     narrow = mean(make_key("raw"), X.astype(jnp.bfloat16))
@@ -168,6 +174,16 @@ def test_classes_that_neither_view_allows_count_nothing():
     assert jnp.isfinite(slope).all()
     assert slope[2] == 0
     assert symmetric_kl(a, masked[1]) == jnp.inf
+    nothing = jnp.full(3, -jnp.inf)
+    value, slope = jax.value_and_grad(symmetric_kl)(nothing, nothing)
+    np.testing.assert_array_equal((value, *slope), 0)
+
+
+def test_divergence_of_two_dtypes_is_that_of_the_wider():
+    with enable_x64():
+        a, b = jnp.asarray(LOGITS[0], jnp.float32), jnp.asarray(LOGITS[1])
+        wide = symmetric_kl(a.astype(jnp.float64), b)
+        np.testing.assert_array_equal(symmetric_kl(a, b), wide)
 
 
 def test_divergence_of_low_precision_is_computed_wide():

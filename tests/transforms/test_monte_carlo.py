@@ -9,7 +9,7 @@ import pytest
 from jax.errors import KeyReuseError
 from modes import enable_x64, make_key, quick_jit
 
-from jaxdrop import Moments, dropout, monte_carlo, monte_carlo_moments
+from jaxdrop import Moments, dropout, monte_carlo, monte_carlo_moments, site, sites
 
 X = jnp.asarray(np.random.default_rng(0).integers(-9, 10, size=(3, 8)), jnp.float32)
 
@@ -268,6 +268,53 @@ def test_progress_is_told_after_the_batch(transform, count, told):
     jax.block_until_ready(run(make_key("raw"), X))
     jax.effects_barrier()
     assert heard == [event for number in told for event in ("work", number)]
+
+
+@pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
+def test_progress_of_booleans_waits_and_batches_are_equal(transform):
+    heard = []
+
+    def work(x):
+        heard.append("work")
+        return np.asarray(x)
+
+    def fn(key, x):
+        y = dropout(key, x, 0.5) > 0
+        return jax.pure_callback(work, y, y, vmap_method="expand_dims")
+
+    run = jax.jit(transform(fn, 10, batch_size=7, progress=heard.append))
+    jax.block_until_ready(run(make_key("raw"), X))
+    jax.effects_barrier()
+    assert heard == ["work", 5, "work", 5]
+
+
+def test_moments_run_a_function_as_often_as_samples_do():
+    ran = []
+
+    def fn(key, x):
+        jax.debug.callback(lambda _: ran.append(1), x[0, 0])
+        return dropout(key, x, 0.5)
+
+    for run in (monte_carlo(fn, 6, batch_size=3), monte_carlo_moments(fn, 6, batch_size=3)):
+        jax.block_until_ready(run(make_key("raw"), X))
+    jax.effects_barrier()
+    assert len(ran) == 2 * 2
+
+    def model(x):
+        return monte_carlo_moments(lambda key: site(x, "h").sum(), 4)(make_key("raw")).mean
+
+    (row,) = sites(model, X)
+    assert row.runs == 4
+
+
+def test_moments_of_the_last_numbers_count_what_was_asked():
+    run = monte_carlo_moments(lambda key: 1.0, 3, start=2**32 - 3, batch_size=2)
+    assert run(make_key("raw")).count == 3
+
+
+def test_large_samples_that_agree_have_no_variance():
+    moments = monte_carlo_moments(lambda key: jnp.float32(1e20), 3)(make_key("raw"))
+    assert (moments.mean, moments.variance) == (1e20, 0)
 
 
 @pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
