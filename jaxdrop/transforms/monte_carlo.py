@@ -287,13 +287,16 @@ class _Running(NamedTuple):
         """With other samples, by Chan's formula and Kahan's summation."""
         moments = self.moments
         count = moments.count + other.count
-        share = other.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+
+        def share_of(x: Array) -> Array:
+            return other.count.astype(x.dtype) / jnp.maximum(count, 1).astype(x.dtype)
+
         is_first = moments.count == 0
         apart = jax.tree.map(_apart, moments.mean, other.mean)
-        to_mean = jax.tree.map(lambda d: d * share.astype(d.dtype), apart)
+        to_mean = jax.tree.map(lambda d: d * share_of(d), apart)
 
         def to_variance(a: Array, b: Array, d: Array) -> Array:
-            part = share.astype(a.dtype)
+            part = share_of(a)
             between = jnp.where(is_first, 0, _square(d) * (1 - part))
             return (_apart(a, b) + between) * part
 

@@ -121,6 +121,16 @@ def test_long_run_does_not_lose_small_terms():
     np.testing.assert_allclose(moments.variance, exact.var(), rtol=1e-4)
 
 
+def test_moments_of_doubles_are_doubles():
+    with enable_x64():
+        x = jnp.linspace(0, 1, 50, dtype=jnp.float64)
+        drop = partial(dropout, rate=0.5)
+        moments = quick_jit(monte_carlo_moments(drop, 21, batch_size=3))(make_key("raw"), x)
+        samples = np.asarray(quick_jit(monte_carlo(drop, 21))(make_key("raw"), x))
+    np.testing.assert_allclose(moments.mean, samples.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(moments.variance, samples.var(0), rtol=1e-13)
+
+
 def test_count_passes_the_whole_numbers_of_float32():
     many, one = (Moments(jnp.uint32(n), jnp.float32(1), jnp.float32(0)) for n in (2**24, 1))
     assert many.merge(one).count == 2**24 + 1
