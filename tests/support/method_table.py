@@ -107,7 +107,8 @@ def logit(rate: Any) -> jax.Array:
 
 
 def concrete(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
-    return jaxdrop.concrete_dropout(key, x, logit(rate), **options)
+    """At temperature 1: the default of .1 makes ten times as much of how a program rounds."""
+    return jaxdrop.concrete_dropout(key, x, logit(rate), temperature=1.0, **options)
 
 
 def variational(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
