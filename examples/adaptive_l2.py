@@ -60,10 +60,10 @@ from rare_features import (
     quadratic_penalty,
     report,
     simulate,
-    standard_error,
     text,
     tune,
 )
+from train_digits import standard_error
 
 import jaxdrop
 

@@ -42,6 +42,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from train_digits import standard_error
 
 import jaxdrop
 from jaxdrop import rescale
@@ -144,13 +145,6 @@ def rescaled(size: int, block: int, keep: float) -> dict[str, dict[str, Any]]:
                 "all dropped": chance[~kept.any(axis=(1, 2))].sum(),
             }
     return found
-
-
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over seeds; NaN for a single seed."""
-    if len(values) == 1:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(axis=0, ddof=1) / len(values) ** 0.5
 
 
 def places(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from train_digits import standard_error
 
 import jaxdrop
 from jaxdrop import rescale
@@ -217,11 +218,6 @@ def expected_distinct(units: int, keep_prob: float, draws: int) -> float:
     probability = keep_prob**kept * (1 - keep_prob) ** (units - kept)  # of each such mask
     masks = np.array([math.comb(units, count) for count in kept])
     return float(np.sum(masks * (1 - (1 - probability) ** draws)))
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over seeds; NaN for a single seed."""
-    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
 
 
 def text(values: np.ndarray, sign: str = "") -> str:

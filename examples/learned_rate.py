@@ -43,6 +43,7 @@ from jax.scipy.special import logit
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from train_digits import standard_error
 
 from jaxdrop import concrete_dropout, concrete_dropout_penalty, monte_carlo, uncertainty
 
@@ -181,13 +182,6 @@ def train(seeds: int, steps: int, sizes: Sequence[int]) -> Results:
                 found = jax.jit(jax.vmap(measure))(jax.random.clone(test_keys), state[0])
                 results[name][size] = jax.device_get(found)
     return results
-
-
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over seeds; NaN for a single seed."""
-    if len(values) == 1:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(axis=0, ddof=1) / len(values) ** 0.5
 
 
 def report(results: Results) -> None:

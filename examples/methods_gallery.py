@@ -35,6 +35,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from tqdm import tqdm
+from train_digits import standard_error
 
 import jaxdrop
 
@@ -231,11 +232,6 @@ def draw_all(seeds: int) -> dict[str, np.ndarray]:
         y = jax.vmap(panel.run, in_axes=(0, None))(jax.random.clone(keys), ones)
         draws[name] = np.asarray(y, np.float64)
     return draws
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over draws; NaN for a single one."""
-    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
 def report(results: dict[str, np.ndarray]) -> None:

@@ -18,6 +18,7 @@ from jax import Array
 from jax.nn import sigmoid, softplus
 from jax.scipy.stats import norm
 from tqdm import tqdm
+from train_digits import standard_error
 
 import jaxdrop
 
@@ -47,11 +48,6 @@ def quadratic_penalty(x: Array, w: Array, rate: float | Array) -> Array:
     """The paper's approximation of what dropout adds to an example's loss."""
     probability = sigmoid(x @ w)
     return rate / (1 - rate) / 2 * probability * (1 - probability) * (x**2 @ w**2)
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over seeds; NaN for a single seed."""
-    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
 
 
 def text(values: np.ndarray, digits: int, sign: str = "") -> str:

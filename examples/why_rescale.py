@@ -53,7 +53,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from why_rescale_figure import plot, standard_error
+from train_digits import standard_error
+from why_rescale_figure import plot
 from why_rescale_routes import RATES, init, largest_difference, load_data, run_recipes
 from why_rescale_units import (
     BATCH,

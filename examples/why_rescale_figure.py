@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from train_digits import standard_error
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 RULE_COLORS = {"expected": BLUE, "realized": ORANGE, "fixed count": GREEN}
@@ -20,13 +21,6 @@ RECIPE_STYLES = {
     "SGD, lr/q²": (BLUE, ":"),
 }
 NETWORK_COLORS = {"inverted": BLUE, "original, q W": GREEN, "original, W": ORANGE}
-
-
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over seeds; NaN for a single seed."""
-    if len(values) == 1:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(axis=0, ddof=1) / len(values) ** 0.5
 
 
 def plot(results: Any, exact: Mapping[str, np.ndarray], path: Path) -> None:
