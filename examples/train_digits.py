@@ -185,7 +185,9 @@ def train(seeds: int, epochs: int) -> Results:
     """Trains every treatment; each array in the result has shape (seeds, epochs)."""
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     on_all_devices = NamedSharding(mesh, PartitionSpec())
-    data, keys, labels, first_state = jax.device_put(start(seeds), on_all_devices)
+    # Unlike `jax.device_put`, this takes keys to devices of other processes too.
+    replicate = jax.jit(lambda *leaves: leaves, out_shardings=on_all_devices)
+    data, keys, labels, first_state = replicate(*start(seeds))
     results = {}
     with tqdm(total=len(TREATMENTS) * epochs, unit="epoch") as progress:
         for name, treatment in TREATMENTS.items():
