@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import pytest
 from enumeration import keep_prob_of, moments, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
@@ -34,6 +35,19 @@ def test_alpha_dropout_keeps_mean_zero_and_variance_one(rate):
     mean = weights @ values.mean(1)
     second = weights @ (values**2).mean(1)
     np.testing.assert_allclose([mean, second - mean**2], [0, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5])
+def test_alpha_dropout_is_its_formula(rate):
+    scale, alpha = 1.0507009873554805, 1.6732632423543772  # of SELU
+    limit, keep = -scale * alpha, reference.mask((0, 0), (5, 7), rate)
+    q = reference.keep_units(rate) / 2**32
+    a = (q + limit**2 * q * (1 - q)) ** -0.5
+    with enable_x64():
+        x = jnp.linspace(-2, 3, 35).reshape(5, 7)
+        y = alpha_dropout(make_key("raw"), x, rate)
+        expected = a * np.where(keep, x, limit) - a * (1 - q) * limit
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_alpha_dropout_drops_whole_features_to_one_value():
@@ -80,6 +94,17 @@ def test_gaussian_noise_is_symmetric_and_independent_of_dtype():
     with enable_x64():
         y = gaussian_dropout(make_key("raw"), jnp.ones(64, jnp.float64), 0.5)
     np.testing.assert_allclose(np.asarray(y) - 1, plain, atol=1e-5)
+
+
+def test_gaussian_dropout_is_the_formula_of_box_and_muller():
+    position = np.arange(64, dtype=np.uint32)
+    counters = position, np.full(64, 0x80000000, np.uint32)
+    first, second = reference.threefry_2x32_wrapping((0, 0), *counters)
+    u, t = (first + 0.5) / 2**32, (second.view(np.int32) + 0.5) / 2**31
+    e = np.sqrt(-2 * np.log(u)) * np.sin(np.pi / 2 * t)
+    with enable_x64():
+        y = np.asarray(gaussian_dropout(make_key("raw"), jnp.full(64, 3.0), 0.75))
+    np.testing.assert_allclose(y, 3 * (1 + np.sqrt(3) * e), rtol=1e-12, atol=1e-12)
 
 
 def test_gaussian_dropout_shares_noise_along_broadcast_dims():

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import optax
 import pytest
 from jax.scipy.special import logit
@@ -55,6 +56,18 @@ def test_concrete_mask_has_the_published_law(rate, temperature):
     assert distance(rate, temperature) < limit
     assert distance(rate + 0.03, temperature) > limit
     assert distance(rate, 1.3 * temperature) > limit
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
+def test_concrete_dropout_is_its_formula_of_uniform_numbers(temperature):
+    position = np.arange(64, dtype=np.uint32)
+    counters = position, np.full(64, 0x80000000, np.uint32)
+    u = (reference.threefry_2x32_wrapping((0, 0), *counters)[0] + 0.5) / 2**32
+    z = special.expit(-(special.logit(0.3) + special.logit(u)) / temperature)
+    with enable_x64():
+        at, x = jnp.asarray(special.logit(0.3)), jnp.full(64, 3.0)
+        y = concrete_dropout(make_key("raw"), x, at, temperature=temperature)
+    np.testing.assert_allclose(y, 3 * z / 0.7, rtol=1e-11)
 
 
 def test_concrete_mask_is_nearly_the_keep_probability_on_average():

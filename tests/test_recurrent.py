@@ -65,6 +65,12 @@ def test_zoneout_without_a_key_is_its_mean_over_all_masks(rate):
     np.testing.assert_allclose(probabilities(masks, q) @ outputs, mean, rtol=1e-12)
 
 
+def test_zoneout_leaves_the_old_state_where_the_mask_drops():
+    new, old = jnp.arange(1.0, 41.0), -jnp.arange(1.0, 41.0)
+    kept = draw_mask(KEY, 40, 0.1).unpack()
+    np.testing.assert_array_equal(zoneout(KEY, new, 0.1, old=old), jnp.where(kept, new, old))
+
+
 @pytest.mark.parametrize("key", [None, "key"])
 def test_zoneout_at_the_ends_of_the_rate(key):
     key = None if key is None else KEY

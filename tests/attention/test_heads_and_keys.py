@@ -30,6 +30,13 @@ def test_heads_keep_their_mean_given_that_one_survives(rate):
     np.testing.assert_allclose(outputs[1:], masks[1:] * x[0, :, 0] * 3 / kept, rtol=1e-12)
 
 
+def test_heads_that_are_alike_keep_their_sum_in_each_sample():
+    sums = np.asarray(drop_heads(KEY, jnp.ones((64, 3, 4, 2)), 0.5).sum(2))
+    lost = ~sums.any((1, 2))
+    assert 0 < lost.sum() < 16
+    np.testing.assert_allclose(sums[~lost], 4, rtol=1e-6)
+
+
 def test_no_surviving_head_gives_zeros_with_zero_gradient():
     x = jnp.ones((256, 2, 3, 4))  # at rate .9 hundreds of samples lose all heads
     y, pull = jax.vjp(lambda x: drop_heads(KEY, x, 0.9), x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from modes import make_key, quick_jit
 
-from jaxdrop import dot_product_attention, dropout
+from jaxdrop import dot_product_attention, dropout, reference_dot_product_attention
 
 RATE = 0.5
 
@@ -57,6 +57,20 @@ def test_mask_is_that_of_dropout_for_every_kind_of_key(implementation):
     tiled = quick_jit(partial(dropped, shape=(1, 2, 3, 7), key_heads=1))
     whole = dropped_by_dropout(make_key(implementation, 5), (1, 2, 3, 7))
     np.testing.assert_array_equal(tiled(make_key(implementation, 5)), whole)
+
+
+@pytest.mark.parametrize("lengths", [64, 32])
+@pytest.mark.parametrize(
+    "attend", [dot_product_attention, reference_dot_product_attention], ids=lambda f: f.__name__
+)
+def test_weights_are_those_of_dropout_of_the_softmax(attend, lengths):
+    """Of equal logits, and with all numbers powers of two, so that nothing is rounded."""
+    value = identity(2, keys=64, heads=2)
+    query = jnp.zeros((2, 5, 2, 64))
+    run = partial(attend, rate=RATE, key_value_seq_lengths=lengths)
+    out = quick_jit(run)(make_key("raw"), query, jnp.zeros_like(value), value)
+    weights = jnp.where(jnp.arange(64) < lengths, 1 / lengths, jnp.zeros((2, 2, 5, 64)))
+    np.testing.assert_array_equal(out.swapaxes(1, 2), dropout(make_key("raw"), weights, RATE))
 
 
 def test_derivatives_have_the_mask_of_the_output():

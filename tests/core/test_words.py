@@ -58,9 +58,18 @@ def test_addresses_are_row_major_positions_in_64_bits(shape, data):
 
 
 def test_last_address_of_large_arrays_is_exact():
-    for shape in [(2**32,), (2**16, 2**16), (2**31, 2**31), (3, 2**31, 5), (2**32 - 1, 2**28)]:
+    shapes = [(2**32,), (2**16, 2**16), (2**31, 2**31), (3, 2**31, 5), (2**32 - 1, 2**28)]
+    for shape in [*shapes, (2, 3 * 2**30)]:  # the low halves of the last one carry
         address = flat_address([jnp.uint32(size - 1) for size in shape], shape)
         assert int(address.high) * 2**32 + int(address.low) == math.prod(shape) - 1
+
+
+@pytest.mark.parametrize("shape", [(2**32,), (1, 2**32), (2, 2**31), (2**31, 2)])
+def test_positions_in_arrays_of_up_to_32_bits_need_no_high_half(shape):
+    address = flat_address([jnp.full(2, size - 1, jnp.uint32) for size in shape], shape)
+    assert address.high.shape == ()
+    assert int(address.high) == 0
+    assert address.low.tolist() == [math.prod(shape) - 1] * 2
 
 
 def test_grid_addresses_count_rows_then_columns():
@@ -91,6 +100,14 @@ def test_longer_key_data_are_hashed_word_by_word():
     data = [1, 2, 3, 4]
     state = reference.threefry_2x32((4, 0), (1, 2))
     state = reference.threefry_2x32(state, (3, 4))
+    assert as_ints(threefry_key(jnp.array(data, jnp.uint32))) == state
+
+
+@pytest.mark.parametrize("data", [(9,), (1, 2, 3)])
+def test_odd_key_data_are_hashed_with_a_zero_behind_them(data):
+    state = (len(data), 0)
+    for first, second in itertools.zip_longest(data[::2], data[1::2], fillvalue=0):
+        state = reference.threefry_2x32(state, (first, second))
     assert as_ints(threefry_key(jnp.array(data, jnp.uint32))) == state
 
 
