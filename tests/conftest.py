@@ -30,4 +30,14 @@ hypothesis.settings.register_profile(
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
+# For tests/fuzz: `pytest tests/fuzz --hypothesis-profile=nightly -n auto`. The option is read
+# after this file, so it overrides the profile that is loaded here.
+hypothesis.settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=5000,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 hypothesis.settings.load_profile("default")

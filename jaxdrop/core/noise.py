@@ -88,6 +88,7 @@ def multiply_by_noise(
     def multiply(words_key: ThreefryKey, x: Array, *parameters: Any) -> Array:
         drawn = noise(words_key, layout.shape, compute_dtype(x), sharding)
         by = factor(drawn, *parameters)
-        return jnp.where(by == 0, 0, times(x, by)).astype(x.dtype)
+        product = times(x, by)
+        return jnp.where(by == 0, jnp.zeros_like(product), product).astype(x.dtype)
 
     return multiply(words_key, x, *parameters)

@@ -60,29 +60,31 @@ def keep_units(rate):
     return UNITS - small if rate < 0.5 else small
 
 
-def merged_axes(shape):
-    """How many trailing axes share a row of words."""
-    for count in range(1, len(shape) + 1):
+def merged_axes(shape, apart=0):
+    """How many trailing axes share a row of words; the first `apart` never do."""
+    for count in range(1, len(shape) - apart + 1):
         size = math.prod(shape[-count:])
         if (math.ceil(size / 32) * 32 - size) * 25 <= size:
             return count
-    return len(shape)
+    return len(shape) - apart
 
 
-def uniforms(key, shape):
+def uniforms(key, shape, apart=0):
     """The uniform number of every element, in units of 2^-32."""
-    row = math.prod(shape[len(shape) - merged_axes(shape) :])
-    rows = math.prod(shape[: len(shape) - merged_axes(shape)])
+    leading = len(shape) - merged_axes(shape, apart)
+    row, rows = math.prod(shape[leading:]), math.prod(shape[:leading])
     words_a_row = math.ceil(row / 32)
     element = np.arange(row)
     word = np.arange(rows)[:, None] * words_a_row + element[None, :] // 32
-    lane = np.broadcast_to(element % 32, word.shape)
+    lane = np.broadcast_to(element % 32, word.shape).astype(np.uint32)
+    pair = np.arange(16, dtype=np.uint32)[:, None, None] + np.uint32(0x80000000)
+    position, counter = np.broadcast_arrays(word.astype(np.uint32), pair)
+    upper, lower = threefry_2x32_wrapping(key, position, counter)
     number = np.zeros(word.shape, np.uint64)
-    for digit in range(32):
-        counter = np.uint32(0x80000000 + digit // 2)
-        drawn = threefry_2x32_wrapping(key, word.astype(np.uint32), np.full(word.shape, counter))
-        bit = (drawn[digit % 2] >> lane.astype(np.uint32)) & np.uint32(1)
-        number = number * np.uint64(2) + bit.astype(np.uint64)
+    for digits in zip(upper, lower, strict=True):
+        for digit in digits:
+            bit = (digit >> lane) & np.uint32(1)
+            number = number * np.uint64(2) + bit.astype(np.uint64)
     return number.reshape(shape)
 
 
@@ -98,7 +100,8 @@ def fixed_count_mask(key, shape, count, axes):
     words, _ = threefry_2x32_wrapping(key, position, np.full(size, np.uint32(0x80000000)))
     others = [axis for axis in range(len(shape)) if axis not in axes]
     order = (*others, *axes)
-    rows = words.reshape(shape).transpose(order).reshape(-1, math.prod(shape[a] for a in axes))
+    sizes = [math.prod(shape[axis] for axis in each) for each in (others, axes)]
+    rows = words.reshape(shape).transpose(order).reshape(sizes)
     rank = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1, kind="stable")
     kept = (rank < count).reshape([shape[axis] for axis in order])
     return kept.transpose(np.argsort(order))

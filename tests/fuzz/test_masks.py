@@ -1,0 +1,69 @@
+"""Masks of any key, shape and rate against NumPy, bit for bit; cheap, so there are many."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+from fuzzed_calls import IMPLEMENTATIONS, RATES, shapes
+from fuzzed_methods import subset
+from hypothesis import given, settings, strategies as st
+from modes import enable_x64
+from reference_methods import Key, only
+
+import jaxdrop
+
+EXAMPLES = max(1, settings.default.max_examples // 2)
+near_grid = st.builds(
+    lambda units, bits, steps, up: min(abs(up - abs(units / 2**bits + steps * 2**-40)), 1.0),
+    units=st.integers(0, 70),
+    bits=st.sampled_from([16, 17, 32, 33]),
+    steps=st.integers(-2, 2),
+    up=st.sampled_from([0, 1]),
+)
+rates = st.sampled_from(RATES) | near_grid | st.floats(0, 1)
+
+
+@st.composite
+def keys(draw):
+    """A key of some kind and any data, for JAX and for NumPy."""
+    implementation = draw(st.sampled_from(list(IMPLEMENTATIONS)))
+    word = st.sampled_from([0, 1, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+    data = tuple(draw(word) for _ in range(IMPLEMENTATIONS[implementation]))
+    array = jnp.array(data, jnp.uint32)
+    raw = implementation == "raw"
+    key = array if raw else jax.random.wrap_key_data(array, impl=implementation)
+    return key, Key(implementation, data)
+
+
+@settings(max_examples=EXAMPLES)
+@given(data=st.data(), key=keys(), shape=shapes(0, 4), rate=rates)
+def test_mask_equals_the_reference(count, data, key, shape, rate):
+    shared, wide = subset(data.draw, len(shape)), data.draw(st.booleans())
+    dtype = data.draw(st.sampled_from([None, "float32", "bfloat16", *["float64"] * wide]))
+    with enable_x64(wide):
+        given_rate = rate if dtype is None else jnp.asarray(rate, dtype)
+        mask = jaxdrop.draw_mask(key[0], shape, given_rate, broadcast_dims=shared)
+        kept, keep_prob = np.asarray(mask.unpack()), float(mask.keep_prob)
+    ones = only(shape, shared)
+    np.testing.assert_array_equal(kept, reference.mask(key[1].words, ones, float(given_rate)))
+    q = reference.keep_units(float(given_rate)) / reference.UNITS
+    assert keep_prob == (q if wide else np.float32(q))
+    count()
+
+
+@settings(max_examples=EXAMPLES)
+@given(data=st.data(), key=keys(), shape=shapes(0, 4), traced=st.booleans())
+def test_fixed_count_mask_equals_the_reference(count, data, key, shape, traced):
+    shared = subset(data.draw, len(shape))
+    axis = data.draw(st.none() | st.just(...)) and subset(data.draw, len(shape))
+    ones = only(shape, shared)
+    over = tuple(range(len(shape))) if axis is None else tuple(i % len(shape) for i in axis)
+    left = data.draw(st.integers(0, math.prod(ones[i] for i in over)))
+    mask = jaxdrop.draw_fixed_count_mask(
+        key[0], shape, jnp.int32(left) if traced else left, axis=axis, broadcast_dims=shared
+    )
+    expected = reference.fixed_count_mask(key[1].words, ones, left, over)
+    np.testing.assert_array_equal(mask.unpack(), expected)
+    count()
