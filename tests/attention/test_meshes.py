@@ -12,6 +12,7 @@ from meshes import COLLECTIVE, mesh
 from modes import make_key
 
 from jaxdrop import dot_product_attention
+from jaxdrop.core.compat import varying_axes
 
 SPECS = [P("a"), P(None, None, ("a", "b")), P("a", None, "b")]
 OPTIONS = {"is_causal": True, "query_block_size": 32, "key_block_size": 32}
@@ -139,3 +140,18 @@ def test_gradient_inside_a_shard_map_over_some_axes(kind):
     y = jax.jit(spread)(*put(inputs(), P("a", None, "b"), kind))
     expected = jnp.concatenate([local(*(x[i : i + 2] for x in inputs())) for i in range(0, 8, 2)])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "queries"), [(1, 4), (0.3, 0), (0.3, 4)])
+def test_output_varies_over_the_mesh_axes_of_all_arguments(rate, queries):
+    """Where nothing is left to attend to, too."""
+
+    def local(bias):
+        query, key = jnp.ones((1, queries, 1, 2)), jnp.ones((1, 4, 1, 2))
+        y = dot_product_attention(make_key("raw"), query, key, key, rate, bias=bias)
+        assert varying_axes(y) == {"a"}
+        return y
+
+    split = jax.shard_map(local, mesh=mesh(), in_specs=P("a"), out_specs=P("a"))
+    bias = jnp.ones((4, 1, queries, 4))
+    assert jax.eval_shape(split, bias).shape == (4, queries, 1, 2)

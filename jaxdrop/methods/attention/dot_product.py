@@ -10,6 +10,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxdrop.core.apply import compute_dtype, inverse_keep_prob
+from jaxdrop.core.compat import vary_as
 from jaxdrop.core.layout import mask_layout
 from jaxdrop.core.sharding import automatic
 from jaxdrop.core.threshold import Rounded, round_known, settle
@@ -126,7 +127,8 @@ def dot_product_attention(
     batched, keys = arguments.inputs.query, arguments.inputs.key
     sizes = blocks("dot_product_attention", batched, keys, query_block_size, key_block_size)
     if math.prod(shape) == 0 or batched.size == 0 or arguments.drops_all:
-        out = jnp.zeros_like(batched)
+        operands = arguments.rng, arguments.inputs, arguments.fixed
+        out = vary_as(jnp.zeros_like(batched), operands)
     else:
         rounded, pairs = (None, 0) if arguments.rng is None else round_known(arguments.rate)
         tiling = Tiling(*shape[2:], *sizes, arguments.before, arguments.after)
