@@ -9,7 +9,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from method_table import CUTOUT, METHODS, pattern
-from modes import enable_x64
+from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key
 
 import jaxdrop
 
@@ -75,6 +75,20 @@ def test_masks_under_vmap():
 def test_masks_with_x64_on_and_off(enabled):
     with enable_x64(enabled):
         assert_all_equal(ONE_SHAPE, lambda case: draw(key_of(case), case))
+
+
+@pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
+def test_masks_of_keys_folded_under_vmap_are_those_of_a_loop_but_for_unsafe_rbg(implementation):
+    """JAX derives other keys from `unsafe_rbg` under `vmap`, as the README says."""
+
+    def mask(number):
+        key = jax.random.fold_in(make_key(implementation, 7), number)
+        return jaxdrop.draw_mask(key, 64, 0.5).unpack()
+
+    numbers = jnp.arange(4)
+    batched = np.asarray(jax.vmap(mask)(numbers))
+    alike = np.array_equal(batched, [mask(number) for number in numbers])
+    assert alike == (implementation != "unsafe_rbg")
 
 
 def test_masks_with_the_other_way_jax_counts():

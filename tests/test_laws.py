@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, strategies as st
 from jax.experimental import checkify
 from method_table import METHODS
-from modes import KEY_IMPLEMENTATIONS, assert_check_failed, enable_x64, make_key, make_keys
+from modes import (
+    KEY_IMPLEMENTATIONS,
+    assert_check_failed,
+    enable_x64,
+    make_key,
+    make_keys,
+    quick_jit,
+)
 
 import jaxdrop
 from jaxdrop.checks import assert_expectation_kept
@@ -22,12 +29,12 @@ def methods(holds=lambda method: True):
 
 
 every_method = methods()
-# All keys are turned into Threefry keys in one place, so one method tries them
-# all, and the others one that JAX handles itself and one that it does not.
+# All keys are turned into Threefry keys in one place, so one method tries them all,
+# and the others the kind that JAX itself does not draw alike under `vmap`.
 every_method_with_key = pytest.mark.parametrize(
     ("method", "implementation"),
     [(METHODS[0], implementation) for implementation in KEY_IMPLEMENTATIONS]
-    + [(method, implementation) for method in METHODS[1:] for implementation in ("raw", "rbg")],
+    + [(method, "rbg") for method in METHODS[1:]],
     ids=lambda value: getattr(value, "name", value),
 )
 with_traced_rate = methods(lambda method: method.takes_traced_rate)
@@ -74,7 +81,7 @@ def test_vmap_with_one_key_shares_the_mask_over_the_batch(method):
 @methods(lambda method: method.broadcasts)
 def test_vmap_with_one_key_equals_broadcast_dims(method):
     key = make_key("raw")
-    for shape in [(5, 3, 40), (5, 7), (4, 32), (3, 1, 9), (2, 2, 100)]:
+    for shape in [(5, 3, 40), (3, 1, 9)]:
         xs = inputs(shape)
         shared = jax.vmap(lambda k, x: method.run(k, x, 0.3), in_axes=(None, 0))(key, xs)
         close(shared, method.run(key, xs, 0.3, broadcast_dims=(0,)))
@@ -96,9 +103,9 @@ def test_scan_equals_a_loop(method):
 
 @every_method
 def test_shape_and_dtype_are_those_of_the_input(method):
-    for shape in method.odd_shapes:
-        y = method.run(make_key("raw"), inputs(shape), 0.3)
-        assert (y.shape, y.dtype) == (shape, jnp.float32)
+    key, xs = make_key("raw"), [inputs(shape) for shape in method.odd_shapes]
+    for x, y in zip(xs, quick_jit(lambda xs: [method.run(key, x, 0.3) for x in xs])(xs), strict=True):
+        assert (y.shape, y.dtype) == (x.shape, jnp.float32)
     for dtype in [*method.floats, *(["complex64"] if method.takes_complex else [])]:
         x = inputs(method.shape).astype(dtype)
         y = jax.eval_shape(lambda x: method.run(make_key("raw"), x, 0.3), x)
@@ -109,8 +116,9 @@ def test_shape_and_dtype_are_those_of_the_input(method):
 def test_shape_and_dtype_are_those_of_the_input_in_double_precision(method):
     with enable_x64():
         for dtype in ["float64", "complex128"] if method.takes_complex else ["float64"]:
-            x = jnp.ones(method.shape, dtype)
-            assert method.run(make_key("raw"), x, 0.3).dtype == x.dtype
+            x = jax.ShapeDtypeStruct(method.shape, dtype)
+            y = jax.eval_shape(lambda x: method.run(make_key("raw"), x, 0.3), x)
+            assert (y.shape, y.dtype) == (x.shape, x.dtype)
 
 
 @every_method
@@ -229,21 +237,18 @@ def test_forward_and_reverse_jacobians_and_hessian_agree(method):
 
 @every_method
 def test_checkpoint_gives_the_gradient_of_the_forward_mask(method):
-    key, x = make_key("raw"), inputs(method.shape)
-
-    def loss(x):
-        return jnp.sum(jnp.sin(method.run(key, x, 0.3)))
-
-    close(jax.jit(jax.grad(jax.checkpoint(loss)))(x), jax.jit(jax.grad(loss))(x))
-
-
-@with_traced_rate
-def test_checkpoint_takes_traced_rates(method):
-    def loss(x, rate):
+    def loss(x, rate=0.3):
         return jnp.sum(jnp.sin(method.run(make_key("raw"), x, rate)))
 
-    x, rate = inputs(method.shape), jnp.float32(0.3)
-    close(jax.grad(jax.checkpoint(loss))(x, rate), jax.grad(loss)(x, rate))
+    @jax.jit  # one program for all
+    def gradients(x, rate):
+        rates = [(), (rate,)] if method.takes_traced_rate else [()]
+        return [
+            (jax.grad(jax.checkpoint(loss))(x, *rate), jax.grad(loss)(x, *rate)) for rate in rates
+        ]
+
+    for checkpointed, plain in gradients(inputs(method.shape), jnp.float32(0.3)):
+        close(checkpointed, plain)
 
 
 @with_traced_probability

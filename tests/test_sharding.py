@@ -29,9 +29,8 @@ def inputs(shape=(256, 2048)):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", SPECS, ids=ids)
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_sharded_dropout_equals_unsharded_without_collectives(kind, spec, rate):
-    drop = jax.jit(partial(dropout, rate=rate))
+def test_sharded_dropout_equals_unsharded_without_collectives(kind, spec):
+    drop = jax.jit(partial(dropout, rate=0.1))
     plain = drop(make_key("raw"), inputs())
     x = put(inputs(), spec, kind)
     y = drop(make_key("raw"), x)
@@ -66,10 +65,10 @@ def test_gradient_is_sharded_like_the_input(kind, spec):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_every_method_works_on_sharded_arrays(method, kind):
+def test_every_method_works_on_explicit_axes(method):
+    """On Auto axes each is tried in several processes (tests/processes)."""
     key, x = make_key("raw"), inputs(method.large)
-    y = jax.jit(lambda k, x: method.run(k, x, 0.3))(key, put(x, P("a", "b"), kind))
+    y = jax.jit(lambda k, x: method.run(k, x, 0.3))(key, put(x, P("a", "b"), AxisType.Explicit))
     plain = method.run(key, x, 0.3)
     np.testing.assert_array_equal(y != 0, plain != 0)
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=0 if method.linear else 1e-6)

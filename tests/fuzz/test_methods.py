@@ -11,7 +11,7 @@ from reference_methods import Unclear
 
 # A program takes a hundred times as long to compile as to run, so each runs on several data.
 DATA = max(2, settings.default.max_examples // 800)
-PROGRAMS = max(4, settings.default.max_examples * 26 // 1000)
+PROGRAMS = max(4, settings.default.max_examples // 48)
 
 
 def test_every_method_of_the_table_is_fuzzed():

@@ -1,0 +1,47 @@
+"""Which versions of JAX are supported: one place says it, and all others agree."""
+
+import subprocess
+import sys
+import tomllib
+
+import jax
+from scripts import ROOT
+
+from jaxdrop.core.oldest_jax import OLDEST_JAX
+
+OLDEST = ".".join(map(str, OLDEST_JAX))
+
+
+def imported_with(version):
+    """Imports the package in a process whose JAX says that it is another."""
+    info = tuple(map(int, version.split(".")))
+    pretend = f"jax.__version__, jax.__version_info__ = {version!r}, {info}"
+    code = f"import jax; {pretend}; import jaxdrop"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_jax_below_the_oldest_is_a_clear_error():
+    process = imported_with("0.7.1")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == (
+        f"ImportError: jaxdrop: jax must be {OLDEST} or newer; got 0.7.1. "
+        f"Run `pip install 'jax>={OLDEST}'`."
+    )
+
+
+def test_oldest_jax_is_no_error():
+    process = imported_with(OLDEST)
+    assert process.returncode == 0, process.stderr
+
+
+def test_this_jax_is_supported():
+    assert jax.__version_info__ >= OLDEST_JAX
+
+
+def test_oldest_jax_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"jax>={OLDEST}" in project["dependencies"]
+    assert f"JAX {OLDEST} or later" in readme
+    assert f"from {OLDEST} on" in readme
+    assert f"on_jax.sh {OLDEST}\n" in (ROOT / ".ci" / "run").read_text()
