@@ -72,11 +72,10 @@ def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Arra
     One axis goes first, in the narrowest type that holds its size: XLA on a CPU
     writes out what it sums, and 32 bits for each flag took ten times as long.
     """
-    narrow = {axis: flags.shape[axis] for axis in axes if flags.shape[axis] < 2**16}
     for dtype in (jnp.uint8, jnp.uint16):
-        fitting = [axis for axis in narrow if narrow[axis] <= jnp.iinfo(dtype).max]
+        fitting = [axis for axis in axes if flags.shape[axis] <= jnp.iinfo(dtype).max]
         if fitting:
-            first = max(fitting, key=lambda axis: narrow[axis])
+            first = max(fitting, key=lambda axis: flags.shape[axis])
             flags = jnp.sum(flags, first, dtype, keepdims=True)
             break
     return jnp.sum(flags, axes, jnp.uint32, keepdims=True)

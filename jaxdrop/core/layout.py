@@ -116,8 +116,6 @@ class Layout:
 
     def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
         """How the axes of the mask are split, in the order in which they lie in the words."""
-        if not self.apart:
-            return tuple(sharding.spec)
         return tuple(sharding.spec[axis] for axis in self.order)
 
 

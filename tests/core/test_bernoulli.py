@@ -77,6 +77,16 @@ def test_an_integer_is_a_shape_of_one_axis():
     np.testing.assert_array_equal(drawn(0, 5, 0.5), drawn(0, (5,), 0.5))
 
 
+def test_options_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        jaxdrop.draw_mask(jax.random.key(0), 3, 0.5, 0)
+
+
+def test_a_mask_of_few_digits_is_drawn_in_a_loop_too():
+    compiled = jax.jit(lambda key: jaxdrop.draw_mask(key, (64, 64), 0.5)).lower(make_key("raw"))
+    assert compiled.compile().as_text().count(" while(") == 1
+
+
 def test_terabit_masks_have_a_shape():
     for shape in [(2**40,), (2**20, 2**20), (2**10,) * 4, (3, 2**38 + 1)]:
         x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)

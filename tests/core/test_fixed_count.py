@@ -9,7 +9,8 @@ from modes import assert_check_failed, enable_x64
 
 import jaxdrop
 from jaxdrop.checks import assert_keep_rate
-from jaxdrop.core.fixed_count import _smallest
+from jaxdrop.core.fixed_count import _smallest, count_axes, nearest_count
+from jaxdrop.core.layout import Layout
 
 
 def drawn(seed, shape, count, **options):
@@ -46,6 +47,10 @@ def test_equal_words_are_taken_in_order_of_position():
         assert "".join(str(int(k)) for k in keep[0]) == expected
 
 
+def test_none_survives_of_a_count_of_zero_even_the_smallest_word():
+    assert _smallest(jnp.array([0, 5], jnp.uint32), jnp.int32(0), (0,)).tolist() == [False, False]
+
+
 def test_extreme_words_are_ordered():
     words = jnp.array([0xFFFFFFFF, 0, 0x80000000, 0x7FFFFFFF], jnp.uint32)
     assert _smallest(words, jnp.int32(2), (0,)).tolist() == [False, True, False, True]
@@ -63,6 +68,7 @@ def test_keep_prob_is_the_share_and_apply_mask_uses_it():
     mask = jaxdrop.draw_fixed_count_mask(jax.random.key(0), (4, 8), 2, axis=1)
     assert mask.keep_prob == 0.25
     np.testing.assert_array_equal(jaxdrop.apply_mask(mask, jnp.ones((4, 8))).sum(1), 8)
+    assert jaxdrop.draw_fixed_count_mask(jax.random.key(0), (4, 1), 1, axis=1).keep_prob == 1
 
 
 def test_shared_axes_count_once():
@@ -78,7 +84,9 @@ def test_none_and_all_may_survive(count):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
 def test_empty_masks(shape):
-    assert drawn(0, shape, 0, axis=None).shape == shape
+    mask = jaxdrop.draw_fixed_count_mask(jax.random.key(0), shape, 0, axis=None)
+    assert mask.shape == shape
+    assert mask.keep_prob == 0
 
 
 def test_count_may_be_traced():
@@ -111,6 +119,32 @@ def test_counts_beyond_31_bits_are_refused():
         ValueError, match=r"axis must span fewer than 2\^31 elements; got 2147483648"
     ):
         jaxdrop.draw_fixed_count_mask(jax.random.key(0), (2**16, 2**15), 1)
+    assert count_axes("f", None, Layout((1, 2**31 - 1))) == ((0, 1), 2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("expected", "count"),
+    [
+        (0.5, 0),
+        (1.5, 2),
+        (2.5, 2),
+        (2.5 + 2**-12, 2),
+        (1.5 - 2**-12, 2),
+        (2.5 + 2**-10, 3),
+        (1.5 - 2**-10, 1),
+        (5 * (1 - 0.7), 2),
+        (12345.25, 12345),
+    ],
+)
+def test_nearest_count_takes_what_is_nearly_a_half_for_one(expected, count):
+    known = nearest_count(expected)
+    assert isinstance(known, int)
+    assert known == jax.jit(nearest_count)(jnp.float32(expected)) == count
+
+
+def test_options_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        jaxdrop.draw_fixed_count_mask(jax.random.key(0), 3, 1, 0)
 
 
 @pytest.mark.parametrize(

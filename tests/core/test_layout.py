@@ -3,6 +3,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from jax.sharding import NamedSharding, PartitionSpec as P
+from meshes import mesh
 
 from jaxdrop.core.layout import Layout, mask_layout
 
@@ -47,6 +49,8 @@ def test_an_axis_of_size_one_changes_no_word(shape, position):
         ((4096, 10), (1280,)),
         ((64, 56, 56, 3), (64, 56 * 56 * 3 // 32)),
         ((8, 1000), (8, 32)),
+        ((3, 400), (3, 13)),  # 4 % of 400 bits are wasted
+        ((3, 123), (12,)),  # 5 of 123 would be, which is more
         ((2, 3), (1,)),
         ((), (1,)),
         ((0,), (0,)),
@@ -75,3 +79,41 @@ def test_axes_kept_apart_come_first_and_are_never_merged(apart):
         tuple(keep.shape[axis] for axis in (*apart, *rest)), apart=tuple(range(len(apart)))
     )
     np.testing.assert_array_equal(words, moved.pack(jnp.asarray(keep.transpose(*apart, *rest))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "mask_spec"),
+    [
+        ((4, 6, 8), P("a", None, "b"), P("a", None, "b")),
+        ((4, 6, 8), P("a"), P("a", None, None)),
+        ((1, 2, 1), P("a", "b", None), P(None, "b", None)),
+        ((4, 0), P("a", "b"), P("a", "b")),
+    ],
+)
+def test_mask_is_split_as_the_array_is_but_along_shared_axes(shape, spec, mask_spec):
+    assert Layout(shape).sharding(NamedSharding(mesh(), spec)) == NamedSharding(mesh(), mask_spec)
+
+
+@pytest.mark.parametrize(
+    ("layout", "spec", "words_spec"),
+    [
+        (Layout((4, 256)), P("a", "b"), P("a", "b")),
+        (Layout((4, 32)), P(None, "b"), P(None, None)),  # half a word a part
+        (Layout((4, 256)), P(None, ("a", "b")), P(None, ("a", "b"))),
+        (Layout((4, 128)), P(None, ("a", "b")), P(None, None)),
+        (Layout((16, 40)), P("a", None), P("a")),  # 640 elements a row of words
+        (Layout((16, 40)), P("a", "b"), P(None)),  # of which a part is in no one piece
+        (Layout((8, 40)), P("a", None), P(None)),
+        (Layout((4, 256, 8), apart=(1,)), P("a", "b", None), P("b", None)),
+        (Layout((4, 2**40)), P("a", "b"), P("a", None, None)),  # the last axis is folded in two
+        (Layout(()), P(), P(None)),
+    ],
+)
+def test_words_are_split_where_each_part_is_a_whole_number_of_them(layout, spec, words_spec):
+    given = NamedSharding(mesh(), spec)
+    assert layout.words_sharding(given) == NamedSharding(mesh(), words_spec)
+
+
+def test_layout_of_an_array_that_is_not_split_says_nothing():
+    assert Layout((4, 32)).sharding(None) is None
+    assert Layout((4, 32)).words_sharding(None) is None

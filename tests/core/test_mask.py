@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError, replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,11 @@ def test_gradient_does_not_reach_the_keep_probability(key):
 
 def test_repr_shows_the_shape(key):
     assert repr(jaxdrop.draw_mask(key, (2, 3), 0.5)) == "Mask(shape=(2, 3))"
+
+
+def test_masks_are_immutable_and_equal_to_themselves_only(key):
+    mask = jaxdrop.draw_mask(key, 3, 0.5)
+    with pytest.raises(FrozenInstanceError):
+        mask.keep_prob = 1.0
+    assert {mask: 0}[mask] == 0
+    assert mask != replace(mask)

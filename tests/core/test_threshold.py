@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,16 @@ import pytest
 from hypothesis import example, given, strategies as st
 from modes import enable_x64
 
-from jaxdrop.core.threshold import ALL_PAIRS, Threshold, round_known, settle
+from jaxdrop.core.threshold import (
+    ALL_PAIRS,
+    Threshold,
+    checked_rate,
+    fine_threshold,
+    round_known,
+    settle,
+)
 
+FLOAT32 = jnp.dtype(jnp.float32)
 RATES = st.one_of(
     st.floats(0, 1),
     st.floats(0, 1, width=32),
@@ -30,6 +40,7 @@ def units(threshold):
 @example(rate=1.0)
 @example(rate=2**-17)
 @example(rate=1 - 2**-24)
+@example(rate=1 - 2**-30)  # 1 in float32
 @example(rate=1e-300)
 def test_known_threshold_is_the_nearest_on_the_grid(rate):
     threshold, _ = round_known(rate)
@@ -59,6 +70,7 @@ def test_traced_threshold_equals_the_known_one(rate):
 
 
 @given(rate=st.floats(0, 1))
+@example(rate=1 - 1e-6)
 def test_traced_threshold_equals_the_known_one_in_double_precision(rate):
     with enable_x64():
         settled = jax.jit(settle)(jnp.float64(rate))
@@ -73,6 +85,13 @@ def test_skipped_digits_are_all_zero(rate):
     assert pairs in (2, 4, 8, 16)
     if not int(threshold.start):
         assert int(threshold.digits) % 2 ** (32 - 2 * pairs) == 0
+
+
+def test_every_digit_up_to_the_last_one_is_compared():
+    for place in range(1, 33):
+        threshold, pairs = round_known(1 - 2.0**-place)
+        assert int(threshold.digits) == 2 ** (32 - place)
+        assert pairs == next(count for count in (2, 4, 8, 16) if 2 * count >= place)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +122,65 @@ def test_threshold_has_no_gradient_to_the_rate():
     slope = jax.grad(lambda rate: settle(rate).keep_prob)(jnp.float32(0.3))
     assert slope == 0
     assert isinstance(settle(Threshold(0.5, np.uint32(0), np.uint32(0))), Threshold)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_rate_of_low_precision_is_rounded_as_the_float32_that_it_equals(dtype):
+    for rate in np.array([0.3, 0.7, 1e-4, 0.996], dtype):
+        known, _ = round_known(float(rate))
+        settled = settle(jnp.asarray(rate))
+        assert (int(settled.digits), int(settled.start)) == (int(known.digits), int(known.start))
+
+
+@pytest.mark.parametrize(
+    ("rate", "checked"),
+    [
+        (-(2.0**-17), 0),
+        (1 + 2.0**-17, 1),
+        (-(2.0**-17) - 2.0**-30, jnp.nan),
+        (1 + 2.0**-17 + 2.0**-23, jnp.nan),
+    ],
+)
+def test_traced_rate_may_lie_outside_by_half_a_step_of_the_grid(rate, checked):
+    np.testing.assert_array_equal(checked_rate(jnp.float32(rate)), np.float32(checked))
+
+
+def fractions_of_one(units):
+    """A number of units of 2^-32, and what is left of 1, as float32."""
+    return np.float32(units / 2**32), np.float32(1 - units / 2**32)
+
+
+@given(rate=RATES)
+@example(rate=0.0)
+@example(rate=1.0)
+@example(rate=1e-6)
+@example(rate=1 - 1e-6)
+def test_probabilities_of_keeping_and_of_dropping_are_exact_near_zero_too(rate):
+    threshold, _ = round_known(rate)
+    assert threshold.probabilities(FLOAT32) == fractions_of_one(reference.keep_units(rate))
+
+
+def test_bad_rate_has_no_probabilities():
+    bad = settle(jnp.float32(1.5))
+    assert all(jnp.isnan(probability) for probability in bad.probabilities(FLOAT32))
+
+
+@given(rate=st.floats(0, 1, width=32))
+@example(rate=0.0)
+@example(rate=1.0)
+@example(rate=2.0**-33)
+@example(rate=float(np.float32(0.3)))
+@example(rate=float(np.float32(0.7)))
+def test_fine_threshold_is_the_nearest_multiple_of_a_unit(rate):
+    share = round(Fraction(min(rate, 1 - rate)) * 2**32)
+    expected = 2**32 - share if rate < 0.5 else share
+    known, traced = fine_threshold(rate), jax.jit(fine_threshold)(jnp.float32(rate))
+    assert units(known) == units(traced) == expected
+    assert known.keep_prob * 2**32 == expected
+    assert traced.keep_prob == np.float32(expected / 2**32)
+
+
+def test_fine_threshold_of_a_bad_rate_poisons_keep_prob():
+    threshold = fine_threshold(checked_rate(jnp.float32(jnp.nan)))
+    assert int(threshold.start) == int(threshold.digits) == 0xFFFFFFFF
+    assert jnp.isnan(threshold.keep_prob)

@@ -16,6 +16,7 @@ from jaxdrop.core.words import (
     grid_address,
     threefry_2x32,
     threefry_key,
+    unconsumed,
 )
 
 WORD = st.integers(0, 2**32 - 1)
@@ -127,6 +128,12 @@ def test_every_bit_of_key_data_changes_the_threefry_key(implementation):
     seen = set(zip(*(words.tolist() for words in jax.vmap(hashed)(data ^ flips)), strict=True))
     assert as_ints(threefry_key(key)) in seen
     assert len(seen) == 1 + 32 * data.size
+
+
+def test_unconsumed_key_leaves_the_key_for_another_use():
+    key, raw = make_key("threefry2x32"), make_key("raw")
+    assert jax.random.bits(unconsumed(key)) == jax.random.bits(key)
+    assert unconsumed(raw) is raw
 
 
 def test_integers_below_a_bound_are_the_high_half_of_a_product():

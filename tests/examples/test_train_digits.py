@@ -7,7 +7,7 @@ from scripts import EXAMPLES, run
 
 
 def losses_of_digits(devices, tmp_path):
-    """Losses of one epoch with one seed, and what the example printed."""
+    """Losses of one epoch with one seed by treatment, and what the example printed."""
     script = (
         f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
         "import json, train_digits\n"

@@ -131,11 +131,11 @@ def test_plans_do_not_outlive_what_they_plan():
 
     planted = plant(model, RULES)
     counts = []
-    for seed in range(3):
+    for seed in range(2):
         planted(jax.random.key(seed), X)
         jax.clear_caches()
         counts.append(plans())
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] == counts[1]
 
 
 def test_scan_keeps_its_key_out_of_what_the_backward_pass_saves():
