@@ -5,6 +5,7 @@ has a known chance, so the count is binomial; nothing here is asymptotic. Pairs 
 compared are disjoint, since overlapping ones would not be independent.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, stats
 
-LAGS = (2, 3, 4, 7, 8, 16, 31, 32, 33, 64)
+LAGS = (2, 8, 31, 32, 33)
 QUANTILES = (1e-4, 1e-2, 0.1, 0.5, 0.9, 0.99, 1 - 1e-4)
 
 
@@ -26,11 +27,13 @@ class Law:
 
     Attributes:
       name: what is counted.
-      count: `(draws, *shape) -> counts`, over a batch of an even number of draws.
+      count: `(draws, *shape) -> counts`, over a batch of an even number of draws; jitted, and
+        the same function for all panels, so that it compiles once a shape.
       chance: the probability of each count's event: the lowest and the highest that
         are right, which differ where the law is known up to rounding.
       trials: of each count in so many draws.
       draws: how many draws that is.
+      view: what the count is given, of a batch of draws.
     """
 
     name: str
@@ -38,10 +41,16 @@ class Law:
     chance: tuple[np.ndarray, np.ndarray]
     trials: int = 1
     draws: int = 1
+    view: Callable[[jax.Array], jax.Array] = lambda drawn: drawn
 
     @property
     def tests(self) -> int:
         return self.chance[0].size
+
+
+def counter(function):
+    """Jits a count of draws; what else it takes is known."""
+    return jax.jit(function, static_argnames=tuple(inspect.signature(function).parameters)[1:])
 
 
 def p_values(counts, trials, chance):
@@ -79,198 +88,162 @@ def agreement(chance):
     return chance**2 + (1 - chance) ** 2
 
 
-def both_rare(chance):
-    return np.minimum(chance, 1 - chance) ** 2
+def pair_chances(chance):
+    """That two decisions agree, are both True, and are both False."""
+    return np.stack([agreement(chance), chance**2, (1 - chance) ** 2])
 
 
-def never(name, event):
-    """A law that holds in every draw; `event` says in which it does not."""
-    impossible = np.zeros(1)
+def same(chance):
+    return chance
 
-    def count(drawn):
-        return jnp.sum(event(drawn), dtype=jnp.int32)[None]
 
-    return Law(name, count, (impossible, impossible))
+def never(name, view):
+    """A law that holds in every draw; `view` says where it does not."""
+    return Law(name, count_all, (np.zeros(1), np.zeros(1)), view=view)
 
 
 def viewed(laws, view, prefix=""):
     """The same laws, of what `view` makes of a batch of draws."""
-    return [
-        replace(law, name=prefix + law.name, count=lambda drawn, law=law: law.count(view(drawn)))
-        for law in laws
-    ]
+    return [replace(law, name=prefix + law.name, view=view) for law in laws]
 
 
 def by_place(name, chance, slack=0.0):
     """Each place of a draw has a chance of its own; draws are independent."""
-    chance = np.asarray(chance, float)
+    return Law(name, count_places, span(same, np.asarray(chance, float), slack))
 
-    def count(kept):
-        return jnp.sum(kept, axis=0, dtype=jnp.int32)
 
-    return Law(name, count, span(lambda c: c, chance, slack))
+@counter
+def count_places(kept):
+    return jnp.sum(kept, axis=0, dtype=jnp.int32)
+
+
+@counter
+def count_all(kept):
+    return jnp.sum(kept, dtype=jnp.int32)[None]
 
 
 def independent(shape, chance, slack=0.0):
     """All laws of booleans that are independent and have one chance."""
     size = math.prod(shape)
-    laws = [_share("share kept", chance, slack, size, lambda kept: kept)]
-    laws += [by_place("each element", np.full(shape, chance), slack)]
-    laws += [_numbers_kept(size, chance, slack)]
-    laws += [_consecutive_draws(shape, chance, slack)]
-    for axis in range(len(shape)):
-        if 1 < shape[axis] < size:
-            laws += [_slices(axis, shape, chance, slack)]
-    for axis in range(len(shape)):
-        if shape[axis] > 1:
-            laws += _neighbours(axis, shape, chance, slack)
-    if shape and 2 < shape[0] <= 8:
-        laws += _pairs_of_first_axis(shape, chance, slack)
+
+    def law(name, count, function, places, trials=1, draws=1):
+        return Law(name, count, span(function, np.full(places, chance), slack), trials, draws)
+
+    laws = [law("share kept", count_all, same, (1,), size)]
+    laws += [law("each element", count_places, same, shape)]
+    laws += [law("each element in consecutive draws", count_consecutive, agreement, shape, draws=2)]
+    numbers = span(lambda c: stats.binom.cdf(np.arange(size), size, c), np.asarray(chance), slack)
+    laws += [Law("number kept in a draw", count_numbers, numbers)]
     if size > 2:
-        laws += [_each_pair(size, chance, slack)]
+        laws += [law("each element and the next", count_next, agreement, size - 1)]
+    for axis, length in enumerate(shape):
+        if 1 < length < size:
+            count = partial(count_slices, axis=axis)
+            laws += [law(f"slices of axis {axis}", count, same, length, size // length)]
+        if length > 1:
+            count = partial(count_neighbours, axis=axis)
+            trials = size // length * (length // 2)
+            laws += [law(f"neighbours along axis {axis}", count, pair_chances, (), trials)]
+    if shape and 2 < shape[0] <= 8:
+        pairs = (shape[0] * (shape[0] - 1) // 2,)
+        trials = size // shape[0]
+        laws += [law("pairs of slices of axis 0", count_slice_pairs, pair_chances, pairs, trials)]
     for lag in LAGS:
         if 2 * lag <= size:
-            laws += _apart(lag, size, chance, slack)
+            count, trials = partial(count_apart, lag=lag), size // (2 * lag) * lag
+            laws += [law(f"elements {lag} apart", count, pair_chances, (), trials)]
     return laws
 
 
-def _share(name, chance, slack, trials, view, draws=1):
-    def count(kept):
-        return jnp.sum(view(kept), dtype=jnp.int32)[None]
-
-    return Law(name, count, span(lambda c: c, np.full(1, chance), slack), trials, draws)
+@counter
+def count_consecutive(kept):
+    return count_places(kept[0::2] == kept[1::2])
 
 
-def _numbers_kept(size, chance, slack):
-    """How often a draw keeps at most so many: sees whatever makes draws vary more, or less."""
-    limits = np.unique(stats.binom.ppf(QUANTILES, size, chance)).astype(np.int32)
-    limits = limits[(limits >= 0) & (limits < size)]
-
-    def count(kept):
-        number = jnp.sum(kept.reshape(len(kept), -1), axis=1, dtype=jnp.int32)
-        return jnp.sum(number[:, None] <= limits[None], axis=0, dtype=jnp.int32)
-
-    within = span(lambda c: stats.binom.cdf(limits, size, c), np.asarray(chance), slack)
-    return Law("number kept in a draw", count, within)
+@counter
+def count_numbers(kept):
+    """How often a draw keeps at most so many: sees what makes draws vary more, or less."""
+    size = math.prod(kept.shape[1:])
+    number = jnp.sum(kept.reshape(len(kept), -1), axis=1, dtype=jnp.int32)
+    return jnp.cumsum(jnp.bincount(number, length=size + 1))[:-1]
 
 
-def _consecutive_draws(shape, chance, slack):
-    def count(kept):
-        return jnp.sum(kept[0::2] == kept[1::2], axis=0, dtype=jnp.int32)
-
-    within = span(agreement, np.full(shape, chance), slack)
-    return Law("each element in consecutive draws", count, within, draws=2)
+@counter
+def count_next(kept):
+    flat = kept.reshape(len(kept), -1)
+    return count_places(flat[:, 1:] == flat[:, :-1])
 
 
-def _slices(axis, shape, chance, slack):
-    others = tuple(i + 1 for i in range(len(shape)) if i != axis)
-
-    def count(kept):
-        return jnp.sum(kept, axis=(0, *others), dtype=jnp.int32)
-
-    within = span(lambda c: c, np.full(shape[axis], chance), slack)
-    return Law(f"slices of axis {axis}", count, within, math.prod(shape) // shape[axis])
+@counter
+def count_slices(kept, axis):
+    others = tuple(i for i in range(kept.ndim) if i != axis + 1)
+    return jnp.sum(kept, axis=others, dtype=jnp.int32)
 
 
-def _neighbours(axis, shape, chance, slack):
-    half = shape[axis] // 2
-    trials = math.prod(shape) // shape[axis] * half
-
-    def halves(kept):
-        kept = jnp.moveaxis(kept, axis + 1, 1)
-        return kept[:, 0 : 2 * half : 2], kept[:, 1 : 2 * half : 2]
-
-    return _alike(f"neighbours along axis {axis}", halves, trials, chance, slack)
+@counter
+def count_neighbours(kept, axis):
+    kept = jnp.moveaxis(kept, axis + 1, 1)
+    pairs = kept.shape[1] // 2
+    return _pairs(kept[:, 0 : 2 * pairs : 2], kept[:, 1 : 2 * pairs : 2])
 
 
-def _apart(lag, size, chance, slack):
-    blocks = size // (2 * lag)
-
-    def halves(kept):
-        rows = kept.reshape(len(kept), -1)[:, : blocks * 2 * lag].reshape(-1, blocks, 2, lag)
-        return rows[:, :, 0], rows[:, :, 1]
-
-    return _alike(f"elements {lag} apart", halves, blocks * lag, chance, slack)
+@counter
+def count_apart(kept, lag):
+    flat = kept.reshape(len(kept), -1)
+    blocks = flat.shape[1] // (2 * lag)
+    rows = flat[:, : blocks * 2 * lag].reshape(-1, blocks, 2, lag)
+    return _pairs(rows[:, :, 0], rows[:, :, 1])
 
 
-def _alike(name, halves, trials, chance, slack):
-    """Two laws of disjoint pairs: how many are alike, and how many are both the rarer."""
-    rarer = chance <= 0.5
-
-    def alike(kept):
-        first, second = halves(kept)
-        return jnp.sum(first == second, dtype=jnp.int32)[None]
-
-    def rare(kept):
-        first, second = halves(kept)
-        return jnp.sum((first == rarer) & (second == rarer), dtype=jnp.int32)[None]
-
-    laws = ((f"{name} agree", alike, agreement), (f"{name} are both rare", rare, both_rare))
-    return [
-        Law(what, count, span(function, np.full(1, chance), slack), trials)
-        for what, count, function in laws
-    ]
+@counter
+def count_slice_pairs(kept):
+    pairs = itertools.combinations(range(kept.shape[1]), 2)
+    return jnp.stack([_pairs(kept[:, i], kept[:, j]) for i, j in pairs], axis=1)
 
 
-def _pairs_of_first_axis(shape, chance, slack):
-    trials = math.prod(shape[1:])
-    laws = []
-    for i, j in itertools.combinations(range(shape[0]), 2):
-
-        def halves(kept, i=i, j=j):
-            return kept[:, i], kept[:, j]
-
-        laws += _alike(f"slices {i} and {j} of axis 0", halves, trials, chance, slack)
-    return laws
-
-
-def _each_pair(size, chance, slack):
-    def count(kept):
-        flat = kept.reshape(len(kept), -1)
-        return jnp.sum(flat[:, 1:] == flat[:, :-1], axis=0, dtype=jnp.int32)
-
-    within = span(agreement, np.full(size - 1, chance), slack)
-    return Law("each element and the next", count, within)
+def _pairs(first, second):
+    """How many pairs agree, are both True, and are both False."""
+    events = (first == second, first & second, ~(first | second))
+    return jnp.stack([jnp.sum(event, dtype=jnp.int32) for event in events])
 
 
 def of_words(words, chance):
     """Laws of `words` packed words of 32 independent bits in each draw; a power of two."""
-    bits = jax.lax.population_count
-    laws = [_share("share kept", chance, 0, 32 * words, bits)]
-    laws += [_lanes(words, chance)]
-    laws += [_numbers_kept_in_words(words, chance)]
-    for name, word in (("first", 0), ("last", words - 1)):
-        each = by_place(f"each lane of the {name} word", np.full(32, chance))
-        laws += viewed([each], partial(_bits_of_word, word=word))
+
+    def law(name, count, function, places, trials=1, draws=1):
+        return Law(name, count, span(function, np.full(places, chance), 0.0), trials, draws)
+
     parts = min(words, 64)
-    laws += viewed(
-        [_slices(0, (parts, 32 * words // parts), chance, 0.0)],
-        lambda drawn: bits(drawn).reshape(len(drawn), parts, -1),
-        f"{parts} parts: ",
-    )
+    limits = tuple(np.unique(stats.binom.ppf(QUANTILES, 32 * words, chance)).tolist())
+    numbers = (stats.binom.cdf(limits, 32 * words, chance),) * 2
+    laws = [
+        law("share kept", partial(count_parts, parts=1), same, 1, 32 * words),
+        law("each part of 64", partial(count_parts, parts=parts), same, parts, 32 * words // parts),
+        law("each lane", count_lanes, same, 32, words),
+        Law("number kept in a draw", partial(count_words_kept, limits=limits), numbers),
+        law("each lane of the first word", partial(count_word, word=0), same, 32),
+        law("each lane of the last word", partial(count_word, word=words - 1), same, 32),
+        law("consecutive draws", count_consecutive_words, pair_chances, (), 32 * words, draws=2),
+    ]
     for lag in (1, 2, 4, 8, 16):
-        laws += _lanes_apart(lag, words, chance)
-    for lag in 2 ** np.arange(int(math.log2(words))):
-        laws += _words_apart(int(lag), words, chance)
-    laws += _pairs_of_words(
-        "consecutive draws", lambda w: (w[0::2], w[1::2]), 32 * words, chance, 2
-    )
+        count = partial(count_lanes_apart, lag=lag)
+        laws += [law(f"lanes {lag} apart", count, pair_chances, (), 16 * words)]
+    for lag in (2**i for i in range(int(math.log2(words)))):
+        count = partial(count_words_apart, lag=lag)
+        laws += [law(f"words {lag} apart", count, pair_chances, (), 16 * words)]
     return laws
 
 
-def _bits_of_word(drawn, word):
-    return (drawn[:, word, None] >> np.arange(32, dtype=np.uint32)[None]) & np.uint32(1)
+@counter
+def count_parts(drawn, parts):
+    rows = drawn.reshape(len(drawn), parts, -1)
+    return jnp.sum(jax.lax.population_count(rows), axis=(0, 2), dtype=jnp.int32)
 
 
-def _lanes(words, chance):
-    def count(drawn):
-        return lane_counts(drawn.reshape(-1, min(words, 128)))
-
-    return Law("each lane", count, (np.full(32, chance),) * 2, words)
-
-
-def lane_counts(rows):
+@counter
+def count_lanes(drawn):
     """How many words have each of the 32 bits, added four lanes at once in bytes."""
+    rows = drawn.reshape(-1, 128)
     found = []
     for shift in range(8):
         four = (rows >> np.uint32(shift)) & np.uint32(0x01010101)
@@ -282,45 +255,38 @@ def lane_counts(rows):
     return jnp.stack([found[4 * (lane % 8) + lane // 8] for lane in range(32)])
 
 
-def _numbers_kept_in_words(words, chance):
-    law = _numbers_kept(32 * words, chance, 0.0)
-    return viewed([law], jax.lax.population_count)[0]
+@counter
+def count_words_kept(drawn, limits):
+    number = jnp.sum(jax.lax.population_count(drawn), axis=1, dtype=jnp.int32)
+    return jnp.stack([jnp.sum(number <= int(limit), dtype=jnp.int32) for limit in limits])
 
 
-def _lanes_apart(lag, words, chance):
+@counter
+def count_word(drawn, word):
+    bit = np.arange(32, dtype=np.uint32)[None]
+    return jnp.sum((drawn[:, word, None] >> bit) & np.uint32(1), axis=0, dtype=jnp.int32)
+
+
+@counter
+def count_consecutive_words(drawn):
+    return _word_pairs(drawn[0::2], drawn[1::2], np.uint32(2**32 - 1))
+
+
+@counter
+def count_lanes_apart(drawn, lag):
     """Lanes that lie `lag` apart in one word: 16 disjoint pairs."""
     first = np.uint32(sum(1 << lane for lane in range(32) if lane // lag % 2 == 0))
-
-    def halves(drawn):
-        return drawn & first, (drawn >> np.uint32(lag)) & first
-
-    return _pairs_of_words(f"lanes {lag} apart", halves, 16 * words, chance, spare=16)
+    return _word_pairs(drawn, drawn >> np.uint32(lag), first)
 
 
-def _words_apart(lag, words, chance):
-    def halves(drawn):
-        rows = drawn.reshape(len(drawn), -1, 2, lag)
-        return rows[:, :, 0], rows[:, :, 1]
-
-    return _pairs_of_words(f"words {lag} apart", halves, 16 * words, chance)
+@counter
+def count_words_apart(drawn, lag):
+    rows = drawn.reshape(len(drawn), -1, 2, lag)
+    return _word_pairs(rows[:, :, 0], rows[:, :, 1], np.uint32(2**32 - 1))
 
 
-def _pairs_of_words(name, halves, trials, chance, draws=1, spare=0):
-    """The two laws of pairs, of which `spare` bits a word are 0 in both halves."""
-    bits = jax.lax.population_count
-    flip = np.uint32(0 if chance <= 0.5 else 2**32 - 1)
-
-    def alike(drawn):
-        first, second = halves(drawn)
-        agree = bits(~(first ^ second)).astype(jnp.int32) - spare
-        return jnp.sum(agree, dtype=jnp.int32)[None]
-
-    def rare(drawn):
-        first, second = halves(drawn ^ flip)
-        return jnp.sum(bits(first & second), dtype=jnp.int32)[None]
-
-    laws = ((f"{name} agree", alike, agreement), (f"{name} are both rare", rare, both_rare))
-    return [
-        Law(what, count, (function(np.full(1, chance)),) * 2, trials, draws)
-        for what, count, function in laws
-    ]
+def _word_pairs(first, second, lanes):
+    """How many pairs of bits at `lanes` agree, are both 1, and are both 0."""
+    events = (~(first ^ second), first & second, ~(first | second))
+    bits = [jax.lax.population_count(event & lanes) for event in events]
+    return jnp.stack([jnp.sum(each, dtype=jnp.int32) for each in bits])
