@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-import jaxdrop.core.oldest_jax
 from jaxdrop import checks, match, rescale, uncertainty
 from jaxdrop.core.bernoulli import draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask

@@ -21,7 +21,7 @@ jaxtyping.install_import_hook(
 
 
 def pytest_collection_finish():
-    """Searches what is imported no more for garbage, and the rest less often: a tenth of the time."""
+    """Looks for garbage in less and less often, which takes a tenth of the time otherwise."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

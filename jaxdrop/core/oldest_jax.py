@@ -1,12 +1,15 @@
-"""The oldest JAX that jaxdrop runs on; imported before all else, which would fail less clearly."""
+"""The oldest JAX that jaxdrop runs on; asked before all else, which would fail less clearly."""
 
 import jax
 
 OLDEST_JAX = (0, 7, 2)
 
-if jax.__version_info__ < OLDEST_JAX:
-    oldest = ".".join(map(str, OLDEST_JAX))
-    raise ImportError(
-        f"jaxdrop: jax must be {oldest} or newer; got {jax.__version__}. "
-        f"Run `pip install 'jax>={oldest}'`."
-    )
+
+def require_jax() -> None:
+    """Refuses an older JAX."""
+    if jax.__version_info__ < OLDEST_JAX:
+        oldest = ".".join(map(str, OLDEST_JAX))
+        raise ImportError(
+            f"jaxdrop: jax must be {oldest} or newer; got {jax.__version__}. "
+            f"Run `pip install 'jax>={oldest}'`."
+        )
