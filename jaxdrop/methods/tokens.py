@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Shaped
 from jaxdrop.core import validate
 from jaxdrop.core.apply import select
 from jaxdrop.core.bernoulli import bernoulli_mask
-from jaxdrop.core.compat import debug_check
+from jaxdrop.core.compat import debug_check, vary_as
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout, other_axes
 from jaxdrop.core.sharding import laid_like, whole_along
@@ -298,7 +298,7 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     debug_check(inside, f"positions must lie in [0, {length})")
     axis, kept = positions.ndim - 1, positions.shape[-1]
     if kept == 0:
-        return fill
+        return vary_as(fill, (tokens, positions))
 
     # A gather by the inverse of the positions. Unlike a scatter of the tokens it
     # leaves nothing of the size of the result for the gradient.

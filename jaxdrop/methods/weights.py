@@ -220,9 +220,10 @@ def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: L
     def add(mask: Mask, threshold: Threshold, x: Array, target: Array) -> Array:
         # W + (W - U) p / q where kept: exact where p is 0, and no cancellation near it.
         q, p = threshold.probabilities(compute_dtype(x))
-        more = times(widen(x) - widen(target), p / jnp.where(q == 0, 1, q))
-        kept = widen(x) + jnp.where(p == 0, jnp.zeros_like(more), more)
-        mixed = jnp.where(unpack_for(mask, x), kept, widen(target))
+        wide, target = widen(x), widen(target)  # once, so that gradients are rounded once
+        more = times(wide - target, p / jnp.where(q == 0, 1, q))
+        kept = wide + jnp.where(p == 0, jnp.zeros_like(more), more)
+        mixed = jnp.where(unpack_for(mask, x), kept, target)
         return poisoned(mask, mixed).astype(x.dtype)
 
     threshold = settle(rate)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import numpy_reference as reference
-from reference_methods import Diagonal, only
+from reference_methods import Diagonal, Unclear, only
 
 FARTHEST = 80.0
 
@@ -74,6 +74,11 @@ def concrete(key, logit, shape, unit, shared, temperature):
     # What z loses is a share of sigmoid(z), times sigmoid(-z), its logarithmic slope.
     of_z = (lost + unit * np.abs(near + noise)) / temperature + 2 * unit * np.abs(z)
     kept = np.exp(-np.logaddexp(0, -z))
+    # What is flushed to 0 drops even an infinity.
+    normal_from, zero_below = (2.0**-125, 2.0**-150) if unit > 2.0**-50 else (2.0**-1021, 0)
+    if ((zero_below < kept) & (kept < normal_from)).any():
+        raise Unclear
+    kept = np.where(kept < normal_from, 0, kept)
     factor = kept * (1 + math.exp(near))
     error = factor * (of_z * np.exp(-np.logaddexp(0, z)) + 14 * unit)
-    return Diagonal(np.ones(shape, bool), factor, error)
+    return Diagonal(np.broadcast_to(factor > 0, shape), factor, error)
