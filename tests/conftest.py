@@ -43,10 +43,9 @@ hypothesis.settings.register_profile(
 # after this file, so it overrides the profile that is loaded here.
 hypothesis.settings.register_profile(
     "nightly",
-    deadline=None,
+    hypothesis.settings.get_profile("default"),
     max_examples=5000,
     derandomize=False,
     print_blob=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("default")

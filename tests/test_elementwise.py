@@ -9,6 +9,7 @@ import numpy_reference as reference
 import pytest
 from enumeration import keep_prob_of, moments, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
+from reference_methods import Key
 
 from jaxdrop import (
     alpha_dropout,
@@ -97,9 +98,7 @@ def test_gaussian_noise_is_symmetric_and_independent_of_dtype():
 
 
 def test_gaussian_dropout_is_the_formula_of_box_and_muller():
-    position = np.arange(64, dtype=np.uint32)
-    counters = position, np.full(64, 0x80000000, np.uint32)
-    first, second = reference.threefry_2x32_wrapping((0, 0), *counters)
+    first, second = Key("raw", (0, 0)).pair((64,))
     u, t = (first + 0.5) / 2**32, (second.view(np.int32) + 0.5) / 2**31
     e = np.sqrt(-2 * np.log(u)) * np.sin(np.pi / 2 * t)
     with enable_x64():

@@ -5,11 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import optax
 import pytest
 from jax.scipy.special import logit
 from modes import enable_x64, make_key, quick_jit
+from reference_methods import Key
 from scipy import special, stats
 
 from jaxdrop import (
@@ -60,9 +60,7 @@ def test_concrete_mask_has_the_published_law(rate, temperature):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
 def test_concrete_dropout_is_its_formula_of_uniform_numbers(temperature):
-    position = np.arange(64, dtype=np.uint32)
-    counters = position, np.full(64, 0x80000000, np.uint32)
-    u = (reference.threefry_2x32_wrapping((0, 0), *counters)[0] + 0.5) / 2**32
+    u = (Key("raw", (0, 0)).pair((64,))[0] + 0.5) / 2**32
     z = special.expit(-(special.logit(0.3) + special.logit(u)) / temperature)
     with enable_x64():
         at, x = jnp.asarray(special.logit(0.3)), jnp.full(64, 3.0)

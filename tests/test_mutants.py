@@ -1,23 +1,16 @@
 """The patches of `tests/mutants` fit the package as it is, and name tests that there are."""
 
 import ast
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from scripts import load
 
 TESTS = Path(__file__).parent
 
 
-def loaded(path):
-    spec = importlib.util.spec_from_file_location("run_mutants", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runner = loaded(TESTS / "mutants" / "run.py")
+runner = load(TESTS / "mutants" / "run.py")
 MUTANTS = runner.all_mutants()
 
 

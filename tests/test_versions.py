@@ -1,11 +1,11 @@
 """Which versions of JAX are supported: one place says it, and all others agree."""
 
 import subprocess
-import sys
 import tomllib
 
 import jax
-from scripts import ROOT
+import pytest
+from scripts import ROOT, run
 
 from jaxdrop.core.oldest_jax import OLDEST_JAX
 
@@ -16,22 +16,20 @@ def imported_with(version):
     """Imports the package in a process whose JAX says that it is another."""
     info = tuple(map(int, version.split(".")))
     pretend = f"jax.__version__, jax.__version_info__ = {version!r}, {info}"
-    code = f"import jax; {pretend}; import jaxdrop"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return run("-c", f"import jax; {pretend}; import jaxdrop")
 
 
 def test_jax_below_the_oldest_is_a_clear_error():
-    process = imported_with("0.7.1")
-    assert process.returncode == 1
-    assert process.stderr.splitlines()[-1] == (
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        imported_with("0.7.1")
+    assert failed.value.stderr.splitlines()[-1] == (
         f"ImportError: jaxdrop: jax must be {OLDEST} or newer; got 0.7.1. "
         f"Run `pip install 'jax>={OLDEST}'`."
     )
 
 
 def test_oldest_jax_is_no_error():
-    process = imported_with(OLDEST)
-    assert process.returncode == 0, process.stderr
+    assert imported_with(OLDEST).returncode == 0
 
 
 def test_this_jax_is_supported():

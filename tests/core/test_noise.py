@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from modes import enable_x64, make_key
+from reference_methods import Key
 
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
@@ -15,9 +15,7 @@ SHAPE = (40, 50)
 
 def words():
     """Both words of each number, as integers of 64 bits."""
-    position = np.arange(np.prod(SHAPE), dtype=np.uint32).reshape(SHAPE)
-    counter = np.full(SHAPE, np.uint32(2**31))
-    return (w.astype(np.int64) for w in reference.threefry_2x32_wrapping(WORDS, position, counter))
+    return (word.astype(np.int64) for word in Key("raw", WORDS).pair(SHAPE))
 
 
 def normal():

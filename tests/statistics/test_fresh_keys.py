@@ -4,7 +4,6 @@ Controls are drawn by NumPy from fixed seeds, at about the smallest fault that t
 power says is found; the run itself is `python tests/statistics/fresh_keys.py`.
 """
 
-import importlib.util
 import itertools
 import math
 from dataclasses import replace
@@ -17,19 +16,13 @@ import pytest
 from fresh_laws import independent, of_words, p_values, smallest_found
 from fresh_panels import all_panels
 from method_table import CUTOUT, METHODS
+from scripts import load
 
 LEVEL = 1e-11  # about that of one test in the run
 DRAWS, SHAPE, CHANCE = 2**14, (4, 40), 0.9
 
 
-def loaded(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fresh_keys = loaded(Path(__file__).with_name("fresh_keys.py"))
+fresh_keys = load(Path(__file__).with_name("fresh_keys.py"))
 
 
 def exact_tails(trials, chance):

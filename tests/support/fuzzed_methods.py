@@ -13,7 +13,7 @@ import reference_methods as reference
 import reference_noise
 import reference_sums
 from hypothesis import strategies as st
-from method_table import FLOATS
+from method_table import FLOATS, attend, draw_then_apply
 
 import jaxdrop
 from jaxdrop import rescale
@@ -94,7 +94,7 @@ def blocks(draw, shape):
     axes = images(draw, shape)
     count = len(reference.all_but(shape, axes.values()))
     edges = draw(st.tuples(*[st.sampled_from([2, 3, 1, 4])] * count))
-    return {**axes, "block_size": edges, "exact": draw(st.booleans())}
+    return {**axes, "block_size": edges}
 
 
 def squares(draw, shape):
@@ -132,10 +132,6 @@ def by_rule(rule):
         return jaxdrop.dropout(key, x, rate, broadcast_dims=shared, rescale=rule(axis))
 
     return run
-
-
-def draw_then_apply(key, x, rate, shared):
-    return jaxdrop.apply_mask(jaxdrop.draw_mask(key, x.shape, rate, broadcast_dims=shared), x)
 
 
 def tokens_and_back(key, x, rate, axis, prefix):
@@ -176,14 +172,9 @@ def zone_out(key, x, rate):
     return jaxdrop.zoneout(key, x, rate, old=other_for(x))
 
 
-def attend(key, x, rate, is_causal, shared, query_block, key_block):
-    """The dropped weights themselves: `x` are the logits, and the values an identity matrix."""
-    *batch, _, keys = x.shape
-    query, keys_of = jnp.zeros_like(x)[..., None, :], jnp.zeros((*batch, keys, 1, keys), x.dtype)
-    value = jnp.broadcast_to(jnp.eye(keys, dtype=x.dtype)[:, None], keys_of.shape)
-    options = {"query_block_size": query_block, "key_block_size": key_block}
-    options |= {"is_causal": is_causal, "broadcast_dims": shared, "bias": jnp.expand_dims(x, -3)}
-    return jaxdrop.dot_product_attention(key, query, keys_of, value, rate, **options)[..., 0, :]
+def attend_with(key, x, rate, is_causal, shared, query_block, key_block):
+    blocks = {"query_block_size": query_block, "key_block_size": key_block}
+    return attend(key, x, rate, is_causal=is_causal, broadcast_dims=shared, **blocks)
 
 
 def like(other):
@@ -249,7 +240,7 @@ finite = partial(Fuzzed, options=over, specials=(), told=narrow_sums)
 
 FUZZED = {
     "dropout": Fuzzed(elementwise(jaxdrop.dropout), reference.expected, shared, most=4),
-    "draw_mask+apply_mask": Fuzzed(draw_then_apply, reference.expected, shared),
+    "draw_mask+apply_mask": Fuzzed(elementwise(draw_then_apply), reference.expected, shared),
     "dropout+realized": Fuzzed(by_rule(rescale.realized), reference.realized, shared_and_over),
     "dropout+none": Fuzzed(
         elementwise(jaxdrop.dropout, rescale=rescale.none), reference.unscaled, shared
@@ -315,7 +306,7 @@ FUZZED = {
         told=lambda traced, dtype: {"lowest": float(jnp.finfo(dtype).min)},
     ),
     "dot_product_attention": Fuzzed(
-        attend,
+        attend_with,
         reference_sums.attention,
         attention_options,
         least=2,

@@ -91,15 +91,15 @@ def drop_key_then_softmax(key: jax.Array, x: jax.Array, rate: Any, **options: An
     return jax.nn.softmax(jaxdrop.drop_key(key, x, rate, **options))
 
 
-def attend(key: jax.Array, x: jax.Array, rate: Any) -> jax.Array:
+def attend(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
     """The dropped weights themselves: `x` are the logits, and the values an identity matrix."""
     if getattr(x, "ndim", 0) < 2:  # no weights
         return jaxdrop.dot_product_attention(key, x, x, x, rate)
     *batch, queries, keys = x.shape
     query, key_array = (jnp.zeros((*batch, n, 1, keys), x.dtype) for n in (queries, keys))
     value = jnp.broadcast_to(jnp.eye(keys, dtype=x.dtype)[:, None], key_array.shape)
-    bias = jnp.expand_dims(x, -3)
-    return jaxdrop.dot_product_attention(key, query, key_array, value, rate, bias=bias)[..., 0, :]
+    options["bias"] = jnp.expand_dims(x, -3)
+    return jaxdrop.dot_product_attention(key, query, key_array, value, rate, **options)[..., 0, :]
 
 
 def logit(rate: Any) -> jax.Array:

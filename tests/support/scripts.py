@@ -1,5 +1,6 @@
 """Runs examples and benchmarks as a user would: in a process of their own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,6 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
+
+
+def load(path):
+    """The module of a file that lies on no path of modules."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(*command, devices=1, **environment):
