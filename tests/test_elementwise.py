@@ -42,7 +42,7 @@ def test_alpha_dropout_keeps_mean_zero_and_variance_one(rate):
 def test_alpha_dropout_is_its_formula(rate):
     scale, alpha = 1.0507009873554805, 1.6732632423543772  # of SELU
     limit, keep = -scale * alpha, reference.mask((0, 0), (5, 7), rate)
-    q = reference.keep_units(rate) / 2**32
+    q = reference.keep_prob(rate)
     a = (q + limit**2 * q * (1 - q)) ** -0.5
     with enable_x64():
         x = jnp.linspace(-2, 3, 35).reshape(5, 7)

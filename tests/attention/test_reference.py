@@ -49,7 +49,7 @@ def attention_in_numpy(case, moving, fixed):
     scale = case.features**-0.5 if case.scale is None else case.scale
     kept_shape = tuple(1 if i in case.shared else n for i, n in enumerate(case.weights_shape))
     kept = over_weights(numpy_reference.mask(KEY_WORDS, kept_shape, case.rate), shape)
-    keep_prob = numpy_reference.keep_units(case.rate) / 2**32
+    keep_prob = numpy_reference.keep_prob(case.rate)
     seen, out = sees(case, fixed, shape), np.zeros(query.shape)
     for b, n, t in itertools.product(*map(range, shape[:3])):
         (keys,) = np.nonzero(seen[b, n, t])

@@ -48,7 +48,7 @@ def test_mask_equals_the_reference(count, data, key, shape, rate):
         kept, keep_prob = np.asarray(mask.unpack()), float(mask.keep_prob)
     ones = only(shape, shared)
     np.testing.assert_array_equal(kept, reference.mask(key[1].words, ones, float(given_rate)))
-    q = reference.keep_units(float(given_rate)) / reference.UNITS
+    q = reference.keep_prob(float(given_rate))
     assert keep_prob == (q if wide else np.float32(q))
     count()
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from fresh_laws import Law, by_place, independent, never, viewed
 from method_table import CUTOUT, METHODS
-from numpy_reference import keep_units
+from numpy_reference import keep_prob
 from scipy import stats
 
 import jaxdrop
@@ -49,10 +49,6 @@ class Panel:
     decisions: int  # at random, in one draw
     operands: tuple[float, ...] = ()  # float32; panels that differ in them share a program
     weight: float = 1  # draws, of those asked for
-
-
-def keep_prob(rate):
-    return keep_units(rate) / 2**32
 
 
 def method_panels():

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from fresh_laws import independent, of_words
-from fresh_methods import Panel, cutout_panel, keep_prob, method_panels
+from fresh_methods import Panel, cutout_panel, method_panels
+from numpy_reference import keep_prob
 
 import jaxdrop
 

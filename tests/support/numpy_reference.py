@@ -60,6 +60,11 @@ def keep_units(rate):
     return UNITS - small if rate < 0.5 else small
 
 
+def keep_prob(rate):
+    """The keep probability that is drawn with, for a float rate."""
+    return keep_units(rate) / UNITS
+
+
 def merged_axes(shape, apart=0):
     """How many trailing axes share a row of words; the first `apart` never do."""
     for count in range(1, len(shape) - apart + 1):

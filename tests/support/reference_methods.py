@@ -106,7 +106,7 @@ def times(factor, x):
 def kept_of(key, shape, rate, shared):
     """Which elements are kept, of size 1 along shared axes, and the probability drawn with."""
     ones = only(shape, shared)
-    return reference.mask(key.words, ones, rate), reference.keep_units(rate) / reference.UNITS
+    return reference.mask(key.words, ones, rate), reference.keep_prob(rate)
 
 
 def only(shape, shared):

@@ -52,7 +52,7 @@ def times_normal(key, shape, unit, shared, spread):
 
 
 def gaussian(key, rate, shape, unit, shared):
-    q = reference.keep_units(rate) / reference.UNITS
+    q = reference.keep_prob(rate)
     if q == 0:
         return Diagonal(np.zeros(shape, bool))
     return times_normal(key, shape, unit, shared, math.sqrt((1 - q) / q))
