@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -114,31 +115,63 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
 
     A number of which a higher digit is below the threshold's is kept, whatever
     its lower digits said: where the threshold's digit is 1, `m = m | ~r`, and
-    where it is 0, `m = m & ~r`. That is the majority of `m`, `~r` and the
-    digit. A loop, so that XLA computes each word once: written out, the words
-    would be fused into the selection and computed again for each element.
+    where it is 0, `m = m & ~r`. That is the majority of `m`, `~r` and the digit.
+
+    Each word must be computed once and written out. On a CPU that takes a
+    loop: XLA would fuse what is written out pair by pair into the selection,
+    and compute it again for each element. On a GPU it is the other way round:
+    written out it is one kernel that reads nothing, while a loop would start
+    kernels in each trip, and pass all words and addresses between them through
+    memory.
     """
-    a_trip = min(_PAIRS_A_TRIP, pairs // 2)
+    start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
+    return lax.platform_dependent(
+        start,
+        (key, digits, address),
+        cpu=partial(_fold_in_a_loop, pairs=pairs),
+        default=partial(_fold_written_out, pairs=pairs),
+    )
+
+
+Source: TypeAlias = tuple[ThreefryKey, UInt32[Array, ""], Address]
+"""What a fold draws from: the key, the digits of the threshold, the words' addresses."""
+
+
+def _fold_written_out(start: Words, source: Source, *, pairs: int) -> Words:
+    kept = start
+    for pair in reversed(range(pairs)):
+        kept = _fold_pair(kept, source, np.uint32(pair))
+    return kept
+
+
+def _fold_in_a_loop(start: Words, source: Source, *, pairs: int) -> Words:
+    a_trip = min(_PAIRS_A_TRIP, pairs // 2)  # XLA inlines a loop of one trip
 
     def trip(i: UInt32[Array, ""], kept: Words) -> Words:
         for j in range(a_trip):
-            pair = np.uint32(pairs - 1 - j) - i * np.uint32(a_trip)
-            upper, lower = draw_pair(key, address, pair)
-            kept = _majority(kept, ~lower, _digit(threshold, 2 * pair + np.uint32(1)))
-            kept = _majority(kept, ~upper, _digit(threshold, 2 * pair))
+            kept = _fold_pair(kept, source, np.uint32(pairs - 1 - j) - i * np.uint32(a_trip))
         return kept
 
     # The zeros give the loop's state the sharding and mesh axes that its
     # result will have, which `zeros_like` does not on JAX 0.12; XLA folds them.
+    key, _, address = source
     zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
-    return lax.fori_loop(np.uint32(0), np.uint32(pairs // a_trip), trip, zeros | threshold.start)
+    return lax.fori_loop(np.uint32(0), np.uint32(pairs // a_trip), trip, zeros | start)
+
+
+@jax.jit  # so that all pairs share one jaxpr
+def _fold_pair(kept: Words, source: Source, pair: UInt32[Array, ""]) -> Words:
+    key, digits, address = source
+    upper, lower = draw_pair(key, address, pair)
+    kept = _majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
+    return _majority(kept, ~upper, _digit(digits, 2 * pair))
 
 
 def _majority(a: Words, b: Words, c: Words) -> Words:
     return (a & c) | (b & (a | c))
 
 
-def _digit(threshold: Threshold, place: UInt32[Array, ""]) -> UInt32[Array, ""]:
-    """Digit `place` of the threshold (0 is the highest), spread over a word."""
-    bit = (jnp.asarray(threshold.digits) >> (np.uint32(31) - place)) & np.uint32(1)
+def _digit(digits: UInt32[Array, ""], place: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    """One of the digits (0 is the highest), spread over a word."""
+    bit = (digits >> (np.uint32(31) - place)) & np.uint32(1)
     return np.uint32(0) - bit
