@@ -21,6 +21,7 @@ from typing import Any
 import flax
 import flax.linen
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
@@ -76,18 +77,28 @@ def attend(rng: Array, *arrays: Array, rate: float, **options: Any) -> Array:
     return jaxdrop.dot_product_attention(rng, *arrays, rate, **options)
 
 
-def program(attention: Attention, way: str, shape: Sequence[int], dtype: str) -> Any:
-    """The compiled output, or the output and the cotangents of query, key and value."""
+def with_gradient(attention: Attention) -> Callable[..., Any]:
+    """Of a key, query, key, value and a cotangent: the output and the three cotangents."""
 
     def both(rng: Array, *arrays: Array) -> Any:
         *arrays, cotangent = arrays
         out, pull = jax.vjp(partial(attention, rng), *arrays)
         return out, pull(cotangent)
 
-    x = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return both
+
+
+def arguments_of(way: str, shape: Sequence[int], dtype: str) -> list[jax.ShapeDtypeStruct]:
+    """Types of query, key and value, and of the cotangent where the way needs one."""
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    return [x] * (3 if way == "forward" else 4)
+
+
+def program(attention: Attention, way: str, shape: Sequence[int], dtype: str) -> Any:
+    """The compiled output, or the output and the cotangents of query, key and value."""
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    function, count = (attention, 3) if way == "forward" else (both, 4)
-    return jax.jit(function).lower(rng, *[x] * count).compile()
+    function = attention if way == "forward" else with_gradient(attention)
+    return jax.jit(function).lower(rng, *arguments_of(way, shape, dtype)).compile()
 
 
 def arrays(shape: Sequence[int], dtype: str, way: str) -> list[Array]:

@@ -2,9 +2,7 @@
 
 import math
 import random
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +20,6 @@ Record: TypeAlias = dict[str, Any]
 
 REFERENCES = {"over_jaxdrop": OURS, "over_double": BASELINE}
 _XORS_A_BLOCK = 20  # one in each round of Threefry-2x32-20
-_LEAST_XORS_A_BLOCK = 19  # the last is left out where the second word is not used
 
 
 @dataclass(frozen=True)
@@ -104,39 +101,6 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
         value = getattr(value, "jaxpr", value)
         if hasattr(value, "eqns"):
             yield value
-
-
-def compiled_blocks(compiled: Compiled) -> int:
-    """Threefry blocks that a compiled program computes, read from its text.
-
-    Each computation is counted as often as it is called, and the body of a loop
-    as often as it runs. So what XLA has fused into several loops, and computes
-    again in each, counts several times. Within one loop it may still compute a
-    block once for each element that the block is broadcast to, or only once.
-    """
-    computations: dict[str, list[str]] = {}
-    entry = ""
-    for line in (compiled.as_text() or "").splitlines():
-        if start := re.match(r"(ENTRY )?%?([\w.-]+) \(.*{$", line):
-            lines = computations.setdefault(start[2], [])
-            entry = start[2] if start[1] else entry
-        elif line.startswith(" "):
-            lines.append(line)
-    return _blocks_of_computation(entry, computations)
-
-
-def _blocks_of_computation(name: str, computations: dict[str, list[str]]) -> int:
-    blocks, xors = 0, Counter[str]()
-    for line in computations[name]:
-        xors.update(re.findall(r"= u32\[([\d,]*)\]\S* xor\(", line))
-        for kind, called in re.findall(r"(calls|to_apply|body)=%?([\w.-]+)", line):
-            trips = re.search(r'"known_trip_count":{"n":"(\d+)"', line) if kind == "body" else None
-            times = int(trips[1]) if trips else 1
-            blocks += times * _blocks_of_computation(called, computations)
-    return blocks + sum(
-        math.prod(int(n) for n in sizes.split(",") if n) * (count // _LEAST_XORS_A_BLOCK)
-        for sizes, count in xors.items()
-    )
 
 
 def compare(

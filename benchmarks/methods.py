@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from compiled import Program
 from elementwise import (
     Record,
     compile_drop,
-    compiled_blocks,
     elements,
     kept_bytes,
     run_of,
@@ -191,7 +191,7 @@ def _compare_direction(
     samples[_PROMISE] = samples[_PASS] + samples[_MASK]
     records = summarise(samples, {"over_promise": _PROMISE, "over_pass": _PASS})
     for which, program in compiled.items():
-        records[which]["threefry_blocks"] = compiled_blocks(program)
+        records[which]["threefry_blocks"] = Program(program.as_text()).threefry_blocks()
         records[which]["temporary_bytes"] = temporary_bytes(program)
     return records
 

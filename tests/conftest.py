@@ -20,6 +20,11 @@ jaxtyping.install_import_hook(
 )
 
 
+def pytest_addoption(parser):
+    """How to try the tests that are marked for accelerators where there is none."""
+    parser.addoption("--accelerator", help="run the tests marked so on this platform: cpu")
+
+
 def pytest_collection_finish():
     """Looks for garbage in less and less often, which takes a tenth of the time otherwise."""
     gc.collect()

@@ -2,7 +2,7 @@
 
 import json
 
-from scripts import ROOT, run
+from scripts import ROOT, load, run
 
 
 def test_benchmark_runs_without_peers(tmp_path):
@@ -27,3 +27,70 @@ def test_benchmark_of_attention_runs(tmp_path):
         assert found["times"]["float32"]["gradient"][name]["median_ms"] > 0
     assert found["long"]["temporary_mib"] > 0
     assert (tmp_path / "attention.png").exists()
+
+
+def test_benchmark_of_the_memory_limit_runs_without_peers(tmp_path):
+    printed = run(
+        *(ROOT / "benchmarks" / "memory_limit.py", "--quick", "--peers"),
+        *("--out", tmp_path / "memory_limit"),
+    ).stdout
+    found = json.loads((tmp_path / "memory_limit.json").read_text())
+    assert "| in context, forward + backward, bfloat16 | 64 K | 0.1 |" in printed
+    assert found["copy"]["gb_per_s"] > 0
+    assert all(record["median_ms"] > 0 for record in found["workloads"])
+    steps = [record["candidate"] for record in found["transformer"]["steps"]]
+    assert steps == ["no dropout", "jaxdrop", "jaxdrop, weights in memory"]
+    assert (tmp_path / "memory_limit.png").exists()
+
+
+def test_programs_are_examined(tmp_path):
+    run(
+        *(ROOT / "benchmarks" / "programs.py", "--elements", str(2**20), "--peers"),
+        *("--attention", "1", "64", "2", "8", "--out", tmp_path / "programs.json"),
+    )
+    found = json.loads((tmp_path / "programs.json").read_text())["programs"]
+    alone = {r["candidate"]: r for r in found if r["program"] == "forward, rate 0.1"}
+    assert alone["jaxdrop"]["threefry_blocks"] == 2**20 // 4
+    assert alone["x * 2"]["kernels_started"] == 1
+    assert alone["x * 2"]["moved_mib"] == alone["x * 2"]["must_move_mib"] == 4
+
+
+PROGRAM = """
+%fused (p0: f32[8,4], p1: s32[]) -> f32[2,4] {
+  %p0 = f32[8,4]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %part = f32[2,4]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={2,4}
+}
+
+%update (p0.1: f32[8,4], p1.1: f32[2,4], p2.1: s32[]) -> f32[8,4] {
+  %p0.1 = f32[8,4]{1,0} parameter(0)
+  %p1.1 = f32[2,4]{1,0} parameter(1)
+  %p2.1 = s32[] parameter(2)
+  ROOT %new = f32[8,4]{1,0} dynamic-update-slice(%p0.1, %p1.1, %p2.1, %p2.1)
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %state = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%state), index=1
+  %rows = f32[2,4]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused
+  %y = f32[8,4]{1,0} fusion(%x, %rows, %i), kind=kLoop, calls=%update
+  ROOT %next = (s32[], f32[8,4]{1,0}) tuple(%i, %y)
+}
+
+ENTRY %main (x.1: f32[8,4]) -> (s32[], f32[8,4]) {
+  %x.1 = f32[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,4]{1,0}) tuple(%zero, %x.1)
+  ROOT %end = (s32[], f32[8,4]{1,0}) while(%start), body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+def test_kernels_of_a_loop_count_as_often_as_it_runs_and_slices_as_parts():
+    kernels = load(ROOT / "benchmarks" / "compiled.py").Program(PROGRAM).kernels()
+    assert [(k.name, k.runs, k.read, k.written) for k in kernels] == [
+        ("rows", 3, 32 + 4, 32),
+        ("y", 3, 0 + 32 + 4, 32),
+    ]

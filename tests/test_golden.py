@@ -1,38 +1,17 @@
 """Masks are a promise: the same in every mode and every supported version of JAX."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from golden_masks import BERNOULLI, FIXED, GOLDEN, GOLDEN_METHODS, draw, key_of, stored
 from method_table import CUTOUT, METHODS, pattern
 from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key
 
 import jaxdrop
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("masks.json").read_text())
-GOLDEN_METHODS = json.loads(Path(__file__).with_name("golden").joinpath("methods.json").read_text())
-BERNOULLI = [case for case in GOLDEN if "rate" in case]
 ONE_SHAPE = [case for case in GOLDEN if case["shape"] == [2, 3, 40]]
-FIXED = [case for case in GOLDEN if "count" in case]
-
-
-def stored(case):
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(case["mask"]), np.uint8))
-    return bits[: int(np.prod(case["shape"], dtype=int))].reshape(case["shape"]).astype(bool)
-
-
-def key_of(case):
-    return jax.random.wrap_key_data(np.array(case["key"], np.uint32), impl=case["impl"])
-
-
-def draw(key, case, rate=None):
-    if "count" in case:
-        return jaxdrop.draw_fixed_count_mask(key, case["shape"], case["count"], axis=-1).unpack()
-    return jaxdrop.draw_mask(key, case["shape"], case["rate"] if rate is None else rate).unpack()
 
 
 def assert_all_equal(cases, drawn):

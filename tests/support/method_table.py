@@ -55,11 +55,14 @@ class Method:
             return jnp.ones(y.shape, bool)
         return ~jnp.isclose(y, dropped, rtol=1e-6, atol=0)
 
+    def pattern(self, y: jax.Array, rate: float) -> np.ndarray:
+        """What was dropped from ones; where nothing is dropped, the signs of the noise."""
+        return np.asarray(y > 1 if self.at_dropped(rate) is None else self.kept(y, rate))
+
 
 def pattern(method: Method, key: jax.Array, rate: float = 0.3) -> np.ndarray:
-    """What one key drops from ones; where nothing is dropped, the signs of the noise."""
-    y = method.run(key, jnp.ones(method.shape), rate)
-    return np.asarray(y > 1 if method.at_dropped(rate) is None else method.kept(y, rate))
+    """What one key drops from ones."""
+    return method.pattern(method.run(key, jnp.ones(method.shape), rate), rate)
 
 
 def cut(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:

@@ -1,0 +1,158 @@
+"""What XLA made of a program, read from the compiled text: its kernels, their bytes, its blocks.
+
+Each computation is counted as often as it is called, and the body of a loop as
+often as it runs.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+_LEAST_XORS_A_BLOCK = 19  # of 20 rounds; the last is left out where the second word is not used
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
+_ARRAY = re.compile(r"\b([a-z]+(\d*)\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(calls|to_apply|body)=%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"')
+
+# What starts no kernel: it names or groups buffers.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    line: str
+
+    def called(self) -> Iterator[tuple[str, int]]:
+        """The computations that it calls, and how often."""
+        for kind, name in _CALLED.findall(self.line):
+            trips = _TRIPS.search(self.line) if kind == "body" else None
+            yield name, int(trips[1]) if trips else 1
+
+
+class Kernel(NamedTuple):
+    """What is started once, and how often: bytes are those of one run."""
+
+    name: str
+    opcode: str
+    runs: int
+    read: int
+    written: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written by all runs."""
+        return self.runs * (self.read + self.written)
+
+
+class Program:
+    """A compiled program, by its computations."""
+
+    def __init__(self, text: str) -> None:
+        self._computations: dict[str, list[Instruction]] = {}
+        lines: list[Instruction] = []
+        for line in text.splitlines():
+            if start := _COMPUTATION.match(line):
+                lines = self._computations.setdefault(start[2], [])
+                if start[1]:
+                    self._entry = start[2]
+            elif found := _INSTRUCTION.match(line):
+                name, type_, opcode, rest = found.groups()
+                operands = tuple(re.findall(r"%([\w.-]+)", rest.split(")")[0]))
+                lines.append(Instruction(name, type_, opcode, operands, line))
+
+    def kernels(self) -> list[Kernel]:
+        """What is started, in order; a fusion is one kernel.
+
+        What a kernel only slices, or updates in place, counts as the part.
+        """
+        return list(self._kernels(self._entry, 1))
+
+    def threefry_blocks(self) -> int:
+        """Threefry blocks computed.
+
+        What XLA has fused into several kernels, and computes again in each,
+        counts several times. Within one it may still compute a block once for
+        each element that the block is broadcast to, or only once.
+        """
+        partial = Counter[int]()
+        whole = self._blocks(self._entry, 1, partial)
+        return whole + sum(n * (count // _LEAST_XORS_A_BLOCK) for n, count in partial.items())
+
+    def _kernels(self, name: str, runs: int) -> Iterator[Kernel]:
+        types = {line.name: line.type for line in self._computations[name]}
+        for line in self._computations[name]:
+            if line.opcode in ("while", "call", "conditional"):
+                for inner, times in line.called():
+                    yield from self._kernels(inner, runs * times)
+            elif line.opcode not in _FREE:
+                yield Kernel(line.name, line.opcode, runs, *self._moved(line, types))
+
+    def _moved(self, kernel: Instruction, types: Mapping[str, str]) -> tuple[int, int]:
+        sizes = [bytes_of(types.get(operand, "")) for operand in kernel.operands]
+        written = bytes_of(kernel.type)
+        if kernel.opcode in _SLICES:
+            return written, written
+        if kernel.opcode != "fusion":
+            return sum(sizes), written
+        body = self._computations[next(kernel.called())[0]]
+        for number, size in enumerate(sizes):
+            sizes[number] = min(size, _touched(body, number))
+        updates = [line for line in body if line.opcode == "dynamic-update-slice"]
+        for update in updates:
+            inner = {line.name: line.type for line in body}
+            if bytes_of(update.type) <= written:
+                written -= bytes_of(update.type) - bytes_of(inner[update.operands[1]])
+        return sum(sizes), written
+
+    def _blocks(self, name: str, runs: int, partial: Counter[int]) -> int:
+        """Whole blocks of a computation; the xors of parts of a block are added to `partial`."""
+        xors, blocks = Counter[int](), 0
+        for line in self._computations[name]:
+            if line.opcode == "xor" and line.type.startswith("u32"):
+                xors[elements_of(line.type)] += 1
+            for inner, times in line.called():
+                blocks += self._blocks(inner, runs * times, partial)
+        for elements, count in xors.items():
+            blocks += runs * elements * (count // _LEAST_XORS_A_BLOCK)
+            partial[elements] += runs * count if count < _LEAST_XORS_A_BLOCK else 0
+        return blocks
+
+
+def _touched(body: Sequence[Instruction], number: int) -> float:
+    """Bytes of a parameter of a fusion that are read; without bound if all of it may be."""
+    names = {line.name for line in body if f"parameter({number})" in line.line}
+    names |= {line.name for line in body if line.opcode == "bitcast" and names & {*line.operands}}
+    users = [line for line in body if names & {*line.operands} and line.name not in names]
+    read = 0
+    for line in users:
+        if line.operands[0] not in names or names & {*line.operands[1:]}:
+            return math.inf
+        if line.opcode in _SLICES:
+            read += bytes_of(line.type)
+        elif line.opcode != "dynamic-update-slice":
+            return math.inf
+    return read if users else math.inf
+
+
+def bytes_of(type_: str) -> int:
+    """Bytes of an array, or of all in a tuple."""
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) * (int(bits or 8) + 7 >> 3)
+        for _, bits, sizes in _ARRAY.findall(type_)
+    )
+
+
+def elements_of(type_: str) -> int:
+    """Elements of an array."""
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) for _, _, sizes in _ARRAY.findall(type_)
+    )

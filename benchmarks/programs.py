@@ -1,0 +1,169 @@
+"""What the compiler makes of dropout: kernels, bytes moved, how often words are computed.
+
+    python benchmarks/programs.py
+
+compiles each workload (workloads.py) for the device that JAX finds, and runs
+nothing. With `--target h200` or `tpu-v5e` it compiles for a device that need
+not be there; ahead.py says what that takes. It writes
+`results/programs_<target>.json`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ahead import HERE, TARGETS, Target, target
+from attention import arguments_of, candidates as attentions, with_gradient
+from compiled import Kernel, Program
+from elementwise import Record, temporary_bytes
+from jax import Array
+from peers import BASELINE, OURS, find_peers, make_drop
+from probing import markdown
+from results_file import write_json
+from timing import rounded
+from tqdm import tqdm
+from workloads import ALONE, WORKLOADS
+
+PEERS = ("flax.linen", "equinox", "haiku")
+RESULTS = Path(__file__).parent / "results"
+_MIB = 2**20
+_SMALL = 2**16  # bytes below which a kernel is only its start
+_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # key data, which any device can be given
+
+
+class Compilation(NamedTuple):
+    """A program to compile: what is said of it, the function of key data, and its other types."""
+
+    record: Record
+    function: Callable[..., Any]
+    types: Sequence[jax.ShapeDtypeStruct]
+
+
+def compilations(
+    elements: int, dtype: str, names: Sequence[str], attention: Sequence[int]
+) -> Iterator[Compilation]:
+    """The workloads with each candidate, and attention."""
+    for workload, rate in [*((workload, 0.1) for workload in WORKLOADS), (ALONE, 0.5)]:
+        for name in names:
+            record = {
+                "program": f"{workload.name}, rate {rate}",
+                "candidate": name,
+                "must_move_mib": rounded(workload.bytes(elements, dtype) / _MIB),
+            }
+            function = with_key(workload.of(make_drop(name, rate)))
+            yield Compilation(record, function, workload.types(elements, dtype))
+    for way in ("forward", "gradient"):
+        for name, attend in attentions().items():
+            types = arguments_of(way, attention, dtype)
+            arrays = len(types) + (1 if way == "forward" else 4)
+            must_move = arrays * types[0].size * types[0].dtype.itemsize
+            record = {
+                "program": f"attention, {way}",
+                "candidate": name,
+                "must_move_mib": rounded(must_move / _MIB),
+            }
+            function = with_gradient(attend) if way == "gradient" else attend
+            yield Compilation(record, with_key(function), types)
+
+
+def with_key(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, of key data in the place of a key."""
+
+    def of_data(data: Array, *arrays: Array) -> Any:
+        return function(jax.random.wrap_key_data(data), *arrays)
+
+    return of_data
+
+
+def examine(device: Target, compilation: Compilation) -> Record:
+    """Compiles, and counts what is in the program."""
+    start = time.perf_counter()
+    compiled = device.compile(compilation.function, _KEY, *compilation.types)
+    seconds = time.perf_counter() - start
+    program = Program(compiled.as_text() or "")
+    kernels = program.kernels()
+    return {
+        **compilation.record,
+        "kernels_started": sum(kernel.runs for kernel in kernels),
+        "of_which_move_much": sum(k.runs for k in kernels if k.moved > k.runs * _SMALL),
+        "moved_mib": rounded(sum(kernel.moved for kernel in kernels) / _MIB),
+        "temporary_mib": rounded((temporary_bytes(compiled) or 0) / _MIB),
+        "threefry_blocks": program.threefry_blocks(),
+        "compile_seconds": rounded(seconds),
+        "largest_kernels": [described(k) for k in sorted(kernels, key=lambda k: -k.moved)[:6]],
+    }
+
+
+def described(kernel: Kernel) -> Record:
+    """A kernel for the results."""
+    return {
+        "name": kernel.name,
+        "runs": kernel.runs,
+        "read_mib": rounded(kernel.read / _MIB),
+        "written_mib": rounded(kernel.written / _MIB),
+    }
+
+
+def table(records: Sequence[Record], elements: int) -> str:
+    """All programs, in Markdown."""
+    heading = ["program", "candidate", "kernels started", "must move, MiB", "moved, MiB"]
+    heading += ["temporaries, MiB", "blocks an element", "compiled in, s"]
+    rows = (
+        [
+            record["program"],
+            record["candidate"],
+            f"{record['kernels_started']} ({record['of_which_move_much']})",
+            f"{record['must_move_mib']:.0f}",
+            f"{record['moved_mib']:.0f}",
+            f"{record['temporary_mib']:.0f}",
+            "-"
+            if record["program"].startswith("attention")
+            else f"{record['threefry_blocks'] / elements:.3g}",
+            f"{record['compile_seconds']:.2f}",
+        ]
+        for record in records
+    )
+    return markdown(heading, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles, prints and writes what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", choices=TARGETS, default=HERE)
+    parser.add_argument("--elements", type=int, default=2**28)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--attention", type=int, nargs=4, default=(4, 4096, 16, 64))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
+    options = parser.parse_args(arguments)
+    device = target(options.target)
+    label = jax.default_backend() if options.target == HERE else options.target
+    out = options.out or RESULTS / f"programs_{label}.json"
+    versions, _ = find_peers(options.peers)
+    todo = compilations(
+        options.elements, options.dtype, [OURS, *versions, BASELINE], options.attention
+    )
+    examined = map(partial(examine, device), todo)
+    records = list(tqdm(examined, unit="program", disable=None))
+    print(f"{device.name}, {options.elements} elements of {options.dtype}\n")
+    print(table(records, options.elements))
+    results = {
+        "device": device.name,
+        "jax": jax.__version__,
+        "peers": versions,
+        "command": f"python benchmarks/programs.py --target {options.target}",
+        "elements": options.elements,
+        "dtype": options.dtype,
+        "attention": list(options.attention),
+        "programs": records,
+    }
+    write_json(out, results)
+
+
+if __name__ == "__main__":
+    main()

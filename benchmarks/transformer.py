@@ -1,0 +1,184 @@
+"""A whole training step of a small transformer: without dropout, with flax's, with ours.
+
+Dropout falls on the attention weights, on the output of attention and on that
+of the perceptron. Without it attention is `jax.nn.dot_product_attention`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from elementwise import Record, run_of, temporary_bytes
+from jax import Array, lax
+from timing import Run, rounded, spread_ms, take_turns
+
+import jaxdrop
+
+NO_DROPOUT, FLAX, OURS = "no dropout", "flax.linen", "jaxdrop"
+OUR_WEIGHTS = "jaxdrop, weights in memory"
+_LEARNING_RATE = 1e-3
+_VOCABULARY = 1024
+
+
+class Dropout(NamedTuple):
+    """How a library drops: activations `(key, x)` and in attention `(key, q, k, v)`."""
+
+    drop: Callable[..., Array]
+    attend: Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A decoder by its sizes, and the batch that it sees."""
+
+    blocks: int
+    width: int
+    heads: int
+    length: int
+    batch: int
+    dtype: str
+    rate: float
+
+    def __str__(self) -> str:
+        sizes = f"{self.blocks} blocks of {self.width}, {self.heads} heads, length {self.length}"
+        return f"{sizes}, batch {self.batch}, {self.dtype}, Adam, rate {self.rate}"
+
+    def init(self) -> dict[str, Array]:
+        """Weights in float32, those of blocks stacked."""
+        d, n = self.width, self.blocks
+        shapes = {
+            "embedding": (_VOCABULARY, d),
+            "positions": (self.length, d),
+            "qkv": (n, d, 3 * d),
+            "out": (n, d, d),
+            "up": (n, d, 4 * d),
+            "up_bias": (n, 4 * d),
+            "down": (n, 4 * d, d),
+            "down_bias": (n, d),
+        }
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        return {
+            name: 0.02 * jax.random.normal(key, shape)
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def tokens(self) -> Array:
+        """Random tokens, one more than the length."""
+        return jax.random.randint(jax.random.key(1), (self.batch, self.length + 1), 0, _VOCABULARY)
+
+    def dropouts(self) -> Mapping[str, Dropout]:
+        """The ways to drop, by name."""
+
+        def flax_drop(key: Array, x: Array) -> Array:
+            from flax import linen
+
+            layer = linen.Dropout(self.rate, deterministic=False)
+            return layer.apply({}, x, rngs={"dropout": key})
+
+        def flax_attend(key: Array, *qkv: Array) -> Array:
+            from flax import linen
+
+            mask = linen.make_causal_mask(jnp.ones((self.batch, self.length)))
+            options = {"dropout_rng": key, "dropout_rate": self.rate, "deterministic": False}
+            return linen.dot_product_attention(*qkv, mask=mask, broadcast_dropout=False, **options)
+
+        def plain(key: Array, *qkv: Array) -> Array:
+            return jax.nn.dot_product_attention(*qkv, is_causal=True)
+
+        def in_tiles(key: Array, *qkv: Array) -> Array:
+            return jaxdrop.dot_product_attention(key, *qkv, self.rate, is_causal=True)
+
+        drop = partial(jaxdrop.dropout, rate=self.rate)
+        return {
+            NO_DROPOUT: Dropout(lambda key, x: x, plain),
+            FLAX: Dropout(flax_drop, flax_attend),
+            OURS: Dropout(drop, in_tiles),
+            OUR_WEIGHTS: Dropout(drop, partial(_attend_in_memory, drop)),
+        }
+
+    def loss(self, weights: dict[str, Array], dropout: Dropout, key: Array, tokens: Array) -> Array:
+        """Mean cross-entropy of the next token."""
+        weights = jax.tree.map(lambda w: w.astype(self.dtype), weights)
+        x = weights["embedding"][tokens[:, :-1]] + weights["positions"]
+        names = ("qkv", "out", "up", "up_bias", "down", "down_bias")
+        layers = {name: weights[name] for name in names}
+        keys = jax.random.split(key, self.blocks)
+
+        def block(x: Array, operands: Any) -> tuple[Array, None]:
+            return self._block(*operands, dropout, x), None
+
+        x, _ = lax.scan(block, x, (layers, keys))
+        logits = (_normalized(x) @ weights["embedding"].T).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    def _block(self, layer: dict[str, Array], key: Array, dropout: Dropout, x: Array) -> Array:
+        keys = jax.random.split(key, 3)
+        qkv = (_normalized(x) @ layer["qkv"]).reshape(*x.shape[:2], 3 * self.heads, -1)
+        attended = dropout.attend(keys[0], *jnp.split(qkv, 3, axis=2)).reshape(x.shape)
+        x = x + dropout.drop(keys[1], attended @ layer["out"])
+        hidden = jax.nn.gelu(_normalized(x) @ layer["up"] + layer["up_bias"])
+        return x + dropout.drop(keys[2], hidden @ layer["down"] + layer["down_bias"])
+
+
+SMALL = Transformer(2, 128, 4, 256, 4, "float32", 0.1)
+LARGE = Transformer(12, 1024, 16, 1024, 8, "bfloat16", 0.1)
+QUICK = Transformer(2, 32, 2, 32, 2, "float32", 0.1)
+
+
+def _normalized(x: Array) -> Array:
+    """Mean 0 and variance 1 along the last axis, computed in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    return (centred * lax.rsqrt(wide.var(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def _attend_in_memory(drop: Callable[..., Array], key: Array, *qkv: Array) -> Array:
+    """Attention that keeps all its weights, with our dropout on them."""
+    query, key_rows, value = qkv
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key_rows, preferred_element_type=jnp.float32)
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    logits = jnp.where(causal, scores / query.shape[-1] ** 0.5, -jnp.inf)
+    weights = drop(key, jax.nn.softmax(logits).astype(value.dtype))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def make_step(model: Transformer, dropout: Dropout) -> Callable[..., Any]:
+    """One step of Adam: `(weights, state, key, tokens) -> (weights, state, loss)`."""
+    optimizer = optax.adam(_LEARNING_RATE)
+
+    def step(weights: dict[str, Array], state: Any, key: Array, tokens: Array) -> Any:
+        value, gradient = jax.value_and_grad(model.loss)(weights, dropout, key, tokens)
+        updates, state = optimizer.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state, value
+
+    return step
+
+
+def compare_transformers(
+    model: Transformer, names: Sequence[str], rounds: int, tick: Callable[[], object]
+) -> list[Record]:
+    """Times and temporaries of a step with each dropout, over that without any and over ours."""
+    weights = model.init()
+    state = optax.adam(_LEARNING_RATE).init(weights)
+    inputs = (weights, state, jax.random.key(2), model.tokens())
+    dropouts = model.dropouts()
+    steps = {
+        name: jax.jit(make_step(model, dropouts[name])).lower(*inputs).compile() for name in names
+    }
+    runs: dict[str, Run] = {name: run_of(step, inputs) for name, step in steps.items()}
+    samples = take_turns(runs, rounds, tick)
+    return [
+        {
+            "candidate": name,
+            **spread_ms(seconds),
+            "over_no_dropout": rounded(np.median(seconds / samples[NO_DROPOUT])),
+            "over_jaxdrop": rounded(np.median(seconds / samples[OURS])),
+            "temporary_bytes": temporary_bytes(steps[name]),
+        }
+        for name, seconds in samples.items()
+    ]

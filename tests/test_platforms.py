@@ -1,0 +1,131 @@
+"""The programs that GPUs and TPUs are given: of another form than the CPU's, with the same masks.
+
+They are lowered for those platforms and run here, so that a fault in them shows
+without such a device.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_masks import BERNOULLI, GOLDEN_METHODS, stored
+from method_table import CUTOUT, METHODS
+
+import jaxdrop
+from jaxdrop.core.bernoulli import bernoulli_mask
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.threshold import round_known
+
+OTHERS = ("cuda", "rocm", "tpu")
+KEY_DATA = np.array([0, 42], np.uint32)
+
+
+def lowered(platform, function, *operands):
+    """The program for a platform, which compiles for the device that is there."""
+    return jax.jit(function).trace(*operands).lower(lowering_platforms=(platform,))
+
+
+def lower_dropout(platform, rate):
+    x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    return lowered(platform, partial(dropped, rate=rate), KEY_DATA, x).as_text()
+
+
+def dropped(data, x, rate):
+    return jaxdrop.dropout(jax.random.wrap_key_data(data), x, rate)
+
+
+@pytest.mark.parametrize("platform", OTHERS)
+@pytest.mark.parametrize(("rate", "pairs"), [(0.5, 2), (0.1, 8), (1e-5, 16)])
+def test_pairs_are_written_out_where_a_loop_would_start_kernels(platform, rate, pairs):
+    text = lower_dropout(platform, rate)
+    assert "stablehlo.while" not in text
+    assert text.count("call @_fold_pair") == pairs
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1, 1e-5])
+def test_pairs_are_a_loop_on_a_cpu(rate):
+    assert lower_dropout("cpu", rate).count("stablehlo.while") == 1
+
+
+@cache
+def mask_program(shape, pairs, implementation):
+    """A mask of key data and a threshold, as a GPU draws it."""
+
+    def mask(data, threshold):
+        key = jax.random.wrap_key_data(data, impl=implementation)
+        return bernoulli_mask(key, threshold, pairs, Layout(shape)).unpack()
+
+    data = np.zeros(2 if implementation == "threefry2x32" else 4, np.uint32)
+    threshold, _ = round_known(0.3)
+    return lowered("cuda", mask, data, threshold).compile()
+
+
+def test_every_golden_mask():
+    def drawn(case):
+        threshold, pairs = round_known(np.float64(case["rate"]))
+        program = mask_program(tuple(case["shape"]), pairs, case["impl"])
+        return program(np.array(case["key"], np.uint32), threshold)
+
+    wrong = [case for case in BERNOULLI if not np.array_equal(drawn(case), stored(case))]
+    assert BERNOULLI
+    assert not wrong
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0, 1e-6])
+def test_masks_at_traced_rates(rate):
+    def kept(data, rate):
+        return jaxdrop.draw_mask(jax.random.wrap_key_data(data), (3, 40), rate).unpack()
+
+    operands = KEY_DATA, jnp.float32(rate)
+    other = lowered("cuda", kept, *operands).compile()(*operands)
+    np.testing.assert_array_equal(other, jax.jit(kept)(*operands))
+
+
+@pytest.mark.parametrize("method", [*METHODS, CUTOUT], ids=lambda method: method.name)
+def test_every_method_drops_the_same(method):
+    def run(data, x):
+        return method.run(jax.random.wrap_key_data(data), x, 0.3)
+
+    operands = KEY_DATA, jnp.ones(method.shape)
+    y = lowered("cuda", run, *operands).compile()(*operands)
+    packed = np.packbits(method.pattern(y, 0.3)).tobytes().hex()
+    assert packed == GOLDEN_METHODS[method.name]
+
+
+def test_masks_under_vmap_and_their_gradients():
+    def both(data, xs):
+        keys = jax.random.split(jax.random.wrap_key_data(data), 3)
+        y, pull = jax.vjp(jax.vmap(partial(jaxdrop.dropout, rate=0.1)), keys, xs)
+        return y, pull(xs)[1]
+
+    operands = KEY_DATA, jnp.arange(3 * 70.0).reshape(3, 70)
+    other = lowered("cuda", both, *operands).compile()(*operands)
+    jax.tree.map(np.testing.assert_array_equal, other, jax.jit(both)(*operands))
+
+
+def test_attention_drops_the_same_weights():
+    def both(data, query, key, value):
+        def attend(*arrays):
+            rng = jax.random.wrap_key_data(data)
+            return jaxdrop.dot_product_attention(rng, *arrays, 0.3)
+
+        y, pull = jax.vjp(attend, query, key, value)
+        return y, pull(y)
+
+    arrays = jax.random.normal(jax.random.key(0), (3, 2, 70, 2, 8))
+    other = lowered("cuda", both, KEY_DATA, *arrays).compile()(KEY_DATA, *arrays)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        other,
+        jax.jit(both)(KEY_DATA, *arrays),
+    )
+
+
+def test_one_exported_program_serves_several_platforms():
+    exported = jax.export.export(
+        jax.jit(partial(dropped, rate=0.1)), platforms=("cpu", "cuda", "tpu")
+    )(KEY_DATA, jnp.ones((64, 256)))
+    y = exported.call(KEY_DATA, jnp.ones((64, 256)))
+    np.testing.assert_array_equal(y, dropped(KEY_DATA, jnp.ones((64, 256)), 0.1))
