@@ -63,7 +63,9 @@ class Target(NamedTuple):
         if self.platform is None:
             return jax.jit(function).lower(*types).compile()
         there = SingleDeviceSharding(self.device)
-        placed = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=there) for t in types]
+        placed = jax.tree.map(
+            lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=there), types
+        )
         traced = jax.jit(function, out_shardings=there).trace(*placed)
         return traced.lower(lowering_platforms=(self.platform,)).compile()
 

@@ -12,11 +12,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ahead import HERE, TARGETS, Target, target
 from attention import arguments_of, candidates as attentions, with_gradient
 from compiled import Kernel, Program
@@ -27,6 +29,7 @@ from probing import markdown
 from results_file import write_json
 from timing import rounded
 from tqdm import tqdm
+from transformer import LARGE, NO_DROPOUT, OUR_WEIGHTS, SMALL, Transformer, make_step
 from workloads import ALONE, WORKLOADS
 
 PEERS = ("flax.linen", "equinox", "haiku")
@@ -41,13 +44,11 @@ class Compilation(NamedTuple):
 
     record: Record
     function: Callable[..., Any]
-    types: Sequence[jax.ShapeDtypeStruct]
+    types: Sequence[Any]
 
 
-def compilations(
-    elements: int, dtype: str, names: Sequence[str], attention: Sequence[int]
-) -> Iterator[Compilation]:
-    """The workloads with each candidate, and attention."""
+def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterator[Compilation]:
+    """The workloads with each candidate."""
     for workload, rate in [*((workload, 0.1) for workload in WORKLOADS), (ALONE, 0.5)]:
         for name in names:
             record = {
@@ -57,9 +58,13 @@ def compilations(
             }
             function = with_key(workload.of(make_drop(name, rate)))
             yield Compilation(record, function, workload.types(elements, dtype))
+
+
+def attention_programs(shape: Sequence[int], dtype: str) -> Iterator[Compilation]:
+    """Attention, forward and with its gradient."""
     for way in ("forward", "gradient"):
         for name, attend in attentions().items():
-            types = arguments_of(way, attention, dtype)
+            types = arguments_of(way, shape, dtype)
             arrays = len(types) + (1 if way == "forward" else 4)
             must_move = arrays * types[0].size * types[0].dtype.itemsize
             record = {
@@ -71,11 +76,34 @@ def compilations(
             yield Compilation(record, with_key(function), types)
 
 
+def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilation]:
+    """A whole training step of a transformer, which reads and writes weights and their state."""
+    weights = jax.eval_shape(model.init)
+    state = jax.eval_shape(optax.adam(0.0).init, weights)
+    tokens = jax.eval_shape(model.tokens)
+    moved = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((weights, state)))
+    for name, dropout in model.dropouts().items():
+        if name in names:
+            record = {
+                "program": "training step of a transformer",
+                "candidate": name,
+                "must_move_mib": rounded(moved / _MIB),
+            }
+            step = make_step(model, dropout)
+            yield Compilation(record, partial(_step_of_data, step), (weights, state, tokens))
+
+
+def _step_of_data(
+    step: Callable[..., Any], data: Array, weights: Any, state: Any, tokens: Array
+) -> Any:
+    return step(weights, state, jax.random.wrap_key_data(data), tokens)
+
+
 def with_key(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, of key data in the place of a key."""
 
-    def of_data(data: Array, *arrays: Array) -> Any:
-        return function(jax.random.wrap_key_data(data), *arrays)
+    def of_data(data: Array, *operands: Any) -> Any:
+        return function(jax.random.wrap_key_data(data), *operands)
 
     return of_data
 
@@ -122,7 +150,7 @@ def table(records: Sequence[Record], elements: int) -> str:
             f"{record['moved_mib']:.0f}",
             f"{record['temporary_mib']:.0f}",
             "-"
-            if record["program"].startswith("attention")
+            if record["program"].startswith(("attention", "training"))
             else f"{record['threefry_blocks'] / elements:.3g}",
             f"{record['compile_seconds']:.2f}",
         ]
@@ -145,8 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     label = jax.default_backend() if options.target == HERE else options.target
     out = options.out or RESULTS / f"programs_{label}.json"
     versions, _ = find_peers(options.peers)
-    todo = compilations(
-        options.elements, options.dtype, [OURS, *versions, BASELINE], options.attention
+    names = [OURS, *versions, BASELINE]
+    model = LARGE if options.target != HERE or jax.default_backend() != "cpu" else SMALL
+    todo = chain(
+        workload_programs(options.elements, options.dtype, names),
+        attention_programs(options.attention, options.dtype),
+        step_programs(model, [*names, NO_DROPOUT, OUR_WEIGHTS]),
     )
     examined = map(partial(examine, device), todo)
     records = list(tqdm(examined, unit="program", disable=None))
@@ -160,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "elements": options.elements,
         "dtype": options.dtype,
         "attention": list(options.attention),
+        "transformer": str(model),
         "programs": records,
     }
     write_json(out, results)
