@@ -133,4 +133,4 @@ def test_only_packed_words_are_written_out(device):
     data = jax.ShapeDtypeStruct((2,), jnp.uint32)
     compiled = jax.jit(partial(dropout, rate=0.1)).lower(data, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 8 * 2**20
-    assert (" while(" in compiled.as_text()) == (device.platform == "cpu")
+    assert (" while(" in compiled.as_text()) == (device.platform != "gpu")

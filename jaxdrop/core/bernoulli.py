@@ -121,15 +121,18 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
     loop: XLA would fuse what is written out pair by pair into the selection,
     and compute it again for each element. On a GPU it is the other way round:
     written out it is one kernel that reads nothing, while a loop would start
-    kernels in each trip, and pass all words and addresses between them through
-    memory.
+    ten kernels a trip, and pass all words and addresses between them through
+    memory. A TPU keeps the loop's words on the chip, and XLA finds no good tiles
+    for what is written out.
     """
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
+    on_gpu = partial(_fold_written_out, pairs=pairs)
     return lax.platform_dependent(
         start,
         (key, digits, address),
-        cpu=partial(_fold_in_a_loop, pairs=pairs),
-        default=partial(_fold_written_out, pairs=pairs),
+        cuda=on_gpu,
+        rocm=on_gpu,
+        default=partial(_fold_in_a_loop, pairs=pairs),
     )
 
 
