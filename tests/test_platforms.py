@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_masks import BERNOULLI, GOLDEN_METHODS, stored
+from jax import export
 from method_table import CUTOUT, METHODS
 
 import jaxdrop
@@ -125,8 +126,8 @@ def test_attention_drops_the_same_weights():
 
 
 def test_one_exported_program_serves_several_platforms():
-    exported = jax.export.export(
-        jax.jit(partial(dropped, rate=0.1)), platforms=("cpu", "cuda", "tpu")
-    )(KEY_DATA, jnp.ones((64, 256)))
+    exported = export.export(jax.jit(partial(dropped, rate=0.1)), platforms=("cpu", "cuda", "tpu"))(
+        KEY_DATA, jnp.ones((64, 256))
+    )
     y = exported.call(KEY_DATA, jnp.ones((64, 256)))
     np.testing.assert_array_equal(y, dropped(KEY_DATA, jnp.ones((64, 256)), 0.1))

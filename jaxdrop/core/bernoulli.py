@@ -14,6 +14,7 @@ from jaxtyping import UInt32
 from jaxdrop.core import validate
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.platforms import by_platform
 from jaxdrop.core.sharding import asked_sharding
 from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
 from jaxdrop.core.types import Key, Rate
@@ -126,13 +127,11 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
     for what is written out.
     """
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
-    on_gpu = partial(_fold_written_out, pairs=pairs)
-    return lax.platform_dependent(
+    return by_platform(
+        partial(_fold_written_out, pairs=pairs),
+        partial(_fold_in_a_loop, pairs=pairs),
         start,
         (key, digits, address),
-        cuda=on_gpu,
-        rocm=on_gpu,
-        default=partial(_fold_in_a_loop, pairs=pairs),
     )
 
 

@@ -12,10 +12,22 @@ from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.attention.operands import Fixed, Inputs
 
-# Elements of a tile: of all heads together (4 MiB of float32), but at least and at most so many
-# of each head. Measured on a CPU: smaller ones cost time, larger ones memory.
-_TILE = 2**20
-_LEAST, _MOST = 2**14, 2**19
+
+class Budget(NamedTuple):
+    """How many elements a tile may have."""
+
+    all_heads: int
+    least: int  # of each head, if it is no more than `query` has
+    most: int
+
+
+# Smaller tiles cost time and larger ones memory: a tile of all heads takes some
+# 6 bytes an element forward and 12 with the gradient. On a CPU, 4 MiB of float32
+# were measured to do. A GPU starts some 20 kernels a tile, whatever its size, so
+# there it is the largest with which 64 heads of 4096 queries and keys still take
+# less than a tenth of the memory of the weights in bfloat16 and their gradient.
+GPU_BUDGET = Budget(2**25, 2**14, 2**22)
+BUDGET = Budget(2**20, 2**14, 2**19)
 
 
 class Arguments(NamedTuple):
@@ -193,13 +205,13 @@ def _window(
 
 
 def blocks(
-    function: str, query: Array, key: Array, query_block: Any, key_block: Any
+    function: str, query: Array, key: Array, query_block: Any, key_block: Any, budget: Budget
 ) -> tuple[int, int]:
     """Returns rows and columns of a tile, as asked for or else chosen by the arrays' shapes."""
     batch, queries, heads, features = query.shape
     keys = key.shape[1]
-    least = min(_LEAST, max(queries * features, WORD_BITS**2))  # a tile no larger than `query`
-    area = min(max(_TILE // max(batch * heads, 1), least), _MOST)
+    least = min(budget.least, max(queries * features, WORD_BITS**2))
+    area = min(max(budget.all_heads // max(batch * heads, 1), least), budget.most)
     if query_block is None:
         rows = _even(queries, 1 << (area.bit_length() - 1) // 2)
     else:

@@ -24,7 +24,7 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.compat import vary_as
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.linear import linear_map, opaque
+from jaxdrop.core.platforms import by_platform
 from jaxdrop.core.tiles import draw_tile
 from jaxdrop.methods.attention.operands import (
     Draw,
@@ -52,6 +53,7 @@ from jaxdrop.methods.attention.operands import (
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 
 Carry = TypeVar("Carry")
+Out = TypeVar("Out")
 
 _WEIGHTS = "bkrh,bksh->bkrs"
 _TO_QUERIES = "bkrs,bksh->bkrh"
@@ -73,19 +75,32 @@ class Plan:
     pairs: int
 
 
+class Plans(NamedTuple):
+    """Plans that differ in their tiles alone, so that passes by one fit those by another."""
+
+    on_gpu: Plan
+    elsewhere: Plan
+
+    def run(self, one_pass: Callable[..., Out], *operands: Any) -> Out:
+        """A pass by the plan for the platform that it is lowered for."""
+        if self.on_gpu == self.elsewhere:
+            return one_pass(self.on_gpu, *operands)
+        return by_platform(*(partial(one_pass, plan) for plan in self), *operands)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def attend(plan: Plan, inputs: Inputs, fixed: Fixed) -> Result:
+def attend(plans: Plans, inputs: Inputs, fixed: Fixed) -> Result:
     """Attention. Rows that see nothing give zeros."""
-    return opaque(partial(_forward, plan), (inputs, fixed))
+    return opaque(partial(plans.run, _forward), (inputs, fixed))
 
 
 @partial(attend.defjvp, symbolic_zeros=True)
-def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Result, Result]:
+def _attend_jvp(plans: Plans, primals: Any, tangents: Any) -> tuple[Result, Result]:
     inputs, fixed = primals
-    result = attend(plan, inputs, fixed)
+    result = attend(plans, inputs, fixed)
     moving = Inputs(*(None if isinstance(t, SymbolicZero) else t for t in tangents[0]))
     asked = Inputs(*(t is not None for t in moving))
-    along, back = partial(_along, plan), partial(_back, plan, asked)
+    along, back = partial(plans.run, _along), partial(plans.run, partial(_back, asked))
     d_out, d_log_total = linear_map(along, back, (inputs, fixed, result), moving)
     return result, Result(d_out, jnp.zeros_like(result.highest), d_log_total)
 
@@ -159,7 +174,7 @@ def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
     return by_head(d_out), d_log_total
 
 
-def _back(plan: Plan, asked: Inputs, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
+def _back(asked: Inputs, plan: Plan, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
     """Cotangents of those inputs that are asked for: the transpose of `_along`."""
     inputs, fixed, result = residuals
     key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)

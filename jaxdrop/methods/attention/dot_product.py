@@ -16,8 +16,8 @@ from jaxdrop.core.sharding import automatic
 from jaxdrop.core.threshold import Rounded, round_known, settle
 from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import threefry_key
-from jaxdrop.methods.attention.arguments import Arguments, blocks, checked
-from jaxdrop.methods.attention.blockwise import Plan, attend
+from jaxdrop.methods.attention.arguments import BUDGET, GPU_BUDGET, Arguments, blocks, checked
+from jaxdrop.methods.attention.blockwise import Plan, Plans, attend
 from jaxdrop.methods.attention.operands import Draw, Fixed, Inputs
 from jaxdrop.methods.attention.tiling import Tiling
 from jaxdrop.methods.masked import drop
@@ -48,8 +48,9 @@ def dot_product_attention(
     output without dropout. Arguments have the names and the meaning that they
     have there.
 
-    The weights never exist as a whole, in either direction: they are computed
-    in tiles, and so is their mask. Memory grows with T + S, not with T S. Tiles
+    The weights never exist as a whole, in either direction, unless one tile has
+    them all: they are computed in tiles, and so is their mask. Memory grows with
+    T + S, not with T S. Tiles
     in which `is_causal` or `local_window_size` hides everything are skipped.
 
     The mask is that of `dropout(rng, weights, rate)` for weights of shape
@@ -78,8 +79,8 @@ def dot_product_attention(
         sees; one number for both.
       broadcast_dims: axes of the weights, (B, N, T, S) or (N, T, S), along
         which the mask is shared.
-      query_block_size: queries of a tile; None for a choice by shape. Changes
-        memory and time, and the result by rounding only.
+      query_block_size: queries of a tile; None for a choice by shape, which is
+        larger on a GPU. Changes memory and time, and the result by rounding only.
       key_block_size: keys of a tile; None for a choice by shape.
 
     Returns:
@@ -125,15 +126,19 @@ def dot_product_attention(
     )
     shape = arguments.weights_shape
     batched, keys = arguments.inputs.query, arguments.inputs.key
-    sizes = blocks("dot_product_attention", batched, keys, query_block_size, key_block_size)
+    asked = query_block_size, key_block_size
+    sizes = [
+        blocks("dot_product_attention", batched, keys, *asked, budget)
+        for budget in (GPU_BUDGET, BUDGET)
+    ]
     if math.prod(shape) == 0 or batched.size == 0 or arguments.drops_all:
         operands = arguments.rng, arguments.inputs, arguments.fixed
         out = vary_as(jnp.zeros_like(batched), operands)
     else:
         rounded, pairs = (None, 0) if arguments.rng is None else round_known(arguments.rate)
-        tiling = Tiling(*shape[2:], *sizes, arguments.before, arguments.after)
-        plan = Plan(tiling, mask_layout(shape, arguments.shared), pairs)
-        out = _attend(arguments.rng, rounded, arguments.inputs, arguments.fixed, plan)
+        layout, seen = mask_layout(shape, arguments.shared), (arguments.before, arguments.after)
+        plans = Plans(*(Plan(Tiling(*shape[2:], *size, *seen), layout, pairs) for size in sizes))
+        out = _attend(arguments.rng, rounded, arguments.inputs, arguments.fixed, plans)
     return out.reshape(jnp.shape(query))
 
 
@@ -216,9 +221,9 @@ def reference_dot_product_attention(
     return out.reshape(jnp.shape(query))
 
 
-@partial(jax.jit, static_argnames="plan")
+@partial(jax.jit, static_argnames="plans")
 def _attend(
-    rng: Key | None, rate: Rounded | None, inputs: Inputs, fixed: Fixed, plan: Plan
+    rng: Key | None, rate: Rounded | None, inputs: Inputs, fixed: Fixed, plans: Plans
 ) -> Array:
     if rng is not None and rate is not None:
         threshold = settle(rate)
@@ -226,7 +231,7 @@ def _attend(
         fixed = fixed._replace(draw=Draw(threefry_key(rng), threshold, factor))
 
     def out(inputs: Inputs, fixed: Fixed) -> Array:
-        return attend(plan, inputs, fixed).out.astype(inputs.query.dtype)
+        return attend(plans, inputs, fixed).out.astype(inputs.query.dtype)
 
     return automatic(out, inputs.query, inputs, fixed)
 

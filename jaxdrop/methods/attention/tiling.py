@@ -77,9 +77,13 @@ class Tiling:
     def starts(self, number: Int32[Array, ""]) -> Starts:
         """Where tile `number` of those that are computed starts, counting row by row."""
         first, count = self.seen
-        end = np.cumsum(count, dtype=np.int32)
-        i = jnp.sum(jnp.asarray(end) <= number, dtype=jnp.int32)
-        j = number - jnp.asarray(end - count - first)[i]
+        columns = np.int32(-(-self.keys // self.column_block))
+        if (count == columns).all():
+            i, j = lax.div(number, columns), lax.rem(number, columns)
+        else:
+            end = np.cumsum(count, dtype=np.int32)
+            i = jnp.sum(jnp.asarray(end) <= number, dtype=jnp.int32)
+            j = number - jnp.asarray(end - count - first)[i]
         new_row, new_column = i * np.int32(self.row_block), j * np.int32(self.column_block)
         return Starts(
             jnp.minimum(new_row, np.int32(self.queries - self.row_block)),

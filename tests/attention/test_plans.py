@@ -1,0 +1,123 @@
+"""Tiles by platform: what a GPU computes in tiles of its own is what others compute in theirs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from meshes import mesh
+
+import jaxdrop
+from jaxdrop.methods.attention import dot_product
+from jaxdrop.methods.attention.arguments import Budget
+
+KEY_DATA = np.array([0, 9], np.uint32)
+SHAPE = (4, 70, 2, 8)
+LARGE, SMALL = Budget(2**20, 2**14, 2**19), Budget(1, 2**10, 2**10)
+ARRAYS = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+BLOCKS = {"cpu": {}, "cuda": {"query_block_size": 32, "key_block_size": 32}}
+
+
+@pytest.fixture(autouse=True)
+def budgets(monkeypatch):
+    """One tile on a CPU and nine on a GPU."""
+    monkeypatch.setattr(dot_product, "BUDGET", LARGE)
+    monkeypatch.setattr(dot_product, "GPU_BUDGET", SMALL)
+
+
+def attend(data, query, key, value, **blocks):
+    rng = jax.random.wrap_key_data(data)
+    return jaxdrop.dot_product_attention(rng, query, key, value, 0.3, is_causal=True, **blocks)
+
+
+def forward(attend, data, *arrays):
+    return attend(data, *arrays[:3])
+
+
+def gradient(attend, data, *arrays):
+    y, pull = jax.vjp(partial(attend, data), *arrays[:3])
+    return y, pull(arrays[3])
+
+
+def tangent(attend, data, *arrays):
+    return jax.jvp(partial(attend, data), arrays[:3], arrays[1:])
+
+
+def second(attend, data, *arrays):
+    def loss(*arrays):
+        return jnp.sum(attend(data, *arrays) ** 2)
+
+    return jax.jvp(jax.grad(loss), arrays[:3], arrays[1:])
+
+
+def second_in_reverse(attend, data, *arrays):
+    def steepness(query):
+        return jnp.sum(jax.grad(lambda q: jnp.sum(attend(data, q, *arrays[1:3]) ** 2))(query) ** 2)
+
+    return jax.grad(steepness)(arrays[0])
+
+
+def mapped(attend, data, *arrays):
+    return jax.vmap(partial(gradient, attend), in_axes=(None, 0, 0, 0, 0))(data, *arrays)
+
+
+def rematerialised(attend, data, *arrays):
+    return gradient(jax.checkpoint(attend), data, *arrays)
+
+
+def scanned(attend, data, *arrays):
+    def step(query, _):
+        return attend(data, query, *arrays[1:3]), None
+
+    def both(query):
+        return jax.lax.scan(step, query, None, length=2)[0]
+
+    y, pull = jax.vjp(both, arrays[0])
+    return y, pull(y)
+
+
+def manual(attend, data, *arrays):
+    split = P("a", None, "b")
+    specs = {"in_specs": (P(), *[split] * 4), "out_specs": (split, (split,) * 3)}
+    return jax.shard_map(partial(gradient, attend), mesh=mesh(), **specs)(data, *arrays)
+
+
+PROGRAMS = [
+    forward,
+    gradient,
+    tangent,
+    second,
+    second_in_reverse,
+    mapped,
+    rematerialised,
+    scanned,
+    manual,
+]
+
+
+def lowered(platform, program, **blocks):
+    function = jax.jit(partial(program, partial(attend, **blocks)))
+    return function.trace(KEY_DATA, *ARRAYS).lower(lowering_platforms=(platform,))
+
+
+def test_each_platform_is_given_its_own_tiles():
+    tiles = {platform: "x32x32xf32>" in lowered(platform, forward).as_text() for platform in BLOCKS}
+    assert tiles == {"cpu": False, "cuda": True}
+
+
+@pytest.mark.parametrize("platform", BLOCKS)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_every_transform_computes_with_the_tiles_of_the_platform(program, platform):
+    found = lowered(platform, program).compile()(KEY_DATA, *ARRAYS)
+    wanted = lowered(platform, program, **BLOCKS[platform]).compile()(KEY_DATA, *ARRAYS)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+def test_tiles_of_a_platform_on_explicit_axes():
+    sharding = NamedSharding(mesh(AxisType.Explicit), P("a", None, "b"))
+    split = [jax.device_put(x, sharding) for x in ARRAYS]
+    found = jax.jit(partial(gradient, attend))(KEY_DATA, *split)
+    wanted = jax.jit(partial(gradient, attend))(KEY_DATA, *ARRAYS)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, wanted)
