@@ -1,8 +1,7 @@
-"""Devices to compile for that need not be there.
+"""A device to compile for that need not be there: a GPU, for which JAX's plugin for CUDA is needed.
 
-For a GPU the plugin of JAX for CUDA is needed (`pip install 'jax[cuda12]'`), for
-a TPU `libtpu`; neither needs the device. Run with JAX_PLATFORMS=cpu, so that
-JAX does not look for it.
+That is `pip install 'jax[cuda12]'`. Run with JAX_PLATFORMS=cpu, so that JAX does
+not look for a GPU.
 """
 
 from collections.abc import Callable
@@ -71,17 +70,14 @@ class Target(NamedTuple):
 
 
 def target(name: str) -> Target:
-    """The device called `here`, `h200` or `tpu-v5e`."""
+    """The device called `here` or `h200`."""
     here = jax.devices()[0]  # also finds the plugins
     if name == "h200":
         described = topologies.get_topology_desc(
             "1x1x1", platform="cuda", topology="1x1x1", target_config=_H200_TEXT
         )
         return Target("NVIDIA H200, compiled ahead of time", "cuda", described.devices[0])
-    if name == "tpu-v5e":
-        described = topologies.get_topology_desc("v5e:2x2", platform="tpu")
-        return Target("TPU v5e, compiled ahead of time", "tpu", described.devices[0])
     return Target(here.device_kind, None, here)
 
 
-TARGETS = (HERE, "h200", "tpu-v5e")
+TARGETS = (HERE, "h200")

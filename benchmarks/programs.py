@@ -3,8 +3,8 @@
     python benchmarks/programs.py
 
 compiles each workload (workloads.py) for the device that JAX finds, and runs
-nothing. With `--target h200` or `tpu-v5e` it compiles for a device that need
-not be there; ahead.py says what that takes. It writes
+nothing. With `--target h200` it compiles for a GPU that need not be there;
+ahead.py says what that takes. It writes
 `results/programs_<target>.json`.
 """
 
@@ -109,9 +109,14 @@ def with_key(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def examine(device: Target, compilation: Compilation) -> Record:
-    """Compiles, and counts what is in the program."""
+    """Compiles, and counts what is in the program, if it fits into the device's memory."""
     start = time.perf_counter()
-    compiled = device.compile(compilation.function, _KEY, *compilation.types)
+    try:
+        compiled = device.compile(compilation.function, _KEY, *compilation.types)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**compilation.record, "error": "out of memory"}
     seconds = time.perf_counter() - start
     program = Program(compiled.as_text() or "")
     kernels = program.kernels()
@@ -141,22 +146,23 @@ def table(records: Sequence[Record], elements: int) -> str:
     """All programs, in Markdown."""
     heading = ["program", "candidate", "kernels started", "must move, MiB", "moved, MiB"]
     heading += ["temporaries, MiB", "blocks an element", "compiled in, s"]
-    rows = (
-        [
-            record["program"],
-            record["candidate"],
-            f"{record['kernels_started']} ({record['of_which_move_much']})",
-            f"{record['must_move_mib']:.0f}",
-            f"{record['moved_mib']:.0f}",
-            f"{record['temporary_mib']:.0f}",
-            "-"
-            if record["program"].startswith(("attention", "training"))
-            else f"{record['threefry_blocks'] / elements:.3g}",
-            f"{record['compile_seconds']:.2f}",
-        ]
-        for record in records
-    )
-    return markdown(heading, rows)
+    return markdown(heading, (_row(record, elements) for record in records))
+
+
+def _row(record: Record, elements: int) -> list[str]:
+    named = [record["program"], record["candidate"]]
+    if "error" in record:
+        return [*named, record["error"], f"{record['must_move_mib']:.0f}", *["-"] * 4]
+    is_one_dropout = "rate" in record["program"]
+    return [
+        *named,
+        f"{record['kernels_started']} ({record['of_which_move_much']})",
+        f"{record['must_move_mib']:.0f}",
+        f"{record['moved_mib']:.0f}",
+        f"{record['temporary_mib']:.0f}",
+        f"{record['threefry_blocks'] / elements:.3g}" if is_one_dropout else "-",
+        f"{record['compile_seconds']:.2f}",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
