@@ -36,9 +36,15 @@ RESULTS = Path(__file__).parent / "results"
 _MILLION = 2**20
 _SIZES = {"cpu": (2**-4, 1, 8, 16), "accelerator": (2**-4, 1, 8, 16, 64, 256, 1024)}
 _LARGEST_COPY = 2**28  # elements of float32
-_ELEMENTS_A_SAMPLE = 2**26  # small arrays are passed through so often in a row
+_ELEMENTS_A_SAMPLE = {"cpu": 2**20, "accelerator": 2**26}  # small arrays are passed in a row
 _MOST_CALLS = 100
-_COLOURS = {OURS: "#c8102e", "flax.linen": "#1b4f72", "equinox": "#7fb3d5", "haiku": "#5d6d7e"}
+_LINES = {
+    BASELINE: ("#222222", "o:"),
+    OURS: ("#c8102e", "o-"),
+    "flax.linen": ("#1b4f72", "o-"),
+    "equinox": ("#7fb3d5", "s-"),
+    "haiku": ("#5d6d7e", "^-"),
+}
 
 
 class Case(NamedTuple):
@@ -88,6 +94,10 @@ def in_a_row(function: Callable[..., Any], inputs: Sequence[Any], calls: int) ->
     return run
 
 
+def _kind() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
+
+
 def copy_bandwidth(elements: int, rounds: int) -> float:
     """Bytes read and written in a second by `x * 2` of a large array."""
     x = jnp.ones(elements, jnp.float32)
@@ -99,7 +109,7 @@ def copy_bandwidth(elements: int, rounds: int) -> float:
 def compare(case: Case, names: Sequence[str], bandwidth: float, rounds: int) -> list[Record]:
     """Times, achieved bandwidths and temporaries of the candidates."""
     inputs = inputs_of(case)
-    calls = min(_MOST_CALLS, max(1, _ELEMENTS_A_SAMPLE // case.elements))
+    calls = min(_MOST_CALLS, max(1, _ELEMENTS_A_SAMPLE[_kind()] // case.elements))
     compiled = {
         name: jax.jit(case.workload.of(make_drop(name, case.rate))).lower(*inputs).compile()
         for name in names
@@ -174,7 +184,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4.6), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, workload in zip(axes, (WORKLOADS[0], WORKLOADS[-1]), strict=True):
-        for name, colour in _COLOURS.items():
+        for name, (colour, style) in _LINES.items():
             shown = [
                 r
                 for r in results["workloads"]
@@ -184,7 +194,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             if shown:
                 sizes = [r["elements"] for r in shown]
                 shares = [100 * r["share_of_copy_bandwidth"] for r in shown]
-                ax.plot(sizes, shares, "o-", color=colour, label=name)
+                ax.plot(sizes, shares, style, color=colour, label=name, markersize=5)
         ax.axhline(100, linestyle="--", color="#222222", linewidth=1)
         ax.set_xscale("log", base=2)
         ax.set_xlabel("elements")
@@ -192,11 +202,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("share of a large copy's bandwidth, % (higher is better)")
+    axes[0].set_ylabel("% of a large copy's bandwidth (higher is better)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
-        f"Dropout in {DTYPES[0]}, rate {RATE} ({results['device']}, jax {results['jax']})"
+        f"Bandwidth achieved by dropout in {DTYPES[0]}, rate {RATE}"
+        f" ({results['device']}, jax {results['jax']})"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
@@ -244,7 +255,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         defaults, options.transformer = (_SIZES["cpu"][:1], 2), QUICK
     else:
-        defaults = (_SIZES["cpu" if on_cpu else "accelerator"], 15)
+        defaults = (_SIZES[_kind()], 15)
         options.transformer = SMALL if on_cpu else LARGE
         options.out = options.out or default
     options.sizes = options.sizes or defaults[0]

@@ -4,17 +4,20 @@
 
 compiles each workload (workloads.py) for the device that JAX finds, and runs
 nothing. With `--target h200` it compiles for a GPU that need not be there;
-ahead.py says what that takes. It writes
-`results/programs_<target>.json`.
+ahead.py says what that takes. It writes `results/programs_<target>.json`.
 """
 
 import argparse
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,11 @@ from tqdm import tqdm
 from transformer import LARGE, NO_DROPOUT, OUR_WEIGHTS, SMALL, Transformer, make_step
 from workloads import ALONE, WORKLOADS
 
+from jaxdrop.core import bernoulli
+from jaxdrop.core.platforms import by_platform
+
 PEERS = ("flax.linen", "equinox", "haiku")
+SWAPPED = "jaxdrop, in the form for other platforms"
 RESULTS = Path(__file__).parent / "results"
 _MIB = 2**20
 _SMALL = 2**16  # bytes below which a kernel is only its start
@@ -40,11 +47,32 @@ _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # key data, which any device can 
 
 
 class Compilation(NamedTuple):
-    """A program to compile: what is said of it, the function of key data, and its other types."""
+    """A program to compile.
+
+    Attributes:
+      record: what is said of it.
+      function: takes key data, and then what `types` are of.
+      types: the other types.
+      within: a context to compile in.
+    """
 
     record: Record
     function: Callable[..., Any]
     types: Sequence[Any]
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@contextmanager
+def forms_swapped() -> Iterator[None]:
+    """Gives each platform the form of drawing that is meant for the others."""
+
+    def swapped(on_gpu: Any, elsewhere: Any, *operands: Any) -> Any:
+        return by_platform(elsewhere, on_gpu, *operands)
+
+    jax.clear_caches()
+    with mock.patch.object(bernoulli, "by_platform", swapped):
+        yield
+    jax.clear_caches()
 
 
 def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterator[Compilation]:
@@ -57,7 +85,11 @@ def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterat
                 "must_move_mib": rounded(workload.bytes(elements, dtype) / _MIB),
             }
             function = with_key(workload.of(make_drop(name, rate)))
-            yield Compilation(record, function, workload.types(elements, dtype))
+            types = workload.types(elements, dtype)
+            yield Compilation(record, function, types)
+            if name == OURS and workload == ALONE:
+                record = {**record, "candidate": SWAPPED}
+                yield Compilation(record, function, types, forms_swapped)
 
 
 def attention_programs(shape: Sequence[int], dtype: str) -> Iterator[Compilation]:
@@ -112,7 +144,8 @@ def examine(device: Target, compilation: Compilation) -> Record:
     """Compiles, and counts what is in the program, if it fits into the device's memory."""
     start = time.perf_counter()
     try:
-        compiled = device.compile(compilation.function, _KEY, *compilation.types)
+        with compilation.within():
+            compiled = device.compile(compilation.function, _KEY, *compilation.types)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -174,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attention", type=int, nargs=4, default=(4, 4096, 16, 64))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
     device = target(options.target)
     label = jax.default_backend() if options.target == HERE else options.target
     out = options.out or RESULTS / f"programs_{label}.json"
@@ -194,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": device.name,
         "jax": jax.__version__,
         "peers": versions,
-        "command": f"python benchmarks/programs.py --target {options.target}",
+        "command": shlex.join(["python", "benchmarks/programs.py", *given]),
         "elements": options.elements,
         "dtype": options.dtype,
         "attention": list(options.attention),

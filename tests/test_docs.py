@@ -104,6 +104,46 @@ def test_attention_in_the_readme_is_what_was_measured():
     assert f"{long['process_mib']:.0f} MiB, Python and JAX included" in readme
 
 
+COMPILED = [
+    ("dropout of 256 M elements of bfloat16: kernels", "forward, rate 0.1", "kernels_started"),
+    ("the same: MiB moved", "forward, rate 0.1", "moved_mib"),
+    ("the same: Threefry blocks", "forward, rate 0.1", "threefry_blocks"),
+    (
+        "`dropout(gelu(x + bias)) + residual` with its gradient: MiB moved",
+        "in context, forward + backward, rate 0.1",
+        "moved_mib",
+    ),
+    (
+        "attention with its gradient, 64 heads of 4096: MiB of temporaries",
+        "attention, gradient",
+        "temporary_mib",
+    ),
+    (
+        "training step of a transformer: MiB moved",
+        "training step of a transformer",
+        "moved_mib",
+    ),
+    (
+        "the same: MiB of temporaries",
+        "training step of a transformer",
+        "temporary_mib",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "program", "figure"), COMPILED)
+def test_programs_in_the_readme_are_those_compiled(row, program, figure):
+    measured = json.loads((ROOT / "benchmarks/results/programs_h200.json").read_text())["programs"]
+    found = {r["candidate"]: r[figure] for r in measured if r["program"] == program}
+    columns = [
+        ("jaxdrop", "jaxdrop, dropout"),
+        ("flax.linen", "flax.linen, dropout"),
+        ("x * 2", "jax.nn, no dropout", "no dropout"),
+    ]
+    cells = [f"{found[name]:,.0f}" for names in columns for name in names if name in found]
+    assert f"| {row} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rate", [0.1, 0.5])
