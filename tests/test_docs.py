@@ -118,16 +118,15 @@ COMPILED = [
         "attention, gradient",
         "temporary_mib",
     ),
+    ("this attention: MiB moved", "attention, gradient", "moved_mib"),
+    ("this attention: kernels", "attention, gradient", "kernels_started"),
     (
-        "training step of a transformer: MiB moved",
-        "training step of a transformer",
-        "moved_mib",
-    ),
-    (
-        "the same: MiB of temporaries",
+        "training step of a transformer: MiB of temporaries",
         "training step of a transformer",
         "temporary_mib",
     ),
+    ("this step: MiB moved", "training step of a transformer", "moved_mib"),
+    ("this step: kernels", "training step of a transformer", "kernels_started"),
 ]
 
 

@@ -122,9 +122,8 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
     loop: XLA would fuse what is written out pair by pair into the selection,
     and compute it again for each element. On a GPU it is the other way round:
     written out it is one kernel that reads nothing, while a loop would start
-    ten kernels a trip, and pass all words and addresses between them through
-    memory. A TPU keeps the loop's words on the chip, and XLA finds no good tiles
-    for what is written out.
+    some ten kernels a trip, and pass all words and addresses between them
+    through memory. A TPU keeps the loop's words on the chip.
     """
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
     return by_platform(
