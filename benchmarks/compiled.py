@@ -14,8 +14,10 @@ _LEAST_XORS_A_BLOCK = 19  # of 20 rounds; the last is left out where the second 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
 _ARRAY = re.compile(r"\b([a-z]+(\d*)\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(calls|to_apply|body)=%?([\w.-]+)")
+_CALLED = re.compile(r"(calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations={([^}]*)}")
 _TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"')
+_WORKSPACE = re.compile(r"s8\[(\d+)\]")
 
 # What starts no kernel: it names or groups buffers.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
@@ -32,10 +34,14 @@ class Instruction(NamedTuple):
     line: str
 
     def called(self) -> Iterator[tuple[str, int]]:
-        """The computations that it calls, and how often."""
+        """The computations that it calls, and how often: all branches of a conditional once."""
         for kind, name in _CALLED.findall(self.line):
             trips = _TRIPS.search(self.line) if kind == "body" else None
+            if kind == "body" and not trips:
+                raise ValueError(f"a loop must have a known number of trips; got {self.line}.")
             yield name, int(trips[1]) if trips else 1
+        for names in _BRANCHES.findall(self.line):
+            yield from ((name, 1) for name in re.findall(r"[\w.-]+", names))
 
 
 class Kernel(NamedTuple):
@@ -101,6 +107,12 @@ class Program:
         written = bytes_of(kernel.type)
         if kernel.opcode in _SLICES:
             return written, written
+        if kernel.opcode == "dynamic-update-slice":
+            return sizes[1], sizes[1]
+        if "__cublas" in kernel.line:  # returns its workspace too
+            written -= sum(
+                math.prod(map(int, n.split(","))) for n in _WORKSPACE.findall(kernel.type)
+            )
         if kernel.opcode != "fusion":
             return sum(sizes), written
         body = self._computations[next(kernel.called())[0]]

@@ -36,7 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 _MILLION = 2**20
 _SIZES = {"cpu": (2**-4, 1, 8, 16), "accelerator": (2**-4, 1, 8, 16, 64, 256, 1024)}
 _LARGEST_COPY = 2**28  # elements of float32
-_ELEMENTS_A_SAMPLE = {"cpu": 2**20, "accelerator": 2**26}  # small arrays are passed in a row
+# A function is called so often in a row that it meets so many elements, before it is waited for.
+_ELEMENTS_A_SAMPLE = {"cpu": 2**20, "accelerator": 2**31}
 _MOST_CALLS = 100
 _LINES = {
     BASELINE: ("#222222", "o:"),
@@ -94,6 +95,11 @@ def in_a_row(function: Callable[..., Any], inputs: Sequence[Any], calls: int) ->
     return run
 
 
+def calls_in_a_row(elements: int) -> int:
+    """How many calls on arrays of this size are one sample."""
+    return min(_MOST_CALLS, max(1, _ELEMENTS_A_SAMPLE[_kind()] // elements))
+
+
 def _kind() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
@@ -102,14 +108,15 @@ def copy_bandwidth(elements: int, rounds: int) -> float:
     """Bytes read and written in a second by `x * 2` of a large array."""
     x = jnp.ones(elements, jnp.float32)
     double = jax.jit(lambda x: x * 2).lower(x).compile()
-    seconds = take_turns({BASELINE: in_a_row(double, [x], 1)}, rounds, lambda: None)[BASELINE]
-    return float(2 * x.nbytes / np.median(seconds))
+    calls = calls_in_a_row(elements)
+    seconds = take_turns({BASELINE: in_a_row(double, [x], calls)}, rounds, lambda: None)[BASELINE]
+    return float(2 * x.nbytes * calls / np.median(seconds))
 
 
 def compare(case: Case, names: Sequence[str], bandwidth: float, rounds: int) -> list[Record]:
     """Times, achieved bandwidths and temporaries of the candidates."""
     inputs = inputs_of(case)
-    calls = min(_MOST_CALLS, max(1, _ELEMENTS_A_SAMPLE[_kind()] // case.elements))
+    calls = calls_in_a_row(case.elements)
     compiled = {
         name: jax.jit(case.workload.of(make_drop(name, case.rate))).lower(*inputs).compile()
         for name in names
@@ -156,8 +163,10 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _count(elements: int) -> str:
-    millions = elements / _MILLION
-    return f"{millions:g} M" if millions >= 1 else f"{elements // 1024} K"
+    for size, letter in ((2**30, "G"), (2**20, "M")):
+        if elements >= size:
+            return f"{elements / size:g} {letter}"
+    return f"{elements / 1024:g} K"
 
 
 def steps_table(records: Sequence[Record]) -> str:
@@ -251,7 +260,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"a trial of 2 rounds, {DTYPES[0]} alone; give --out to keep it",
     )
     options = parser.parse_args(arguments)
-    on_cpu = backend == "cpu"
+    on_cpu = _kind() == "cpu"
     if options.quick:
         defaults, options.transformer = (_SIZES["cpu"][:1], 2), QUICK
     else:
@@ -259,6 +268,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.transformer = SMALL if on_cpu else LARGE
         options.out = options.out or default
     options.sizes = options.sizes or defaults[0]
+    if min(options.sizes) * _MILLION < WIDTH:
+        parser.error(f"--sizes must be at least {WIDTH / _MILLION:g}; got {min(options.sizes):g}")
     options.rounds = options.rounds or defaults[1]
     options.dtypes = DTYPES[:1] if options.quick else DTYPES
     options.copy = _MILLION if options.quick else _LARGEST_COPY // (4 if on_cpu else 1)
@@ -277,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step = results["transformer"]
     print(f"training step, {step['sizes']}\n\n{steps_table(step['steps'])}")
     if options.out:
-        write_json(options.out.with_suffix(".json"), results)
-        draw(results, options.out.with_suffix(".png"))
+        write_json(Path(f"{options.out}.json"), results)
+        draw(results, Path(f"{options.out}.png"))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ import numpy as np
 import optax
 from elementwise import Record, run_of, temporary_bytes
 from jax import Array, lax
+from peers import OURS
 from timing import Run, rounded, spread_ms, take_turns
 
 import jaxdrop
 
-NO_DROPOUT, FLAX, OURS = "no dropout", "flax.linen", "jaxdrop"
+NO_DROPOUT, FLAX = "no dropout", "flax.linen"
 OUR_WEIGHTS = "jaxdrop, weights in memory"
 _LEARNING_RATE = 1e-3
 _VOCABULARY = 1024

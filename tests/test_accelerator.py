@@ -21,7 +21,6 @@ import jaxdrop
 from jaxdrop import dropout
 
 pytestmark = pytest.mark.accelerator
-CPU = jax.devices("cpu")[0]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,8 @@ def device(request):
 
 
 def on_cpu(function, *operands):
-    return jax.device_get(jax.jit(function)(*jax.device_put(operands, CPU)))
+    operands = jax.device_put(operands, jax.devices("cpu")[0])
+    return jax.device_get(jax.jit(function)(*operands))
 
 
 def new_key():
@@ -115,7 +115,7 @@ def test_attention_and_its_gradients_are_those_of_the_weights_in_memory(length, 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("a"), P(None, "a")], ids=str)
-def test_sharding_over_all_devices_changes_nothing_and_communicates_nothing(kind, spec, device):
+def test_dropout_split_over_all_devices_is_that_of_one_without_collectives(kind, spec, device):
     devices = jax.devices(device.platform)
     mesh = jax.make_mesh((len(devices),), ("a",), (kind,), devices=devices)
     x = np.random.default_rng(0).normal(size=(256, 2048)).astype(np.float32)

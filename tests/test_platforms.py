@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from golden_masks import BERNOULLI, GOLDEN_METHODS, stored
 from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from meshes import COLLECTIVE, mesh
 from method_table import CUTOUT, METHODS
 
 import jaxdrop
@@ -109,6 +111,18 @@ def test_masks_under_vmap_and_their_gradients():
     operands = KEY_DATA, jnp.arange(3 * 70.0).reshape(3, 70)
     other = lowered(GPUS[0], both, *operands).compile()(*operands)
     jax.tree.map(np.testing.assert_array_equal, other, jax.jit(both)(*operands))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b")], ids=str)
+def test_masks_on_meshes_are_drawn_without_communication(kind, spec):
+    x = jnp.arange(256 * 2048.0).reshape(256, 2048)
+    split = jax.device_put(x, NamedSharding(mesh(kind), spec))
+    program = lowered(GPUS[0], partial(dropped, rate=0.1), KEY_DATA, split).compile()
+    y = program(KEY_DATA, split)
+    np.testing.assert_array_equal(y, dropped(KEY_DATA, x, 0.1))
+    assert y.sharding.is_equivalent_to(split.sharding, y.ndim)
+    assert not COLLECTIVE.findall(program.as_text())
 
 
 def test_attention_drops_the_same_weights():

@@ -121,9 +121,9 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
     Each word must be computed once and written out. On a CPU that takes a
     loop: XLA would fuse what is written out pair by pair into the selection,
     and compute it again for each element. On a GPU it is the other way round:
-    written out it is one kernel that reads nothing, while a loop would start
-    some ten kernels a trip, and pass all words and addresses between them
-    through memory. A TPU keeps the loop's words on the chip.
+    written out it is one large kernel that reads next to nothing, while a loop
+    would start some ten kernels a trip, and pass all words and addresses between
+    them through memory.
     """
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
     return by_platform(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from meshes import mesh
+from meshes import COLLECTIVE, mesh
 
 import jaxdrop
 from jaxdrop.methods.attention import dot_product
@@ -17,7 +17,10 @@ KEY_DATA = np.array([0, 9], np.uint32)
 SHAPE = (4, 70, 2, 8)
 LARGE, SMALL = Budget(2**20, 2**14, 2**19), Budget(1, 2**10, 2**10)
 ARRAYS = jax.random.normal(jax.random.key(0), (4, *SHAPE))
-BLOCKS = {"cpu": {}, "cuda": {"query_block_size": 32, "key_block_size": 32}}
+BLOCKS = {
+    "cpu": {"query_block_size": 70, "key_block_size": 70},
+    "cuda": {"query_block_size": 32, "key_block_size": 32},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,8 @@ def budgets(monkeypatch):
     """One tile on a CPU and nine on a GPU."""
     monkeypatch.setattr(dot_product, "BUDGET", LARGE)
     monkeypatch.setattr(dot_product, "GPU_BUDGET", SMALL)
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def attend(data, query, key, value, **blocks):
@@ -97,9 +102,9 @@ PROGRAMS = [
 ]
 
 
-def lowered(platform, program, **blocks):
+def lowered(platform, program, arrays=ARRAYS, **blocks):
     function = jax.jit(partial(program, partial(attend, **blocks)))
-    return function.trace(KEY_DATA, *ARRAYS).lower(lowering_platforms=(platform,))
+    return function.trace(KEY_DATA, *arrays).lower(lowering_platforms=(platform,))
 
 
 def test_each_platform_is_given_its_own_tiles():
@@ -115,9 +120,16 @@ def test_every_transform_computes_with_the_tiles_of_the_platform(program, platfo
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, wanted)
 
 
-def test_tiles_of_a_platform_on_explicit_axes():
-    sharding = NamedSharding(mesh(AxisType.Explicit), P("a", None, "b"))
+@pytest.mark.parametrize("platform", BLOCKS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_tiles_of_a_platform_on_a_mesh(kind, platform):
+    sharding = NamedSharding(mesh(kind), P("a", None, "b"))
     split = [jax.device_put(x, sharding) for x in ARRAYS]
-    found = jax.jit(partial(gradient, attend))(KEY_DATA, *split)
-    wanted = jax.jit(partial(gradient, attend))(KEY_DATA, *ARRAYS)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, wanted)
+    program = lowered(platform, gradient, split).compile()
+    wanted = lowered(platform, gradient).compile()(KEY_DATA, *ARRAYS)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        program(KEY_DATA, *split),
+        wanted,
+    )
+    assert not COLLECTIVE.findall(program.as_text())

@@ -21,11 +21,11 @@ class Budget(NamedTuple):
     most: int
 
 
-# Smaller tiles cost time and larger ones memory: a tile of all heads takes some
-# 6 bytes an element forward and 12 with the gradient. On a CPU, 4 MiB of float32
-# were measured to do. A GPU starts some 20 kernels a tile, whatever its size, so
-# there it is the largest with which 64 heads of 4096 queries and keys still take
-# less than a tenth of the memory of the weights in bfloat16 and their gradient.
+# Smaller tiles cost time and larger ones memory. On a CPU, 4 MiB of float32 were
+# measured to do. A GPU starts some 20 kernels a tile, whatever its size, so there
+# it is the largest power of two with which 64 heads of 4096 queries and keys take
+# less than a tenth of the temporaries of attention that keeps all its weights
+# (benchmarks/programs.py).
 GPU_BUDGET = Budget(2**25, 2**14, 2**22)
 BUDGET = Budget(2**20, 2**14, 2**19)
 

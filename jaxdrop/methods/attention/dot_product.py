@@ -50,8 +50,9 @@ def dot_product_attention(
 
     The weights never exist as a whole, in either direction, unless one tile has
     them all: they are computed in tiles, and so is their mask. Memory grows with
-    T + S, not with T S. Tiles
-    in which `is_causal` or `local_window_size` hides everything are skipped.
+    T + S, not with T S. Tiles in which `is_causal` or `local_window_size` hides
+    everything are skipped. `vmap` computes a tile of each element at once, so
+    give the batch as an axis, or block sizes, where memory is short.
 
     The mask is that of `dropout(rng, weights, rate)` for weights of shape
     (B, N, T, S), bit for bit, whatever the block sizes and however the arrays
