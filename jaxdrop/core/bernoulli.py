@@ -28,6 +28,7 @@ from jaxdrop.core.words import (
 )
 
 _PAIRS_A_TRIP = 2  # measured: half the traffic of one pair, and no slower to compile
+_PAIRS_A_KERNEL = 8  # of a GPU; the time to compile one grows with their square
 
 
 def draw_mask(
@@ -142,6 +143,8 @@ def _fold_written_out(start: Words, source: Source, *, pairs: int) -> Words:
     kept = start
     for pair in reversed(range(pairs)):
         kept = _fold_pair(kept, source, np.uint32(pair))
+        if pair and pair % _PAIRS_A_KERNEL == 0:
+            kept = lax.optimization_barrier(kept)
     return kept
 
 
