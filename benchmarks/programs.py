@@ -70,9 +70,11 @@ def forms_swapped() -> Iterator[None]:
         return by_platform(elsewhere, on_gpu, *operands)
 
     jax.clear_caches()
-    with mock.patch.object(bernoulli, "by_platform", swapped):
-        yield
-    jax.clear_caches()
+    try:
+        with mock.patch.object(bernoulli, "by_platform", swapped):
+            yield
+    finally:
+        jax.clear_caches()
 
 
 def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterator[Compilation]:
