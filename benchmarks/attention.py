@@ -26,6 +26,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 from probing import markdown
+from report import legend_below, plain, write_figure
 from results_file import machine, write_json
 from timing import rounded, summarise, take_turns
 from tqdm import tqdm
@@ -225,16 +226,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ax.set_xlabel("sequence length")
         ax.set_title(way)
         ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax)
     axes[0].set_ylabel("temporaries, MiB (lower is better)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, axes[0], columns=3)
     figure.suptitle(
         f"Memory of attention, {HEADS} heads of {FEATURES}, float32, dropout rate {RATE}"
         f" ({results['device']}, jax {results['jax']})"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+    write_figure(path, figure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _LEAST_XORS_A_BLOCK = 19  # of 20 rounds; the last is left out where the second word is not used
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
-_ARRAY = re.compile(r"\b([a-z]+(\d*)\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"(calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations={([^}]*)}")
 _TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"')
@@ -110,19 +110,16 @@ class Program:
         if kernel.opcode == "dynamic-update-slice":
             return sizes[1], sizes[1]
         if "__cublas" in kernel.line:  # returns its workspace too
-            written -= sum(
-                math.prod(map(int, n.split(","))) for n in _WORKSPACE.findall(kernel.type)
-            )
+            written -= sum(map(int, _WORKSPACE.findall(kernel.type)))
         if kernel.opcode != "fusion":
             return sum(sizes), written
         body = self._computations[next(kernel.called())[0]]
         for number, size in enumerate(sizes):
             sizes[number] = min(size, _touched(body, number))
-        updates = [line for line in body if line.opcode == "dynamic-update-slice"]
-        for update in updates:
-            inner = {line.name: line.type for line in body}
-            if bytes_of(update.type) <= written:
-                written -= bytes_of(update.type) - bytes_of(inner[update.operands[1]])
+        inner = {line.name: line.type for line in body}
+        for line in body:
+            if line.opcode == "dynamic-update-slice" and bytes_of(line.type) <= written:
+                written -= bytes_of(line.type) - bytes_of(inner[line.operands[1]])
         return sum(sizes), written
 
     def _blocks(self, name: str, runs: int, partial: Counter[int]) -> int:
@@ -157,14 +154,15 @@ def _touched(body: Sequence[Instruction], number: int) -> float:
 
 def bytes_of(type_: str) -> int:
     """Bytes of an array, or of all in a tuple."""
-    return sum(
-        math.prod(int(n) for n in sizes.split(",") if n) * (int(bits or 8) + 7 >> 3)
-        for _, bits, sizes in _ARRAY.findall(type_)
-    )
+    return sum(size * (bits + 7 >> 3) for bits, size in _arrays(type_))
 
 
 def elements_of(type_: str) -> int:
-    """Elements of an array."""
-    return sum(
-        math.prod(int(n) for n in sizes.split(",") if n) for _, _, sizes in _ARRAY.findall(type_)
-    )
+    """Elements of an array, or of all in a tuple."""
+    return sum(size for _, size in _arrays(type_))
+
+
+def _arrays(type_: str) -> Iterator[tuple[int, int]]:
+    """Bits of an element, and elements, of each array in a type."""
+    for bits, sizes in _ARRAY.findall(type_):
+        yield int(bits or 8), math.prod(int(n) for n in sizes.split(",") if n)

@@ -57,9 +57,15 @@ def compile_drop(drop: Drop, direction: str, inputs: tuple[Array, ...]) -> Compi
     return jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile()
 
 
-def run_of(function: Callable[..., Any], inputs: tuple[Array, ...]) -> Run:
-    """A run that calls a function of JAX arrays and waits for its result."""
-    return lambda: jax.block_until_ready(function(*inputs))
+def run_of(function: Callable[..., Any], inputs: Sequence[Any], calls: int = 1) -> Run:
+    """A run that calls a function of JAX arrays, and waits for the result of the last call."""
+
+    def run() -> object:
+        for _ in range(calls - 1):
+            function(*inputs)
+        return jax.block_until_ready(function(*inputs))
+
+    return run
 
 
 def temporary_bytes(compiled: Compiled) -> int | None:

@@ -11,7 +11,7 @@ writes `results/memory_limit_<backend>.json` and `.png`.
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from elementwise import Record, temporary_bytes
+from elementwise import Record, run_of, temporary_bytes
 from matplotlib.figure import Figure
 from peers import BASELINE, OURS, find_peers, make_drop
 from probing import markdown
+from report import legend_below, mebibytes, plain, write_figure
 from results_file import machine, write_json
-from timing import Run, rounded, summarise, take_turns
+from timing import rounded, summarise, take_turns
 from tqdm import tqdm
-from transformer import FLAX, LARGE, NO_DROPOUT, OUR_WEIGHTS, QUICK, SMALL, compare_transformers
-from workloads import ALONE, WIDTH, WORKLOADS, Workload
+from training import NO_DROPOUT, REFERENCE_PEER
+from transformer import LARGE, OUR_WEIGHTS, QUICK, SMALL, compare_transformers
+from workloads import ALONE, PEERS, WIDTH, WORKLOADS, Workload
 
-PEERS = ("flax.linen", "equinox", "haiku")
 DTYPES = ("bfloat16", "float32")
 RATE, HALF = 0.1, 0.5
 RESULTS = Path(__file__).parent / "results"
@@ -84,17 +85,6 @@ def inputs_of(case: Case) -> list[Any]:
     return [jax.random.key(0), *ramps]
 
 
-def in_a_row(function: Callable[..., Any], inputs: Sequence[Any], calls: int) -> Run:
-    """A run of several calls, of which only the last result is waited for."""
-
-    def run() -> object:
-        for _ in range(calls - 1):
-            function(*inputs)
-        return jax.block_until_ready(function(*inputs))
-
-    return run
-
-
 def calls_in_a_row(elements: int) -> int:
     """How many calls on arrays of this size are one sample."""
     return min(_MOST_CALLS, max(1, _ELEMENTS_A_SAMPLE[_kind()] // elements))
@@ -109,7 +99,7 @@ def copy_bandwidth(elements: int, rounds: int) -> float:
     x = jnp.ones(elements, jnp.float32)
     double = jax.jit(lambda x: x * 2).lower(x).compile()
     calls = calls_in_a_row(elements)
-    seconds = take_turns({BASELINE: in_a_row(double, [x], calls)}, rounds, lambda: None)[BASELINE]
+    seconds = take_turns({BASELINE: run_of(double, [x], calls)}, rounds, lambda: None)[BASELINE]
     return float(2 * x.nbytes * calls / np.median(seconds))
 
 
@@ -121,7 +111,7 @@ def compare(case: Case, names: Sequence[str], bandwidth: float, rounds: int) -> 
         name: jax.jit(case.workload.of(make_drop(name, case.rate))).lower(*inputs).compile()
         for name in names
     }
-    runs = {name: in_a_row(function, inputs, calls) for name, function in compiled.items()}
+    runs = {name: run_of(function, inputs, calls) for name, function in compiled.items()}
     samples = {name: s / calls for name, s in take_turns(runs, rounds, lambda: None).items()}
     must_move = case.workload.bytes(case.elements, case.dtype)
     summaries = summarise(samples, {"over_jaxdrop": OURS, "over_copy": BASELINE})
@@ -179,9 +169,7 @@ def steps_table(records: Sequence[Record]) -> str:
             " to ".join(f"{ms:.4g}" for ms in record["quartiles_ms"]),
             f"{record['over_no_dropout']:.3f}",
             f"{record['over_jaxdrop']:.3f}",
-            "-"
-            if record["temporary_bytes"] is None
-            else f"{record['temporary_bytes'] / 2**20:.1f}",
+            mebibytes(record["temporary_bytes"]),
         ]
         for record in records
     )
@@ -210,16 +198,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ax.set_title(workload.name)
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax)
     axes[0].set_ylabel("% of a large copy's bandwidth (higher is better)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes[0])
     figure.suptitle(
         f"Bandwidth achieved by dropout in {DTYPES[0]}, rate {RATE}"
         f" ({results['device']}, jax {results['jax']})"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+    write_figure(path, figure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -233,7 +219,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     records: list[Record] = []
     for case in tqdm(list(cases(options.sizes, options.dtypes)), unit="case", disable=None):
         records += compare(case, names, bandwidth, options.rounds)
-    ways = [NO_DROPOUT, *[FLAX] * (FLAX in versions), OURS, OUR_WEIGHTS]
+    ways = [NO_DROPOUT, *[REFERENCE_PEER] * (REFERENCE_PEER in versions), OURS, OUR_WEIGHTS]
     steps = compare_transformers(options.transformer, ways, options.rounds, lambda: None)
     return {
         **machine(),

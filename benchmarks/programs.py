@@ -21,7 +21,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import optax
 from ahead import HERE, TARGETS, Target, target
 from attention import arguments_of, candidates as attentions, with_gradient
 from compiled import Kernel, Program
@@ -32,13 +31,13 @@ from probing import markdown
 from results_file import write_json
 from timing import rounded
 from tqdm import tqdm
-from transformer import LARGE, NO_DROPOUT, OUR_WEIGHTS, SMALL, Transformer, make_step
-from workloads import ALONE, WORKLOADS
+from training import NO_DROPOUT, OPTIMIZER, make_step
+from transformer import LARGE, OUR_WEIGHTS, SMALL, Transformer
+from workloads import ALONE, PEERS, WORKLOADS
 
 from jaxdrop.core import bernoulli
 from jaxdrop.core.platforms import by_platform
 
-PEERS = ("flax.linen", "equinox", "haiku")
 SWAPPED = "jaxdrop, in the form for other platforms"
 RESULTS = Path(__file__).parent / "results"
 _MIB = 2**20
@@ -117,7 +116,7 @@ def attention_programs(shape: Sequence[int], dtype: str) -> Iterator[Compilation
 def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilation]:
     """A whole training step of a transformer, which reads and writes weights and their state."""
     weights = jax.eval_shape(model.init)
-    state = jax.eval_shape(optax.adam(0.0).init, weights)
+    state = jax.eval_shape(OPTIMIZER.init, weights)
     tokens = jax.eval_shape(model.tokens)
     moved = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((weights, state)))
     for name, dropout in model.dropouts().items():
@@ -127,7 +126,7 @@ def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilat
                 "candidate": name,
                 "must_move_mib": rounded(moved / _MIB),
             }
-            step = make_step(model, dropout)
+            step = make_step(partial(model.loss, dropout))
             yield Compilation(record, partial(_step_of_data, step), (weights, state, tokens))
 
 

@@ -47,7 +47,7 @@ def _dropout_table(records: Sequence[Record]) -> str:
     for record in records:
         row = [record["candidate"]]
         for _, way in ways:
-            row += [*_times(record[way]), _mebibytes(record[way].get("temporary_bytes"))]
+            row += [*_times(record[way]), mebibytes(record[way].get("temporary_bytes"))]
         kept = record.get("kept_bytes_per_element")
         rows.append([*row, "-" if kept is None else f"{kept:.3f}"])
     return _columns([*header, "kept B/element"], rows)
@@ -74,7 +74,7 @@ def _step_table(records: Sequence[Record]) -> str:
                 _number(added.get("median_ms")),
                 " to ".join(map(_number, added.get("quartiles_ms", []))) or "-",
                 _number(record.get("added_over_peer")),
-                _mebibytes(record["temporary_bytes"]),
+                mebibytes(record["temporary_bytes"]),
             ]
         )
     return _columns(header, rows)
@@ -92,7 +92,8 @@ def _times(record: Record) -> list[str]:
     return [_number(record.get(key)) for key in ("median_ms", "over_jaxdrop", "over_double")]
 
 
-def _mebibytes(count: int | None) -> str:
+def mebibytes(count: int | None) -> str:
+    """A number of bytes in MiB, if it is known."""
     return "-" if count is None else f"{count / 2**20:.1f}"
 
 
@@ -133,14 +134,30 @@ def draw_figure(results: dict[str, Any], size: str, rate: float, path: Path) -> 
         _draw_bars(ax, shown, way)
         ax.set_title(title, color=_INK)
     axes[0].set_ylabel("milliseconds, median (lower is better)", color=_INK)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes[0])
     environment = results["environment"]
     figure.suptitle(
         f"Dropout of a {size} array, rate {rate}"
         f" ({environment['device']}, {environment['cpus']} CPUs, jax {environment['jax']})",
         color=_INK,
     )
+    write_figure(path, figure)
+
+
+def plain(ax: Axes) -> None:
+    """Leaves out the frame but for the two axes."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int | None = None) -> None:
+    """A legend under the panels, of what one of them shows; in one row unless asked otherwise."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = columns or len(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure on white, with the folder that it goes into."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
 
@@ -171,4 +188,4 @@ def _draw_bars(ax: Axes, records: Sequence[Record], way: str) -> None:
         )
     ax.set_xticks(range(len(dtypes)), dtypes)
     ax.set_facecolor("white")
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)

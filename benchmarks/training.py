@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -19,7 +20,7 @@ Layers: TypeAlias = list[dict[str, Array]]
 NO_DROPOUT = "no dropout"
 REFERENCE_PEER = "flax.linen"
 COMPARED = (OURS, REFERENCE_PEER, "equinox")
-_LEARNING_RATE = 1e-3
+OPTIMIZER = optax.adam(1e-3)
 _CLASSES = 10
 
 
@@ -51,7 +52,7 @@ class Network:
         return x, jnp.arange(self.batch) % _CLASSES
 
 
-def loss(layers: Layers, drop: Drop | None, key: Array, x: Array, labels: Array) -> Array:
+def loss(drop: Drop | None, layers: Layers, key: Array, x: Array, labels: Array) -> Array:
     """Mean cross-entropy, with dropout after each hidden layer unless it is None."""
     *hidden, readout = layers
     keys = jax.random.split(key, len(hidden))
@@ -62,16 +63,13 @@ def loss(layers: Layers, drop: Drop | None, key: Array, x: Array, labels: Array)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def make_step(drop: Drop | None) -> Callable[..., Any]:
-    """One step of Adam: `(layers, state, key, x, labels) -> (layers, state, loss)`."""
-    optimizer = optax.adam(_LEARNING_RATE)
+def make_step(loss: Callable[..., Array]) -> Callable[..., Any]:
+    """One step of Adam: `(weights, state, key, *data) -> (weights, state, loss)`."""
 
-    def step(
-        layers: Layers, state: optax.OptState, key: Array, x: Array, labels: Array
-    ) -> tuple[Layers, optax.OptState, Array]:
-        value, gradient = jax.value_and_grad(loss)(layers, drop, key, x, labels)
-        updates, state = optimizer.update(gradient, state, layers)
-        return optax.apply_updates(layers, updates), state, value
+    def step(weights: Any, state: optax.OptState, key: Array, *data: Array) -> Any:
+        value, gradient = jax.value_and_grad(loss)(weights, key, *data)
+        updates, state = OPTIMIZER.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state, value
 
     return step
 
@@ -85,10 +83,10 @@ def compare_steps(
     round; `added_over_peer` divides it by what the reference peer adds.
     """
     layers = network.init()
-    inputs = (layers, optax.adam(_LEARNING_RATE).init(layers), jax.random.key(2), *network.data())
+    inputs = (layers, OPTIMIZER.init(layers), jax.random.key(2), *network.data())
     drops = {name: make_drop(name, network.rate) for name in COMPARED if name in names}
     compiled = {
-        name: jax.jit(make_step(drop)).lower(*inputs).compile()
+        name: jax.jit(make_step(partial(loss, drop))).lower(*inputs).compile()
         for name, drop in {NO_DROPOUT: None, **drops}.items()
     }
     runs = {name: run_of(step, inputs) for name, step in compiled.items()}

@@ -15,14 +15,13 @@ import numpy as np
 import optax
 from elementwise import Record, run_of, temporary_bytes
 from jax import Array, lax
-from peers import OURS
+from peers import OURS, make_drop
 from timing import Run, rounded, spread_ms, take_turns
+from training import NO_DROPOUT, OPTIMIZER, REFERENCE_PEER, make_step
 
 import jaxdrop
 
-NO_DROPOUT, FLAX = "no dropout", "flax.linen"
 OUR_WEIGHTS = "jaxdrop, weights in memory"
-_LEARNING_RATE = 1e-3
 _VOCABULARY = 1024
 
 
@@ -75,12 +74,6 @@ class Transformer:
     def dropouts(self) -> Mapping[str, Dropout]:
         """The ways to drop, by name."""
 
-        def flax_drop(key: Array, x: Array) -> Array:
-            from flax import linen
-
-            layer = linen.Dropout(self.rate, deterministic=False)
-            return layer.apply({}, x, rngs={"dropout": key})
-
         def flax_attend(key: Array, *qkv: Array) -> Array:
             from flax import linen
 
@@ -94,15 +87,15 @@ class Transformer:
         def in_tiles(key: Array, *qkv: Array) -> Array:
             return jaxdrop.dot_product_attention(key, *qkv, self.rate, is_causal=True)
 
-        drop = partial(jaxdrop.dropout, rate=self.rate)
+        drop = make_drop(OURS, self.rate)
         return {
             NO_DROPOUT: Dropout(lambda key, x: x, plain),
-            FLAX: Dropout(flax_drop, flax_attend),
+            REFERENCE_PEER: Dropout(make_drop(REFERENCE_PEER, self.rate), flax_attend),
             OURS: Dropout(drop, in_tiles),
             OUR_WEIGHTS: Dropout(drop, partial(_attend_in_memory, drop)),
         }
 
-    def loss(self, weights: dict[str, Array], dropout: Dropout, key: Array, tokens: Array) -> Array:
+    def loss(self, dropout: Dropout, weights: dict[str, Array], key: Array, tokens: Array) -> Array:
         """Mean cross-entropy of the next token."""
         weights = jax.tree.map(lambda w: w.astype(self.dtype), weights)
         x = weights["embedding"][tokens[:, :-1]] + weights["positions"]
@@ -148,28 +141,17 @@ def _attend_in_memory(drop: Callable[..., Array], key: Array, *qkv: Array) -> Ar
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-def make_step(model: Transformer, dropout: Dropout) -> Callable[..., Any]:
-    """One step of Adam: `(weights, state, key, tokens) -> (weights, state, loss)`."""
-    optimizer = optax.adam(_LEARNING_RATE)
-
-    def step(weights: dict[str, Array], state: Any, key: Array, tokens: Array) -> Any:
-        value, gradient = jax.value_and_grad(model.loss)(weights, dropout, key, tokens)
-        updates, state = optimizer.update(gradient, state, weights)
-        return optax.apply_updates(weights, updates), state, value
-
-    return step
-
-
 def compare_transformers(
     model: Transformer, names: Sequence[str], rounds: int, tick: Callable[[], object]
 ) -> list[Record]:
     """Times and temporaries of a step with each dropout, over that without any and over ours."""
     weights = model.init()
-    state = optax.adam(_LEARNING_RATE).init(weights)
+    state = OPTIMIZER.init(weights)
     inputs = (weights, state, jax.random.key(2), model.tokens())
     dropouts = model.dropouts()
     steps = {
-        name: jax.jit(make_step(model, dropouts[name])).lower(*inputs).compile() for name in names
+        name: jax.jit(make_step(partial(model.loss, dropouts[name]))).lower(*inputs).compile()
+        for name in names
     }
     runs: dict[str, Run] = {name: run_of(step, inputs) for name, step in steps.items()}
     samples = take_turns(runs, rounds, tick)

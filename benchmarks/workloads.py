@@ -10,6 +10,7 @@ from elementwise import forward_backward
 from jax import Array
 from peers import Drop
 
+PEERS = ("flax.linen", "equinox", "haiku")
 WIDTH = 4096  # of the last axis, which the bias has
 
 

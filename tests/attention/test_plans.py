@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from lowering import lowered
 from meshes import COLLECTIVE, mesh
 
 import jaxdrop
@@ -102,21 +103,22 @@ PROGRAMS = [
 ]
 
 
-def lowered(platform, program, arrays=ARRAYS, **blocks):
-    function = jax.jit(partial(program, partial(attend, **blocks)))
-    return function.trace(KEY_DATA, *arrays).lower(lowering_platforms=(platform,))
+def lower_program(platform, program, arrays=ARRAYS, **blocks):
+    return lowered(platform, partial(program, partial(attend, **blocks)), KEY_DATA, *arrays)
 
 
 def test_each_platform_is_given_its_own_tiles():
-    tiles = {platform: "x32x32xf32>" in lowered(platform, forward).as_text() for platform in BLOCKS}
+    tiles = {
+        platform: "x32x32xf32>" in lower_program(platform, forward).as_text() for platform in BLOCKS
+    }
     assert tiles == {"cpu": False, "cuda": True}
 
 
 @pytest.mark.parametrize("platform", BLOCKS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_every_transform_computes_with_the_tiles_of_the_platform(program, platform):
-    found = lowered(platform, program).compile()(KEY_DATA, *ARRAYS)
-    wanted = lowered(platform, program, **BLOCKS[platform]).compile()(KEY_DATA, *ARRAYS)
+    found = lower_program(platform, program).compile()(KEY_DATA, *ARRAYS)
+    wanted = lower_program(platform, program, **BLOCKS[platform]).compile()(KEY_DATA, *ARRAYS)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, wanted)
 
 
@@ -125,8 +127,8 @@ def test_every_transform_computes_with_the_tiles_of_the_platform(program, platfo
 def test_tiles_of_a_platform_on_a_mesh(kind, platform):
     sharding = NamedSharding(mesh(kind), P("a", None, "b"))
     split = [jax.device_put(x, sharding) for x in ARRAYS]
-    program = lowered(platform, gradient, split).compile()
-    wanted = lowered(platform, gradient).compile()(KEY_DATA, *ARRAYS)
+    program = lower_program(platform, gradient, split).compile()
+    wanted = lower_program(platform, gradient).compile()(KEY_DATA, *ARRAYS)
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
         program(KEY_DATA, *split),

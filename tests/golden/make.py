@@ -11,12 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
-
-import jaxdrop
-
 sys.path.append(str(Path(__file__).parent.parent / "support"))
+from golden_masks import draw, encoded, key_of
 from method_table import CUTOUT, METHODS, pattern
 
 PATH = Path(__file__).with_name("masks.json")
@@ -27,14 +23,6 @@ KEYS = {
     "rbg": ([[0, 1, 2, 3], [5, 0, 5, 0]], [(2, 3, 40)]),
     "unsafe_rbg": ([[4, 5, 6, 7]], [(2, 3, 40)]),
 }
-
-
-def encode(mask):
-    return np.packbits(np.asarray(mask)).tobytes().hex()
-
-
-def key_of(implementation, data):
-    return jax.random.wrap_key_data(np.array(data, np.uint32), impl=implementation)
 
 
 def cases():
@@ -48,16 +36,9 @@ def cases():
                     yield {"impl": implementation, "key": data, "shape": shape, "count": 3}
 
 
-def draw(case):
-    key = key_of(case["impl"], case["key"])
-    if "count" in case:
-        return jaxdrop.draw_fixed_count_mask(key, case["shape"], case["count"], axis=-1)
-    return jaxdrop.draw_mask(key, case["shape"], case["rate"])
-
-
 if __name__ == "__main__":
-    rows = [{**case, "mask": encode(draw(case).unpack())} for case in cases()]
+    rows = [{**case, "mask": encoded(draw(key_of(case), case))} for case in cases()]
     PATH.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    key = key_of("threefry2x32", [0, 42])
-    patterns = {method.name: encode(pattern(method, key)) for method in [*METHODS, CUTOUT]}
+    key = key_of({"impl": "threefry2x32", "key": [0, 42]})
+    patterns = {method.name: encoded(pattern(method, key)) for method in [*METHODS, CUTOUT]}
     PATH.with_name("methods.json").write_text(json.dumps(patterns, indent=1) + "\n")

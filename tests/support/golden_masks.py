@@ -15,6 +15,11 @@ BERNOULLI = [case for case in GOLDEN if "rate" in case]
 FIXED = [case for case in GOLDEN if "count" in case]
 
 
+def encoded(flags):
+    """Booleans as they are stored."""
+    return np.packbits(np.asarray(flags)).tobytes().hex()
+
+
 def stored(case):
     """The mask of a case, as booleans."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(case["mask"]), np.uint8))

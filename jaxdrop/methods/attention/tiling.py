@@ -52,6 +52,11 @@ class Tiling:
         whole_words = self.column_block % WORD_BITS == 0 and self.keys % self.column_block == 0
         return whole_words or self.column_block == self.keys
 
+    @property
+    def columns(self) -> int:
+        """Tiles in a row of them, seen or not."""
+        return -(-self.keys // self.column_block)
+
     @cached_property
     def seen(self) -> tuple[Int32[np.ndarray, "rows"], Int32[np.ndarray, "rows"]]:
         """For each row of tiles the first one in which a query may see a key, and their number.
@@ -60,8 +65,7 @@ class Tiling:
         """
         first_row = np.arange(0, self.queries, self.row_block)
         last_row = np.minimum(first_row + self.row_block, self.queries) - 1
-        columns = -(-self.keys // self.column_block)
-        first, end = np.zeros_like(first_row), np.full_like(first_row, columns)
+        first, end = np.zeros_like(first_row), np.full_like(first_row, self.columns)
         if self.before is not None:
             first = np.maximum(first_row - self.before, 0) // self.column_block
             end[first_row - self.before >= self.keys] = 0
@@ -77,7 +81,7 @@ class Tiling:
     def starts(self, number: Int32[Array, ""]) -> Starts:
         """Where tile `number` of those that are computed starts, counting row by row."""
         first, count = self.seen
-        columns = np.int32(-(-self.keys // self.column_block))
+        columns = np.int32(self.columns)
         if (count == columns).all():
             i, j = lax.div(number, columns), lax.rem(number, columns)
         else:
