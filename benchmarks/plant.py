@@ -23,7 +23,7 @@ from timing import spread_ms, summarise, take_turns
 from tqdm import tqdm
 
 import jaxdrop
-from jaxdrop.core.names import fold_in_name
+from jaxdrop.base.names import fold_in_name
 
 WIDTH, LENGTH, HEADS, BATCH = 64, 16, 4, 2
 SITES = ("attention/weights", "attention/output", "mlp/hidden", "mlp/output")

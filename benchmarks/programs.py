@@ -35,8 +35,8 @@ from training import NO_DROPOUT, OPTIMIZER, make_step
 from transformer import LARGE, OUR_WEIGHTS, SMALL, Transformer
 from workloads import ALONE, PEERS, WORKLOADS
 
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.core import bernoulli
-from jaxdrop.core.platforms import by_platform
 
 SWAPPED = "jaxdrop, in the form for other platforms"
 RESULTS = Path(__file__).parent / "results"

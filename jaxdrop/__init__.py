@@ -1,125 +1,114 @@
 """Dropout for JAX as pure functions and function transforms."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
-from jaxdrop import checks, match, rescale, uncertainty
-from jaxdrop.core.bernoulli import draw_mask
-from jaxdrop.core.fixed_count import draw_fixed_count_mask
-from jaxdrop.core.mask import Mask
+from jaxdrop.base.oldest_jax import require_jax as _require_jax
+
+_require_jax()  # first: chex and optax would fail on an old JAX with a message of their own
+
+# Namespaces: assertions, rules for the factor of survivors, what samples say, and what rules of
+# `plant` match.
+from jaxdrop import checks as checks, rescale as rescale, uncertainty as uncertainty
+
+# Masks that are drawn apart and applied later.
+from jaxdrop.core.bernoulli import draw_mask as draw_mask
+from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_mask
+from jaxdrop.core.mask import Mask as Mask
+
+# Attention.
 from jaxdrop.methods.attention.dot_product import (
-    dot_product_attention,
-    reference_dot_product_attention,
+    dot_product_attention as dot_product_attention,
+    reference_dot_product_attention as reference_dot_product_attention,
 )
-from jaxdrop.methods.attention.heads_and_keys import drop_heads, drop_key
-from jaxdrop.methods.blocks import drop_block, drop_block_gamma
+from jaxdrop.methods.attention.heads_and_keys import drop_heads as drop_heads, drop_key as drop_key
+
+# Feature maps, regions and residual branches.
+from jaxdrop.methods.blocks import drop_block as drop_block, drop_block_gamma as drop_block_gamma
+
+# Elements: `(key, x, rate, ...) -> y`, as all methods.
 from jaxdrop.methods.elementwise import (
-    alpha_dropout,
-    apply_mask,
-    dropout,
-    fixed_count_dropout,
-    gaussian_dropout,
+    alpha_dropout as alpha_dropout,
+    apply_mask as apply_mask,
+    dropout as dropout,
+    fixed_count_dropout as fixed_count_dropout,
+    gaussian_dropout as gaussian_dropout,
 )
-from jaxdrop.methods.graph import drop_edges, drop_nodes
+
+# Graphs.
+from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
+
+# Rates that are trained: `(key, x, parameter) -> y`, and what each adds to the loss.
 from jaxdrop.methods.learned import (
-    concrete_dropout,
-    concrete_dropout_penalty,
-    variational_dropout,
-    variational_dropout_kl,
+    concrete_dropout as concrete_dropout,
+    concrete_dropout_penalty as concrete_dropout_penalty,
+    variational_dropout as variational_dropout,
+    variational_dropout_kl as variational_dropout_kl,
 )
-from jaxdrop.methods.recurrent import locked_dropout, zoneout
-from jaxdrop.methods.structured import cutout, drop_path, drop_path_rates, spatial_dropout
-from jaxdrop.methods.tokens import drop_condition, drop_tokens, replace_tokens, restore_tokens
-from jaxdrop.methods.weights import drop_connect, embedding_dropout, mixout
-from jaxdrop.transforms.consistency import multi_sample, symmetric_kl, two_views
-from jaxdrop.transforms.monte_carlo import Moments, monte_carlo, monte_carlo_moments
-from jaxdrop.transforms.plant import plant, sites
-from jaxdrop.transforms.planting.keys import site_key
-from jaxdrop.transforms.planting.mark import site
-from jaxdrop.transforms.planting.report import SiteRow, SiteTable
-from jaxdrop.transforms.planting.rules import Rule
+
+# Recurrent networks.
+from jaxdrop.methods.recurrent import locked_dropout as locked_dropout, zoneout as zoneout
+from jaxdrop.methods.structured import (
+    cutout as cutout,
+    drop_path as drop_path,
+    drop_path_rates as drop_path_rates,
+    spatial_dropout as spatial_dropout,
+)
+
+# Tokens and conditions.
+from jaxdrop.methods.tokens import (
+    drop_condition as drop_condition,
+    drop_tokens as drop_tokens,
+    replace_tokens as replace_tokens,
+    restore_tokens as restore_tokens,
+)
+
+# Weights.
+from jaxdrop.methods.weights import (
+    drop_connect as drop_connect,
+    embedding_dropout as embedding_dropout,
+    mixout as mixout,
+)
+
+# Drops put into functions that were written without them.
+from jaxdrop.planting import (
+    Rule as Rule,
+    SiteRow as SiteRow,
+    SiteTable as SiteTable,
+    match as match,
+    plant as plant,
+    site as site,
+    site_key as site_key,
+    sites as sites,
+)
+
+# Several masks in one training step.
+from jaxdrop.transforms.consistency import (
+    multi_sample as multi_sample,
+    symmetric_kl as symmetric_kl,
+    two_views as two_views,
+)
+
+# Many runs of a function with a key.
+from jaxdrop.transforms.monte_carlo import (
+    Moments as Moments,
+    monte_carlo as monte_carlo,
+    monte_carlo_moments as monte_carlo_moments,
+)
+
+# Combinators over drops `(key, x) -> y`, and schedules for their rates.
 from jaxdrop.transforms.policies import (
-    chain,
-    curriculum_dropout_schedule,
-    early_dropout_schedule,
-    late_dropout_schedule,
-    per_leaf,
-    per_sample,
-    scheduled,
+    chain as chain,
+    curriculum_dropout_schedule as curriculum_dropout_schedule,
+    early_dropout_schedule as early_dropout_schedule,
+    late_dropout_schedule as late_dropout_schedule,
+    per_leaf as per_leaf,
+    per_sample as per_sample,
+    scheduled as scheduled,
 )
 
-__version__ = version("jaxdrop")
+__version__ = _version("jaxdrop")
 
-__all__ = [
-    # Elements: `(key, x, rate, ...) -> y`, as all methods.
-    "alpha_dropout",
-    "dropout",
-    "fixed_count_dropout",
-    "gaussian_dropout",
-    # Rates that are trained: `(key, x, parameter) -> y`, and what each adds to the loss.
-    "concrete_dropout",
-    "concrete_dropout_penalty",
-    "variational_dropout",
-    "variational_dropout_kl",
-    # Feature maps, regions and residual branches.
-    "cutout",
-    "drop_block",
-    "drop_block_gamma",
-    "drop_path",
-    "drop_path_rates",
-    "spatial_dropout",
-    # Tokens and conditions.
-    "drop_condition",
-    "drop_tokens",
-    "replace_tokens",
-    "restore_tokens",
-    # Weights.
-    "drop_connect",
-    "embedding_dropout",
-    "mixout",
-    # Recurrent networks.
-    "locked_dropout",
-    "zoneout",
-    # Graphs.
-    "drop_edges",
-    "drop_nodes",
-    # Attention.
-    "dot_product_attention",
-    "drop_heads",
-    "drop_key",
-    "reference_dot_product_attention",
-    # Masks that are drawn apart and applied later.
-    "Mask",
-    "apply_mask",
-    "draw_fixed_count_mask",
-    "draw_mask",
-    # Combinators over drops `(key, x) -> y`, and schedules for their rates.
-    "chain",
-    "curriculum_dropout_schedule",
-    "early_dropout_schedule",
-    "late_dropout_schedule",
-    "per_leaf",
-    "per_sample",
-    "scheduled",
-    # Drops put into functions that were written without them.
-    "Rule",
-    "SiteRow",
-    "SiteTable",
-    "plant",
-    "site",
-    "site_key",
-    "sites",
-    # Many runs of a function with a key.
-    "Moments",
-    "monte_carlo",
-    "monte_carlo_moments",
-    # Several masks in one training step.
-    "multi_sample",
-    "symmetric_kl",
-    "two_views",
-    # Namespaces: assertions, what rules of `plant` match, rules for the factor of survivors, and
-    # what samples say.
-    "checks",
-    "match",
-    "rescale",
-    "uncertainty",
-]
+_ROOMS = {"base", "core", "jaxdrop", "methods", "planting", "transforms"}
+__all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll] what is imported above
+    name for name in globals() if not name.startswith("_") and name not in _ROOMS
+)

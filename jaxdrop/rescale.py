@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Axes, Rate
 from jaxdrop.core.apply import (
     Rescale,
     compute_dtype,
@@ -38,7 +39,6 @@ from jaxdrop.core.apply import (
 )
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.threshold import round_known, settle
-from jaxdrop.core.types import Axes, Rate
 
 __all__ = [
     "Rescale",

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.averages import centred_mean
 from jaxdrop.core.apply import widen
-from jaxdrop.core.averages import centred_mean
 
 __all__ = [
     "Calibration",

@@ -15,7 +15,7 @@ import pytest
 from golden_masks import BERNOULLI, FIXED, GOLDEN_METHODS, draw, encoded, key_of, stored
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import COLLECTIVE
-from method_table import CUTOUT, METHODS, pattern
+from table.methods import CUTOUT, METHODS, pattern
 
 import jaxdrop
 from jaxdrop import dropout

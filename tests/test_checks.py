@@ -10,7 +10,7 @@ from jax import Array
 
 import jaxdrop
 from jaxdrop import checks, dropout, rescale
-from jaxdrop.core.types import Key
+from jaxdrop.base.types import Key
 
 X = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, (8, 16)), jnp.float32)
 KEY = 17

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from logs import Compilations
-from method_table import METHODS
 from modes import make_key
+from table.methods import METHODS
 
 import jaxdrop
 from jaxdrop import dropout, rescale

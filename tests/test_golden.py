@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from golden_masks import BERNOULLI, FIXED, GOLDEN, GOLDEN_METHODS, draw, encoded, key_of, stored
-from method_table import CUTOUT, METHODS, pattern
 from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key
+from reference import masks as reference
+from table.methods import CUTOUT, METHODS, pattern
 
 import jaxdrop
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from jax.experimental import checkify
-from method_table import METHODS
 from modes import (
     KEY_IMPLEMENTATIONS,
     assert_check_failed,
@@ -17,6 +16,7 @@ from modes import (
     make_keys,
     quick_jit,
 )
+from table.methods import METHODS
 
 import jaxdrop
 from jaxdrop.checks import assert_expectation_kept

@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from lowering import lowered
 from meshes import COLLECTIVE, mesh
-from method_table import CUTOUT, METHODS
+from table.methods import CUTOUT, METHODS
 
 import jaxdrop
 from jaxdrop.core.bernoulli import bernoulli_mask

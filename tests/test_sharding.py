@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import COLLECTIVE, mesh
-from method_table import METHODS
 from modes import KEY_IMPLEMENTATIONS, make_key
+from table.methods import METHODS
 
 import jaxdrop
 from jaxdrop import dropout

@@ -7,7 +7,7 @@ import jax
 import pytest
 from scripts import ROOT, run
 
-from jaxdrop.core.oldest_jax import OLDEST_JAX
+from jaxdrop.base.oldest_jax import OLDEST_JAX
 
 OLDEST = ".".join(map(str, OLDEST_JAX))
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdrop.base import validate
+from jaxdrop.base.types import Drop, Key
 from jaxdrop.checks.sampling import outputs, require_finite, wide
-from jaxdrop.core import validate
-from jaxdrop.core.types import Drop, Key
 from jaxdrop.core.words import unconsumed
 
 _ROWS_PROBED = 256

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxdrop.core import validate
-from jaxdrop.core.types import Drop, Key
+from jaxdrop.base import validate
+from jaxdrop.base.types import Drop, Key
 from jaxdrop.core.words import unconsumed
 
 _ELEMENTS_AT_ONCE = 2**22

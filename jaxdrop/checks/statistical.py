@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdrop.base import validate
+from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.checks.sampling import (
     Moments,
     outputs,
@@ -12,8 +14,6 @@ from jaxdrop.checks.sampling import (
     require_no_zeros,
     survivors,
 )
-from jaxdrop.core import validate
-from jaxdrop.core.types import Drop, Key, Rate
 
 
 def assert_expectation_kept(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, UInt32
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.sharding import explicit_sharding
 
 Rescale: TypeAlias = Callable[[Mask, Array], Array]
 """A rule `(mask, x) -> factor` for what survivors are multiplied by."""

@@ -11,13 +11,13 @@ from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.platforms import by_platform
+from jaxdrop.base.sharding import asked_sharding
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.platforms import by_platform
-from jaxdrop.core.sharding import asked_sharding
 from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import (
     Address,
     ThreefryKey,

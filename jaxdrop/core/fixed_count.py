@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.compat import debug_check
+from jaxdrop.base.types import Axes, Key
 from jaxdrop.core.apply import count_flags
-from jaxdrop.core.compat import debug_check
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.types import Axes, Key
 from jaxdrop.core.words import Words, draw_words, grid_address
 
 

@@ -6,7 +6,6 @@ of word e div 32. Sizes of 1 (shared axes) change nothing.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,8 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, UInt32
 
-from jaxdrop.core.sharding import shard_count, with_spec
+from jaxdrop.base.axes import other_axes
+from jaxdrop.base.sharding import shard_count, with_spec
 from jaxdrop.core.words import Words
 
 WORD_BITS = 32
@@ -117,11 +117,6 @@ class Layout:
     def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
         """How the axes of the mask are split, in the order in which they lie in the words."""
         return tuple(sharding.spec[axis] for axis in self.order)
-
-
-def other_axes(ndim: int, axes: Sequence[int | None]) -> tuple[int, ...]:
-    """All axes but the given ones."""
-    return tuple(axis for axis in range(ndim) if axis not in axes)
 
 
 def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.words import Words
 

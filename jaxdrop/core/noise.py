@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
+from jaxdrop.base.sharding import explicit_sharding
+from jaxdrop.base.types import Key
 from jaxdrop.core.apply import compute_dtype, times
 from jaxdrop.core.layout import Layout
-from jaxdrop.core.sharding import explicit_sharding
-from jaxdrop.core.types import Key
 from jaxdrop.core.words import ThreefryKey, draw_pair, grid_address, threefry_key
 
 Noise: TypeAlias = Callable[

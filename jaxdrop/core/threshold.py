@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, UInt32
 
-from jaxdrop.core.compat import debug_check
-from jaxdrop.core.types import Rate
+from jaxdrop.base.compat import debug_check
+from jaxdrop.base.types import Rate
 
 ALL_PAIRS = 16
 _ONES = 0xFFFFFFFF

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 from jaxtyping import UInt32
 
-from jaxdrop.core.types import Key
+from jaxdrop.base.types import Key
 
 ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 Words: TypeAlias = UInt32[Array, "..."]

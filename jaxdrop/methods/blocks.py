@@ -15,13 +15,13 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.sharding import explicit_sharding, with_spec
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import rescale_and_select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout
-from jaxdrop.core.sharding import explicit_sharding, with_spec
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, checked_rate, fine_threshold
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import Words
 
 _NEWTON_STEPS = 64  # at a rate of 1 - 2^-32, t takes 22 steps of about 1

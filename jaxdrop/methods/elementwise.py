@@ -10,14 +10,14 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Axes, Key, Rate
 from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times, unpack_for
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.noise import multiply_by_noise, standard_normal
 from jaxdrop.core.threshold import Rounded, Threshold, checked_rate, round_known, settle
-from jaxdrop.core.types import Axes, Key, Rate
 from jaxdrop.methods.masked import draw_for, drop
 
 _SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha

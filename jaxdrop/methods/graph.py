@@ -4,9 +4,9 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.masked import drop
 
 

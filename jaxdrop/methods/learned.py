@@ -11,11 +11,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Inexact
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Key
 from jaxdrop.core.apply import compute_dtype, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
-from jaxdrop.core.types import Key
 
 _FARTHEST = 80.0  # of a logit from 0 that is told from others; float32 has exponentials up to 88
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.sharding import explicit_sharding
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale, rescale_and_select, select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.sharding import explicit_sharding
 from jaxdrop.core.threshold import Rounded, round_known
-from jaxdrop.core.types import Key, Rate
 
 
 def drop(

@@ -6,10 +6,10 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale, compute_dtype, times
 from jaxdrop.core.threshold import Rounded, round_known, settle
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.masked import drop, replace
 
 

@@ -10,11 +10,11 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact, Shaped
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.axes import other_axes
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale
-from jaxdrop.core.layout import other_axes
 from jaxdrop.core.threshold import checked_rate
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import drop
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Shaped
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.axes import other_axes
+from jaxdrop.base.compat import debug_check, vary_as
+from jaxdrop.base.sharding import laid_like, whole_along
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import select
 from jaxdrop.core.bernoulli import bernoulli_mask
-from jaxdrop.core.compat import debug_check, vary_as
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
-from jaxdrop.core.layout import Layout, mask_layout, other_axes
-from jaxdrop.core.sharding import laid_like, whole_along
+from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.threshold import Rounded, round_known
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.masked import replace
 
 Tree = TypeVar("Tree")

@@ -11,13 +11,14 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.axes import other_axes
+from jaxdrop.base.names import fold_in_name, path_name
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, widen
-from jaxdrop.core.layout import Layout, mask_layout, other_axes
+from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.names import fold_in_name, path_name
 from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import mark_consumed
 from jaxdrop.methods.masked import draw_for, drop
 

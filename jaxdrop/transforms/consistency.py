@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.averages import centred_mean
+from jaxdrop.base.types import Key
 from jaxdrop.core.apply import widen
-from jaxdrop.core.averages import centred_mean
-from jaxdrop.core.types import Key
 from jaxdrop.transforms.monte_carlo import batch_of
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.averages import centred_mean
+from jaxdrop.base.compat import zeros_of
+from jaxdrop.base.types import Key
 from jaxdrop.core.apply import widen
-from jaxdrop.core.averages import centred_mean
-from jaxdrop.core.compat import zeros_of
-from jaxdrop.core.types import Key
 from jaxdrop.core.words import fold_in_all, mark_consumed
 
 Progress: TypeAlias = Callable[[int], object]

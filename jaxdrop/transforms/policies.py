@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdrop.core import validate
-from jaxdrop.core.names import fold_in_name, path_name
-from jaxdrop.core.sharding import sharded_along
-from jaxdrop.core.types import Drop, Key, Rate
+from jaxdrop.base import validate
+from jaxdrop.base.names import fold_in_name, path_name
+from jaxdrop.base.sharding import sharded_along
+from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.core.words import mark_consumed
 
 Tree = TypeVar("Tree")

@@ -1,10 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from hypothesis import given, settings, strategies as st
 from modes import KEY_IMPLEMENTATIONS, make_key
+from reference import masks as reference
 
 import jaxdrop
 from jaxdrop.checks import assert_keep_rate

@@ -1,11 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from hypothesis import given, settings, strategies as st
 from jax.experimental import checkify
 from modes import assert_check_failed, enable_x64
+from reference import masks as reference
 
 import jaxdrop
 from jaxdrop.checks import assert_keep_rate

@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec as P
 from meshes import mesh
+from reference import masks as reference
 
 from jaxdrop.core.layout import Layout, mask_layout
 

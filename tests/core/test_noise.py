@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from modes import enable_x64, make_key
-from reference_methods import Key
+from reference.methods import Key
 
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal

@@ -3,10 +3,10 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from hypothesis import example, given, strategies as st
 from modes import enable_x64
+from reference import masks as reference
 
 from jaxdrop.core.threshold import (
     ALL_PAIRS,

@@ -4,10 +4,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
 import pytest
 from hypothesis import given, strategies as st
 from modes import KEY_IMPLEMENTATIONS, make_key
+from reference import masks as reference
 
 from jaxdrop.core.words import (
     below,

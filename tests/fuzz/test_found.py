@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec as P
 
 import jaxdrop
-from jaxdrop.core.compat import varying_axes
+from jaxdrop.base.compat import varying_axes
 
 MESH = Mesh(np.array(jax.devices()[:2]), ("device",))
 

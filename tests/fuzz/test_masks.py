@@ -5,12 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference as reference
-from fuzzed_calls import IMPLEMENTATIONS, RATES, shapes
-from fuzzed_methods import subset
+from fuzzing.calls import IMPLEMENTATIONS, RATES, shapes
+from fuzzing.methods import subset
 from hypothesis import given, settings, strategies as st
 from modes import enable_x64
-from reference_methods import Key, only
+from reference import masks as reference
+from reference.methods import Key, only
 
 import jaxdrop
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from fuzzed_calls import assert_rounds, calls, other_data, program_of, rebuild, run
-from fuzzed_methods import FUZZED
+from fuzzing.calls import assert_rounds, calls, other_data, program_of, rebuild, run
+from fuzzing.methods import FUZZED
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
-from method_table import CUTOUT, METHODS
-from reference_methods import Unclear
+from reference.methods import Unclear
+from table.methods import CUTOUT, METHODS
 
 # A program takes a hundred times as long to compile as to run, so each runs on several data.
 DATA = max(2, settings.default.max_examples // 800)
@@ -19,9 +19,9 @@ def test_every_method_of_the_table_is_fuzzed():
 
 
 def test_references_share_no_code_with_the_package():
-    support = Path(__file__).parent.parent / "support"
-    references = {path.name: path.read_text() for path in support.glob("*reference*.py")}
-    assert "reference_methods.py" in references
+    folder = Path(__file__).parent.parent / "support" / "reference"
+    references = {path.name: path.read_text() for path in folder.glob("*.py")}
+    assert "methods.py" in references
     assert not [name for name, text in references.items() if "jaxdrop" in text]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "support"))
 from golden_masks import draw, encoded, key_of
-from method_table import CUTOUT, METHODS, pattern
+from table.methods import CUTOUT, METHODS, pattern
 
 PATH = Path(__file__).with_name("masks.json")
 RATES = [0.5, 0.25, 0.1, 1 / 3, 0.9, 0.999, 1e-5, 0.0, 1.0]

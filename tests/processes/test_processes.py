@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
-from method_table import METHODS
 from modes import quick_jit
 from processes import run_with_all_children
 from spread import COUNTING, KEY, RATE, drops_of_layouts, drops_of_methods
+from table.methods import METHODS
 
 from jaxdrop import dropout
 

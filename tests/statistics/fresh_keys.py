@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
-from fresh_laws import p_values, smallest_found
-from fresh_panels import all_panels
+from fresh.laws import p_values, smallest_found
+from fresh.panels import all_panels
 
 FALSE_ALARM_RATE = 1e-6
 DRAWS = 2**17

@@ -13,10 +13,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fresh_laws import independent, of_words, p_values, smallest_found
-from fresh_panels import all_panels
-from method_table import CUTOUT, METHODS
+from fresh.laws import independent, of_words, p_values, smallest_found
+from fresh.panels import all_panels
 from scripts import load
+from table.methods import CUTOUT, METHODS
 
 LEVEL = 1e-11  # about that of one test in the run
 DRAWS, SHAPE, CHANCE = 2**14, (4, 40), 0.9

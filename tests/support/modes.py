@@ -5,7 +5,7 @@ import jax.experimental
 import pytest
 from jax.experimental import checkify
 
-from jaxdrop.core.compat import CHECKS_LEAVE_CHECKPOINT_WORKING
+from jaxdrop.base.compat import CHECKS_LEAVE_CHECKPOINT_WORKING
 
 
 def enable_x64(enabled=True):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from meshes import mesh
-from method_table import METHODS
+from table.methods import METHODS
 
 import jaxdrop
 

@@ -12,7 +12,7 @@ from modes import KEY_IMPLEMENTATIONS, make_key
 
 import jaxdrop
 from jaxdrop import chain, checks, dropout, per_leaf, per_sample, scheduled
-from jaxdrop.core.names import fold_in_name
+from jaxdrop.base.names import fold_in_name
 
 half = partial(dropout, rate=0.5)
 shared = partial(dropout, rate=0.5, broadcast_dims=(0,))

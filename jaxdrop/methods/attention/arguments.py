@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.layout import WORD_BITS
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.methods.attention.operands import Fixed, Inputs
 
 

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxdrop.base.compat import vary_as
+from jaxdrop.base.sharding import automatic
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import compute_dtype, inverse_keep_prob
-from jaxdrop.core.compat import vary_as
 from jaxdrop.core.layout import mask_layout
-from jaxdrop.core.sharding import automatic
 from jaxdrop.core.threshold import Rounded, round_known, settle
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import threefry_key
 from jaxdrop.methods.attention.arguments import BUDGET, GPU_BUDGET, Arguments, blocks, checked
-from jaxdrop.methods.attention.blockwise import Plan, Plans, attend
 from jaxdrop.methods.attention.operands import Draw, Fixed, Inputs
+from jaxdrop.methods.attention.tiled import Plan, Plans, attend
 from jaxdrop.methods.attention.tiling import Tiling
 from jaxdrop.methods.masked import drop
 

@@ -10,14 +10,15 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.core import validate
+from jaxdrop.base import validate
+from jaxdrop.base.axes import other_axes
+from jaxdrop.base.names import fold_in_name
+from jaxdrop.base.sharding import whole_along
+from jaxdrop.base.types import Key, Rate
 from jaxdrop.core.apply import Rescale, count_flags, poisoned, unpack_for
-from jaxdrop.core.layout import Layout, mask_layout, other_axes
+from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.names import fold_in_name
-from jaxdrop.core.sharding import whole_along
 from jaxdrop.core.threshold import Rounded, round_known
-from jaxdrop.core.types import Key, Rate
 from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Int32
 
 from jaxdrop.core.layout import WORD_BITS
-from jaxdrop.core.tiles import Span
+from jaxdrop.methods.attention.tiles import Span
 
 
 class Starts(NamedTuple):

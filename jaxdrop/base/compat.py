@@ -1,0 +1,67 @@
+"""The parts of JAX that change between versions and that all rooms may need, one name each.
+
+What only planting must know of JAX's versions is in `jaxdrop.planting.jaxprs`.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import checkify
+
+from jaxdrop.base.sharding import explicit_part
+
+Tree = TypeVar("Tree")
+
+# Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
+CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
+
+
+def debug_check(predicate: Any, message: str, **values: Any) -> None:
+    """An assertion that fails under `checkify` and is nothing elsewhere, nor before JAX 0.8."""
+    if CHECKS_LEAVE_CHECKPOINT_WORKING:
+        checkify.debug_check(predicate, message, **values)
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The manual mesh axes over which a value, or its type, varies."""
+    aval = x if hasattr(x, "strip_weak_type") else jax.typeof(x)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma
+
+
+def vary_over(x: Array, axes: frozenset[str]) -> Array:
+    """The same value, typed as one that varies over the axes too."""
+    missing = tuple(sorted(axes - varying_axes(x)))
+    if not missing:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, missing, to="varying")
+    return getattr(lax, "pvary")(x, missing)  # noqa: B009, its name before 0.9
+
+
+def vary_as(tree: Tree, operands: Any) -> Tree:
+    """The same arrays, typed as varying over all axes over which some operand varies."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
+    return jax.tree.map(lambda x: vary_over(x, axes), tree)
+
+
+def zeros_of(fn: Callable[[], Tree]) -> Tree:
+    """Zeros of the type of what a function returns, split and varying as that; it is not run."""
+    types: list[Any] = []
+
+    def typed() -> Any:
+        leaves, tree = jax.tree.flatten(fn())
+        types[:] = [tree, *map(jax.typeof, leaves)]
+        return leaves
+
+    jax.eval_shape(typed)
+
+    def zeros(aval: Any) -> Array:
+        plain, sharding = jnp.zeros(aval.shape, aval.dtype), explicit_part(aval)
+        split = plain if sharding is None else jax.sharding.reshard(plain, sharding)
+        return vary_over(split, varying_axes(aval))
+
+    tree, *avals = types
+    return jax.tree.unflatten(tree, [zeros(aval) for aval in avals])

@@ -1,0 +1,124 @@
+"""What happens at a site: a token becomes a key, a value is dropped with it."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.interpreters import partial_eval
+
+from jaxdrop.base.compat import vary_over, varying_axes
+from jaxdrop.base.sharding import sharded_along
+from jaxdrop.base.types import Drop, Key
+from jaxdrop.base.validate import describe
+from jaxdrop.planting import jaxprs
+from jaxdrop.planting.keys import Stream, spread
+from jaxdrop.planting.mark import Token, is_array
+from jaxdrop.planting.rules import Match
+
+
+class Site:
+    """A matched site: how its keys are drawn, and its drop applied."""
+
+    def __init__(self, match: Match, source: str, unchecked_axes: frozenset[str]) -> None:
+        self.match = match
+        self.rule = match.rule
+        self.source = source
+        self._unchecked_axes = unchecked_axes
+
+    def draw(self, stream: Stream, x: Array, axes: Sequence[int] = ()) -> Token:
+        """Key data for a value, for each example along the axes."""
+        x = jnp.asarray(x)
+        key = stream.next_key(self.rule.share_loop)
+        for axis in self._mesh_axes(x):
+            key = jax.random.fold_in(key, lax.axis_index(axis))
+        sizes = tuple(x.shape[axis] for axis in axes)
+        if self.rule.share_vmap:
+            token = jnp.broadcast_to(jax.random.key_data(key), (*sizes, 2))
+        else:
+            token = sharded_along(jax.random.key_data(spread(key, sizes)), x, *axes)
+        return vary_over(token, varying_axes(x))
+
+    def drop(
+        self, x: Array, token: Token, role: str, axes: Sequence[tuple[int, int | None]]
+    ) -> Array:
+        """The value, or a derivative of it, with the examples along pairs of axes dropped apart."""
+        x = jnp.asarray(x)
+        if x.size == 0:
+            return x
+        drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, role)
+        pairs: list[tuple[int | None, int]] = []
+        for axis, token_axis in reversed(axes):
+            if token_axis is not None and self.rule.share_vmap:
+                token, token_axis = lax.index_in_dim(token, 0, token_axis, keepdims=False), None
+            pairs.append((token_axis, axis))
+        for token_axis, axis in reversed(pairs):
+            drop_one = jax.vmap(drop_one, in_axes=(token_axis, axis), out_axes=axis)
+        with self._noted():
+            return drop_one(token, x)
+
+    def _drop_one(self, role: str, token: Token, x: Array) -> Array:
+        key = jax.random.wrap_key_data(token, impl="threefry2x32")
+        drop = partial(_checked, self.rule.drop)
+        if role == "value":
+            return drop(key, x)
+        if not _is_affine(drop, key, x):
+            raise NotImplementedError(
+                "plant: a drop inside of a derivative must be affine in x; got"
+                f" {self.rule.drop!r}, whose derivative depends on x. Differentiate the planted"
+                " function instead: grad(plant(f, rules))."
+            )
+        at_zero = jnp.zeros_like(x)
+        if role == "tangent":
+            return jax.jvp(partial(drop, key), (at_zero,), (x,))[1]
+        return jax.vjp(partial(drop, key), at_zero)[1](x)[0]
+
+    def _mesh_axes(self, x: Array) -> Sequence[str]:
+        """The mesh axes along which devices draw keys of their own."""
+        asked, known = self.rule.mesh_axes, varying_axes(x) | self._unchecked_axes
+        if asked is None and self._unchecked_axes:
+            raise ValueError(
+                f"plant: site {self.match.name!r} at {self.source} is in a shard_map with"
+                " check_vma=False, so it is not known over which mesh axes it varies. Say so by"
+                f" Rule(drop, mesh_axes=...), some of {sorted(self._unchecked_axes)}."
+            )
+        mesh_axes = sorted(jax.sharding.get_abstract_mesh().manual_axes)
+        for axis in asked or ():
+            if mesh_axes and axis not in mesh_axes:
+                raise ValueError(
+                    f"plant: mesh_axes must be among {mesh_axes}; got {axis!r}, for site"
+                    f" {self.match.name!r} at {self.source}."
+                )
+        return sorted(known if asked is None else known & set(asked))
+
+    @contextmanager
+    def _noted(self) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(
+                f"This was raised by the drop at site {self.match.name!r}, {self.source}."
+            )
+            raise
+
+
+def _checked(drop: Drop, key: Key, x: Array) -> Array:
+    y = drop(key, x)
+    if not is_array(y) or y.shape != x.shape or y.dtype != x.dtype:
+        raise TypeError(
+            f"plant: a drop must keep the shape and dtype, {describe(x)}; got {describe(y)}."
+        )
+    return y
+
+
+def _is_affine(drop: Drop, key: Key, x: Array) -> bool:
+    """Whether the derivative of a drop is the same at all values."""
+
+    def tangent(x: Array, key: Key, t: Array) -> Array:
+        return jax.jvp(partial(drop, key), (x,), (t,))[1]
+
+    jaxpr, _ = jaxprs.opened(jax.make_jaxpr(tangent)(x, key, x))
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True])
+    return not used[0]

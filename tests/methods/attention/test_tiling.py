@@ -1,0 +1,208 @@
+"""Which tiles are computed, and what that saves: work, memory and compilations."""
+
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax import lax
+from logs import Compilations
+from modes import make_key, quick_jit
+
+from jaxdrop import dot_product_attention
+from jaxdrop.methods.attention.tiling import Tile, Tiling
+from jaxdrop.planting.jaxprs import jaxprs_in
+
+SIZE = st.integers(1, 40)
+REACH = st.none() | st.integers(0, 50)
+
+
+@st.composite
+def tilings(draw):
+    queries, keys = draw(SIZE), draw(SIZE)
+    blocks = draw(st.integers(1, queries)), draw(st.integers(1, keys))
+    return Tiling(queries, keys, *blocks, draw(REACH), draw(REACH))
+
+
+def seen(tiling):
+    """Which query may see which key, by position."""
+    row, column = np.arange(tiling.queries)[:, None], np.arange(tiling.keys)[None, :]
+    before = np.inf if tiling.before is None else tiling.before
+    after = np.inf if tiling.after is None else tiling.after
+    return (row - before <= column) & (column <= row + after)
+
+
+def seen_tiles(tiling):
+    """Where tiles start in which some query may see some key, row by row."""
+    visible = seen(tiling)
+    corners = itertools.product(
+        range(0, tiling.queries, tiling.row_block), range(0, tiling.keys, tiling.column_block)
+    )
+    return [
+        (row, column)
+        for row, column in corners
+        if visible[row : row + tiling.row_block, column : column + tiling.column_block].any()
+    ]
+
+
+@given(tiling=tilings())
+def test_tiles_are_exactly_those_with_a_visible_pair(tiling):
+    found = [
+        (i * tiling.row_block, j * tiling.column_block)
+        for i, (first, count) in enumerate(zip(*tiling.seen, strict=True))
+        for j in range(first, first + count)
+    ]
+    assert found == seen_tiles(tiling)
+    assert len(found) == tiling.count
+
+
+def over_tiles(tiling, step, start):
+    """What a step makes of all tiles, one after the other, and where these start."""
+
+    def body(carry, number):
+        starts = tiling.starts(number)
+        return step(carry, Tile(tiling, starts)), starts
+
+    numbers = jnp.arange(tiling.count, dtype=jnp.int32)
+    return quick_jit(lambda carry: lax.scan(body, carry, numbers))(start)
+
+
+@settings(max_examples=8)
+@given(tiling=tilings())
+def test_every_visible_pair_is_in_one_tile(tiling):
+    def count(total, tile):
+        flags = tile.visible()
+        ones = jnp.ones((1, 1, 1, tiling.row_block, tiling.column_block), jnp.int32)
+        return tile.add_part(total, ones if flags is None else ones * flags.astype(jnp.int32))
+
+    nothing = jnp.zeros((1, 1, 1, tiling.queries, tiling.keys), jnp.int32)
+    total, starts = over_tiles(tiling, count, nothing)
+    np.testing.assert_array_equal(total[0, 0, 0], seen(tiling))
+    rows, columns = np.array(seen_tiles(tiling)).T
+    np.testing.assert_array_equal(starts.new_row, rows)
+    np.testing.assert_array_equal(starts.new_column, columns)
+    # The last ones end with the axes, and so may start before what is new in them.
+    np.testing.assert_array_equal(starts.row, np.minimum(rows, tiling.queries - tiling.row_block))
+    np.testing.assert_array_equal(
+        starts.column, np.minimum(columns, tiling.keys - tiling.column_block)
+    )
+
+
+def test_parts_add_up_for_every_shape_that_broadcasts():
+    tiling = Tiling(6, 8, 2, 4, None, None)  # blocks that divide, so each pair is in one tile
+    whole = np.random.default_rng(0).integers(0, 9, (2, 3, 1, 6, 8)).astype(np.int32)
+    shapes = [
+        tuple(n if varies else 1 for n, varies in zip(whole.shape, axes, strict=True))
+        for axes in itertools.product([False, True], [False, True], [False], *[[False, True]] * 2)
+    ]
+
+    def add(totals, tile):
+        return [tile.add_part(total, tile.part(whole)) for total in totals]
+
+    totals, _ = over_tiles(tiling, add, [jnp.zeros(shape, jnp.int32) for shape in shapes])
+    for shape, total in zip(shapes, totals, strict=True):
+        shared = tuple(axis for axis in range(5) if shape[axis] == 1)
+        np.testing.assert_array_equal(total, whole.sum(shared, keepdims=True))
+
+
+def equations(jaxpr):
+    """All equations, at any depth."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in(eqn):
+            yield from equations(inner)
+
+
+def tangent(attend, *xs):
+    return jax.jvp(attend, xs, xs)[1]
+
+
+def gradient(attend, *xs):
+    return jax.vjp(attend, *xs)[1](xs[0])
+
+
+def run(attend, *xs):
+    return attend(*xs)
+
+
+passes = pytest.mark.parametrize("apply", [run, tangent, gradient])
+
+
+def sizes_like(queries, keys, heads=1):
+    return [jax.ShapeDtypeStruct((n, heads, 8), jnp.float32) for n in (queries, keys, keys)]
+
+
+def program(apply, queries, keys, rate=0.5, block=64, **options):
+    """A pass over tiles of one size, as a function of arrays, and their shapes."""
+    attend = partial(dot_product_attention, make_key("raw"), rate=rate, **options)
+    attend = partial(attend, query_block_size=block, key_block_size=block)
+    return partial(apply, attend), sizes_like(queries, keys)
+
+
+@passes
+def test_causal_attention_computes_half_of_the_tiles(apply):
+    def trips(**options):
+        function, shapes = program(apply, 512, 512, rate=0, **options)
+        eqns = equations(jax.make_jaxpr(function)(*shapes).jaxpr)
+        return {eqn.params["length"] for eqn in eqns if eqn.primitive.name == "scan"}
+
+    assert trips() == {8 * 8}
+    assert trips(is_causal=True) == {8 * 9 // 2}
+    assert trips(local_window_size=(64, 0)) == {8 + 7}
+    assert trips(local_window_size=0) == {8}
+
+
+@passes
+def test_no_array_has_the_size_of_the_weights(apply):
+    function, shapes = program(apply, 1024, 2048)
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    largest = max(
+        math.prod(x.aval.shape) for eqn in equations(jaxpr) for x in (*eqn.invars, *eqn.outvars)
+    )
+    assert largest <= 2048 * 8  # the keys
+
+
+@pytest.mark.parametrize("apply", [run, gradient])
+def test_memory_grows_with_the_length_and_not_with_its_square(apply):
+    def temporaries(length):
+        function, shapes = program(apply, length, length)
+        compiled = quick_jit(function).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, middle, long = map(temporaries, (512, 1024, 2048))
+    four_rows = 4 * 8 * 4  # bytes a query
+    assert middle - short <= 512 * four_rows
+    assert long - middle <= 1024 * four_rows
+
+
+def test_backward_pass_keeps_the_operands_the_output_and_two_numbers_a_query():
+    function, shapes = program(run, 512, 512)
+    pull = jax.eval_shape(lambda *xs: jax.vjp(function, *xs)[1], *shapes)
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull))
+    assert kept <= 4 * 512 * (4 * 8 + 2) + 64
+
+
+def count_attention(compiled):
+    return sum("_attend" in name for name in compiled.names)
+
+
+def test_known_rates_compile_at_most_four_programs():
+    x = jnp.ones((3, 1, 2))
+    with Compilations() as compiled:
+        for rate in (*np.linspace(0.01, 0.99, 50), *(2.0**-n for n in range(1, 30))):
+            dot_product_attention(make_key("raw"), x, x, x, float(rate))
+    assert 1 <= count_attention(compiled) <= 4
+
+
+def test_changing_traced_rates_compile_nothing():
+    x = jnp.ones((4, 1, 2))
+    rates = [jnp.float32(rate) for rate in (0.1, 0.0, 0.5, 1e-6, 1.0)]
+    dot_product_attention(make_key("raw"), x, x, x, rates[0])
+    with Compilations() as compiled:
+        for rate in rates:
+            dot_product_attention(make_key("raw", 1), x, x, x, rate)
+    assert compiled.names == []
