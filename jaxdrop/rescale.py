@@ -18,6 +18,7 @@ The rules made here compare equal when their settings do, so that `dropout`
 called eagerly with `realized(axis=0)` is compiled once.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Axes, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import (
     Rescale,
     compute_dtype,
@@ -38,7 +39,7 @@ from jaxdrop.core.apply import (
     widen,
 )
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.threshold import round_known, settle
+from jaxdrop.core.rate import grid_rate
 
 __all__ = [
     "Rescale",
@@ -223,12 +224,13 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     References:
       Srivastava et al., "Dropout", JMLR 15 (2014), figure 2.
     """
-    rate = validate.probability("inference_scale", "rate", rate)
-    keep_prob = jnp.asarray(settle(round_known(rate)[0]).keep_prob)
+    check = Check("inference_scale")
+    rate = check.probability("rate", rate)
+    keep_prob = jnp.asarray(grid_rate(rate).threshold.keep_prob)
 
     def scale(path: Any, leaf: Any) -> Array:
         name = "tree" + jax.tree_util.keystr(path)
-        leaf = validate.inexact_array("inference_scale", name, leaf)
+        leaf = check.inexact_array(name, leaf)
         return times(leaf, keep_prob).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(scale, tree)
@@ -244,9 +246,23 @@ def is_own(rule: Rescale) -> bool:
     return made_here or rule is expected or rule is none
 
 
-def checked(function: str, rule: Rescale) -> Rescale:
-    """Returns a rule if it can be called as one."""
-    return rule if is_own(rule) else validate.rule(function, rule)
+def checked(check: Check, rule: Rescale) -> Rescale:
+    """Returns a rule if it can be called with (mask, x)."""
+    if is_own(rule):
+        return rule
+    if not callable(rule):
+        raise TypeError(f"{check}: rescale must be a function of (mask, x); got {rule!r}.")
+    try:
+        inspect.signature(rule).bind(None, None)
+    except TypeError:
+        name = getattr(rule, "__name__", repr(rule))
+        raise TypeError(
+            f"{check}: rescale must be a function of (mask, x); got {name}."
+            f" If it makes a rule, call it, as in {name}()."
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature
+    return rule
 
 
 @dataclass(frozen=True)
@@ -305,8 +321,8 @@ def _norm(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _canonical(rule: str, axis: Axes) -> tuple[int, ...] | None:
-    return None if axis is None else validate.integers(rule, "axis", axis)
+    return None if axis is None else Check(rule).integers("axis", axis)
 
 
 def _axes(rule: str, axis: tuple[int, ...] | None, x: Array) -> tuple[int, ...]:
-    return tuple(range(x.ndim)) if axis is None else validate.axes(rule, "axis", axis, x.ndim)
+    return tuple(range(x.ndim)) if axis is None else Check(rule).axes("axis", axis, x.ndim)

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxdrop.base import validate
 from jaxdrop.base.averages import centred_mean
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import widen
 
 __all__ = [
@@ -134,7 +134,7 @@ def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, 
     References:
       Shannon, "A mathematical theory of communication" (1948).
     """
-    return _entropy(_real("predictive_entropy", "probabilities", probabilities, 1))
+    return _entropy(_real(Check("predictive_entropy"), "probabilities", probabilities, 1))
 
 
 def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
@@ -157,7 +157,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
     References:
       Houlsby et al., "Bayesian active learning", arXiv:1112.5745 (2011).
     """
-    return _classification(_samples("mutual_information", samples)).epistemic
+    return _classification(_samples(Check("mutual_information"), samples)).epistemic
 
 
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
@@ -187,7 +187,7 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
       Depeweg et al., arXiv:1710.07283 (2018); variation ratio: Freeman,
       "Elementary applied statistics" (1965).
     """
-    return _classification(_samples("classification", samples))
+    return _classification(_samples(Check("classification"), samples))
 
 
 def _classification(samples: Array) -> Classification:
@@ -228,9 +228,10 @@ def regression(
       Kendall and Gal, "What uncertainties do we need in Bayesian deep
       learning?", arXiv:1703.04977 (2017).
     """
-    means = _means("regression", means)
+    check = Check("regression")
+    means = _means(check, means)
     given = 0.0 if variances is None else variances
-    aleatoric = jnp.mean(validate.like("regression", "variances", given, means, "means"), 0)
+    aleatoric = jnp.mean(check.like("variances", given, means, "means"), 0)
     mean = centred_mean(means)
     epistemic = jnp.mean((means - mean[None]) ** 2, 0)
     return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
@@ -264,10 +265,10 @@ def predictive_log_likelihood(
     References:
       Gal and Ghahramani, arXiv:1506.02142 (2016), equation 8.
     """
-    function = "predictive_log_likelihood"
-    means = _means(function, means)
-    targets = validate.like(function, "targets", targets, means[0], "means[0]")
-    variances = validate.like(function, "variances", variances, means, "means")
+    check = Check("predictive_log_likelihood")
+    means = _means(check, means)
+    targets = check.like("targets", targets, means[0], "means[0]")
+    variances = check.like("variances", variances, means, "means")
     errors, some_noise = targets[None] - means, variances != 0
     spread = jnp.where(some_noise, variances, 1)
     densities = -0.5 * (errors**2 / spread + jnp.log(2 * jnp.pi * spread))
@@ -297,7 +298,7 @@ def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch
     References:
       Freeman, "Elementary applied statistics" (1965).
     """
-    samples = _samples("variation_ratio", samples)
+    samples = _samples(Check("variation_ratio"), samples)
     count = len(samples)
     votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
     against = count - jnp.max(jnp.sum(votes, 0), -1)
@@ -328,7 +329,7 @@ def negative_log_likelihood(
     References:
       Good, "Rational decisions" (1952).
     """
-    p, labels, is_class = _labelled("negative_log_likelihood", probabilities, labels)
+    p, labels, is_class = _labelled(Check("negative_log_likelihood"), probabilities, labels)
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
     return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
@@ -359,7 +360,7 @@ def brier_score(
       Brier, "Verification of forecasts expressed in terms of probability",
       Monthly Weather Review 78 (1950).
     """
-    p, labels, is_class = _labelled("brier_score", probabilities, labels)
+    p, labels, is_class = _labelled(Check("brier_score"), probabilities, labels)
     distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
     return jnp.mean(jnp.where(is_class, jnp.sum(distance**2, -1), jnp.nan))
 
@@ -398,9 +399,9 @@ def expected_calibration_error(
     References:
       Guo et al., "On calibration of modern neural networks", arXiv:1706.04599 (2017).
     """
-    function = "expected_calibration_error"
-    p, labels, is_class = _labelled(function, probabilities, labels)
-    bins = validate.whole_number(function, "bins", bins, 1)
+    check = Check("expected_calibration_error")
+    p, labels, is_class = _labelled(check, probabilities, labels)
+    bins = check.whole_number("bins", bins, 1)
     confidence = jnp.max(p, -1)
     right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
     right = jnp.where(is_class, right, jnp.nan)
@@ -421,44 +422,42 @@ def expected_calibration_error(
     return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
 
 
-def _real(function: str, name: str, x: Any, least_axes: int) -> Array:
-    x = widen(validate.real_array(function, name, x))
+def _real(check: Check, name: str, x: Any, least_axes: int) -> Array:
+    x = widen(check.real_array(name, x))
     if x.ndim < least_axes:
         raise ValueError(
-            f"{function}: {name} must have at least {least_axes} axes; got shape {x.shape}."
+            f"{check}: {name} must have at least {least_axes} axes; got shape {x.shape}."
         )
     return x
 
 
-def _samples(function: str, samples: Any) -> Array:
-    samples = _real(function, "samples", samples, 2)
+def _samples(check: Check, samples: Any) -> Array:
+    samples = _real(check, "samples", samples, 2)
     if 0 in (samples.shape[0], samples.shape[-1]):
         raise ValueError(
-            f"{function}: samples must have at least one sample and one class;"
+            f"{check}: samples must have at least one sample and one class;"
             f" got shape {samples.shape}."
         )
     return samples
 
 
-def _means(function: str, means: Any) -> Array:
-    means = _real(function, "means", means, 1)
+def _means(check: Check, means: Any) -> Array:
+    means = _real(check, "means", means, 1)
     if len(means) == 0:
-        raise ValueError(
-            f"{function}: means must have at least one sample; got shape {means.shape}."
-        )
+        raise ValueError(f"{check}: means must have at least one sample; got shape {means.shape}.")
     return means
 
 
-def _labelled(function: str, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
+def _labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
     """Probabilities, labels in a type that holds them, and which of them are a class."""
-    p = _real(function, "probabilities", probabilities, 1)
-    labels = validate.integer_array(function, "labels", labels)
+    p = _real(check, "probabilities", probabilities, 1)
+    labels = check.integer_array("labels", labels)
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     if labels.shape != p.shape[:-1]:
-        raise ValueError(f"{function}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
+        raise ValueError(f"{check}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
     if p.size == 0:
-        raise ValueError(f"{function}: probabilities must not be empty; got shape {p.shape}.")
+        raise ValueError(f"{check}: probabilities must not be empty; got shape {p.shape}.")
     return p, labels, (labels >= 0) & (labels < p.shape[-1])
 
 

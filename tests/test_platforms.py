@@ -20,7 +20,7 @@ from table.methods import CUTOUT, METHODS
 import jaxdrop
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout
-from jaxdrop.core.threshold import round_known
+from jaxdrop.core.rate import GridRate, grid_rate
 
 GPUS = ("cuda", "rocm")
 
@@ -59,18 +59,18 @@ def mask_program(shape, pairs, implementation):
 
     def mask(data, threshold):
         key = jax.random.wrap_key_data(data, impl=implementation)
-        return bernoulli_mask(key, threshold, pairs, Layout(shape)).unpack()
+        return bernoulli_mask(key, GridRate(threshold, pairs), Layout(shape)).unpack()
 
     data = np.zeros(2 if implementation == "threefry2x32" else 4, np.uint32)
-    threshold, _ = round_known(0.3)
+    threshold = grid_rate(0.3).threshold
     return lowered(GPUS[0], mask, data, threshold).compile()
 
 
 def test_every_golden_mask():
     def drawn(case):
-        threshold, pairs = round_known(np.float64(case["rate"]))
-        program = mask_program(tuple(case["shape"]), pairs, case["impl"])
-        return program(np.array(case["key"], np.uint32), threshold)
+        rate = grid_rate(np.float64(case["rate"]))
+        program = mask_program(tuple(case["shape"]), rate.pairs, case["impl"])
+        return program(np.array(case["key"], np.uint32), rate.threshold)
 
     wrong = [case for case in BERNOULLI if not np.array_equal(drawn(case), stored(case))]
     assert BERNOULLI

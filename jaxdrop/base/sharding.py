@@ -21,26 +21,7 @@ def explicit_part(aval: Any) -> NamedSharding | None:
     """The sharding in a type, or None where it says nothing."""
     sharding = aval.sharding
     split = any(part is not None for part in sharding.spec)
-    return sharding if split and _has_explicit_axes(sharding) else None
-
-
-def asked_sharding(function: str, out_sharding: Any, ndim: int) -> NamedSharding | None:
-    """The sharding that a user asked for by `out_sharding`, as JAX itself takes it."""
-    if out_sharding is None:
-        return None
-    sharding, mesh = out_sharding, jax.sharding.get_abstract_mesh()
-    if isinstance(out_sharding, PartitionSpec) and not mesh.empty:
-        sharding = NamedSharding(mesh, out_sharding)
-    if not isinstance(sharding, NamedSharding) or not _has_explicit_axes(sharding):
-        raise TypeError(
-            f"{function}: out_sharding must be a NamedSharding, or a PartitionSpec in a mesh"
-            f" context, with Explicit axes; got {out_sharding!r}."
-        )
-    if len(sharding.spec) > ndim:
-        raise ValueError(
-            f"{function}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
-        )
-    return sharding
+    return sharding if split and has_explicit_axes(sharding) else None
 
 
 def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
@@ -88,7 +69,7 @@ def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Ar
 def automatic(function: Callable[..., jax.Array], x: jax.Array, *operands: Any) -> jax.Array:
     """`function(*operands)` with Explicit axes made Auto inside; the result is split as `x` is."""
     shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(operands)]
-    sharding = next(filter(_has_explicit_axes, shardings), None)
+    sharding = next(filter(has_explicit_axes, shardings), None)
     if sharding is None:
         return function(*operands)
     kinds = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
@@ -111,5 +92,6 @@ def shard_count(sharding: NamedSharding, mesh_axes: Any) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
 
-def _has_explicit_axes(sharding: NamedSharding) -> bool:
+def has_explicit_axes(sharding: NamedSharding) -> bool:
+    """Whether some axis of its mesh is Explicit."""
     return AxisType.Explicit in sharding.mesh.axis_types

@@ -1,22 +1,19 @@
-"""Checks of arguments, run by public functions before anything is traced.
+"""Checks of arguments, run by public functions before anything is traced."""
 
-Each takes the name of the function that the user called, so that the message
-names it, and returns the argument in canonical form.
-"""
-
-import inspect
 import numbers
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdrop.base.axes import other_axes
-from jaxdrop.base.sharding import laid_like, spread_to, whole
+from jaxdrop.base.axes import broadcasts, other_axes
+from jaxdrop.base.sharding import has_explicit_axes, laid_like, spread_to, whole
 from jaxdrop.base.types import Key, Rate
 
 _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
@@ -29,99 +26,275 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def one_key(function: str, key: Any, name: str = "key") -> Key:
-    """Returns `key` if it is one key, typed or raw."""
-    if isinstance(key, np.ndarray):
-        key = jnp.asarray(key)
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            batch = key.shape
-        elif key.dtype == jnp.uint32 and key.shape[-1:] in _RAW_KEY_SHAPES:
-            batch = key.shape[:-1]
-        else:
-            batch = None
-        if batch == ():
-            # `jax.random` takes four raw words for a key only if told what they are.
-            return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
-        if batch is not None:
-            raise TypeError(
-                f"{function}: {name} must be one key; got a batch of shape {batch}. Use jax.vmap."
-            )
-    raise TypeError(
-        f"{function}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
-    )
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Checks the arguments of one function, whose name each message begins with.
 
-
-def inexact_array(function: str, name: str, x: Any) -> Array:
-    """Returns `x` as a JAX array if it is floating or complex."""
-    if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
-        x = jnp.asarray(x)
-    if not isinstance(x, jax.Array):
-        raise TypeError(f"{function}: {name} must be an array; got {describe(x)}.")
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(
-            f"{function}: {name} must be floating or complex; got {x.dtype}."
-            f" Cast it, as in {name}.astype(jnp.float32)."
-        )
-    if x.dtype.name == "float8_e8m0fnu":
-        raise TypeError(f"{function}: {name} must have a dtype with a zero; got {x.dtype}.")
-    return x
-
-
-def real_array(function: str, name: str, x: Any) -> Array:
-    """Returns `x` as a JAX array if it is floating and not complex."""
-    x = inexact_array(function, name, x)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"{function}: {name} must be real; got {x.dtype}.")
-    return x
-
-
-def any_array(function: str, name: str, x: Any) -> Array:
-    """Returns `x` as a JAX array of numbers or booleans."""
-    if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
-        x = jnp.asarray(x)
-    if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        raise TypeError(f"{function}: {name} must be an array of numbers; got {describe(x)}.")
-    return x
-
-
-def integer_array(function: str, name: str, x: Any) -> Array:
-    """Returns `x` as a JAX array if it is made of integers."""
-    x = any_array(function, name, x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{function}: {name} must be integers; got {x.dtype}.")
-    return x
-
-
-def like(function: str, name: str, value: Any, x: Any, x_name: str, dtype: Any = None) -> Array:
-    """Returns `value` laid out as `x`, in its dtype or the given one.
-
-    It must broadcast to the shape of `x` and be of no wider kind than the dtype.
+    Each method returns the argument in canonical form.
     """
-    dtype = x.dtype if dtype is None else dtype
-    if isinstance(value, int | np.integer | np.ndarray) and not _holds(dtype, value):
-        raise ValueError(f"{function}: {name} must fit into {dtype}; got {value}.")
-    given = any_array(function, name, value)
-    is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
-    if _kind(given.dtype) > _kind(dtype) and not is_flag:
+
+    function: str
+
+    def __str__(self) -> str:
+        return self.function
+
+    def one_key(self, key: Any, name: str = "key") -> Key:
+        """Returns `key` if it is one key, typed or raw."""
+        if isinstance(key, np.ndarray):
+            key = jnp.asarray(key)
+        if isinstance(key, jax.Array):
+            if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+                batch = key.shape
+            elif key.dtype == jnp.uint32 and key.shape[-1:] in _RAW_KEY_SHAPES:
+                batch = key.shape[:-1]
+            else:
+                batch = None
+            if batch == ():
+                # `jax.random` takes four raw words for a key only if told what they are.
+                return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
+            if batch is not None:
+                raise TypeError(
+                    f"{self}: {name} must be one key; got a batch of shape {batch}. Use jax.vmap."
+                )
         raise TypeError(
-            f"{function}: {name} must be of the kind of {x_name}; got {given.dtype} for {dtype}."
+            f"{self}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
         )
-    if not _broadcasts(given.shape, x.shape):
-        raise ValueError(
-            f"{function}: {name} must broadcast to {x_name}; got {given.shape} for {x.shape}."
-        )
-    missing = (1,) * (x.ndim - given.ndim)
-    wide = jnp.broadcast_to(given.astype(dtype).reshape(missing + given.shape), x.shape)
-    return laid_like(wide, x) if isinstance(x, jax.Array) else wide
+
+    def inexact_array(self, name: str, x: Any) -> Array:
+        """Returns `x` as a JAX array if it is floating or complex."""
+        if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
+            x = jnp.asarray(x)
+        if not isinstance(x, jax.Array):
+            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.")
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(
+                f"{self}: {name} must be floating or complex; got {x.dtype}."
+                f" Cast it, as in {name}.astype(jnp.float32)."
+            )
+        if x.dtype.name == "float8_e8m0fnu":
+            raise TypeError(f"{self}: {name} must have a dtype with a zero; got {x.dtype}.")
+        return x
+
+    def real_array(self, name: str, x: Any) -> Array:
+        """Returns `x` as a JAX array if it is floating and not complex."""
+        x = self.inexact_array(name, x)
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"{self}: {name} must be real; got {x.dtype}.")
+        return x
+
+    def any_array(self, name: str, x: Any) -> Array:
+        """Returns `x` as a JAX array of numbers or booleans."""
+        if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
+            x = jnp.asarray(x)
+        if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            raise TypeError(f"{self}: {name} must be an array of numbers; got {describe(x)}.")
+        return x
+
+    def integer_array(self, name: str, x: Any) -> Array:
+        """Returns `x` as a JAX array if it is made of integers."""
+        x = self.any_array(name, x)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"{self}: {name} must be integers; got {x.dtype}.")
+        return x
+
+    def like(self, name: str, value: Any, x: Any, x_name: str, dtype: Any = None) -> Array:
+        """Returns `value` laid out as `x`, in its dtype or the given one.
+
+        It must broadcast to the shape of `x` and be of no wider kind than the dtype.
+        """
+        dtype = x.dtype if dtype is None else dtype
+        if isinstance(value, int | np.integer | np.ndarray) and not _holds(dtype, value):
+            raise ValueError(f"{self}: {name} must fit into {dtype}; got {value}.")
+        given = self.any_array(name, value)
+        is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
+        if _kind(given.dtype) > _kind(dtype) and not is_flag:
+            raise TypeError(
+                f"{self}: {name} must be of the kind of {x_name}; got {given.dtype} for {dtype}."
+            )
+        if not broadcasts(given.shape, x.shape):
+            raise ValueError(
+                f"{self}: {name} must broadcast to {x_name}; got {given.shape} for {x.shape}."
+            )
+        missing = (1,) * (x.ndim - given.ndim)
+        wide = jnp.broadcast_to(given.astype(dtype).reshape(missing + given.shape), x.shape)
+        return laid_like(wide, x) if isinstance(x, jax.Array) else wide
+
+    def flags(self, name: str, value: Any, x: Array, x_name: str) -> Array:
+        """Returns booleans in the shape of `x`, and split over devices as it is."""
+        value = self.any_array(name, value)
+        if value.dtype != jnp.bool_:
+            raise TypeError(f"{self}: {name} must be boolean; got {value.dtype}.")
+        return self.like(name, value, x, x_name, jnp.bool_)
+
+    def floating(self, name: str, value: Any) -> Array:
+        """Returns a parameter as a real floating array, a Python integer too."""
+        known = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return self.real_array(name, float(value) if known else value)
+
+    def parameter(self, name: str, value: Any, x: Array) -> Array:
+        """Returns a parameter that broadcasts to `x`, with as many axes."""
+        given = self.floating(name, value)
+        if not broadcasts(given.shape, x.shape):
+            raise ValueError(
+                f"{self}: {name} must broadcast to x; got {given.shape} for {x.shape}."
+            )
+        return spread_to(whole(given).reshape((1,) * (x.ndim - given.ndim) + given.shape), x)
+
+    def amount(self, name: str, value: Any, *, positive: bool = False) -> float | Array:
+        """Returns a number that is not negative, known and checked or a traced scalar."""
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value[()]
+        if isinstance(value, jax.Array) and _is_real(value.dtype):
+            if value.shape != ():
+                raise ValueError(f"{self}: {name} must be a scalar; got shape {value.shape}.")
+            return value
+        if not _is_real_number(value):
+            raise TypeError(f"{self}: {name} must be a real number; got {describe(value)}.")
+        if not 0 <= value < float("inf") or (positive and value == 0):
+            kind = "positive" if positive else "at least 0"
+            raise ValueError(f"{self}: {name} must be {kind} and finite; got {value}.")
+        return float(value)
+
+    def known_probability(self, name: str, rate: Any) -> float:
+        """Returns a probability as a float; it must be known while tracing."""
+        rate = self.probability(name, rate)
+        if not isinstance(rate, jax.Array):
+            return rate
+        try:
+            value = float(rate)
+        except jax.errors.ConcretizationTypeError:
+            raise TypeError(
+                f"{self}: {name} must be known while tracing; got {describe(rate)}."
+                " Close over a Python number, or make it static."
+            ) from None
+        return self.known_probability(name, value)
+
+    def probability(self, name: str, rate: Any) -> Rate:
+        """Returns a known probability as a checked float, any other as a scalar array."""
+        if isinstance(rate, np.ndarray) and rate.ndim == 0:
+            rate = rate[()]
+        if _is_real_number(rate):
+            rate = float(rate)
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{self}: {name} must lie in [0, 1]; got {rate}.")
+            return rate
+        if not isinstance(rate, jax.Array) or not _is_real(rate.dtype):
+            raise TypeError(f"{self}: {name} must be a real number; got {describe(rate)}.")
+        if rate.shape != ():
+            raise ValueError(
+                f"{self}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap."
+            )
+        return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
+
+    def axes(self, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
+        """Returns the axes as sorted non-negative integers."""
+        given = self.integers(name, axes)
+        for axis in given:
+            if not -ndim <= axis < ndim:
+                raise ValueError(
+                    f"{self}: {name} must lie in [{-ndim}, {ndim}) for {ndim} axes; got {axis}."
+                )
+        canonical = sorted(axis % ndim for axis in given)
+        if len(set(canonical)) < len(canonical):
+            raise ValueError(f"{self}: {name} must name each axis once; got {given}.")
+        return tuple(canonical)
+
+    def axis(self, name: str, axis: Any, ndim: int) -> int:
+        """Returns one axis as a non-negative integer."""
+        found = self.axes(name, axis, ndim)
+        if len(found) != 1:
+            raise ValueError(f"{self}: {name} must be one axis; got {axis}.")
+        return found[0]
+
+    def distinct_axes(self, x: Array, **named: int | None) -> tuple[int, ...]:
+        """Returns the axes of `x` that are given, which must all differ."""
+        given = {name: value for name, value in named.items() if value is not None}
+        found = tuple(self.axis(name, value, x.ndim) for name, value in given.items())
+        if len(set(found)) < len(found):
+            raise ValueError(
+                f"{self}: {' and '.join(given)} must differ; got"
+                f" {' and '.join(map(str, given.values()))} for {x.ndim} axes."
+            )
+        return found
+
+    def spatial_axes(
+        self, x: Array, batch_axis: int | None, channel_axis: int | None
+    ) -> tuple[int, ...]:
+        """Returns the axes of `x` beside the two named ones; at least one must be left."""
+        others = self.distinct_axes(x, batch_axis=batch_axis, channel_axis=channel_axis)
+        spatial = other_axes(x.ndim, others)
+        if not spatial:
+            raise ValueError(
+                f"{self}: x must have a spatial axis besides batch_axis and channel_axis;"
+                f" got shape {x.shape}. Pass batch_axis=None for one sample."
+            )
+        return spatial
+
+    def shape(self, shape: Any) -> tuple[int, ...]:
+        """Returns the shape as a tuple of non-negative integers."""
+        sizes = self.integers("shape", shape)
+        if any(size < 0 for size in sizes):
+            raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
+        return sizes
+
+    def whole_number(self, name: str, value: Any, least: int) -> int:
+        """Returns one integer of at least `least`."""
+        (number,) = self.edges(name, value, 1, least)
+        return number
+
+    def edges(self, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
+        """Returns `count` integers, given as so many or as one for all."""
+        given = self.integers(name, value)
+        if not isinstance(value, Sequence | np.ndarray):
+            given *= count
+        if len(given) != count:
+            raise ValueError(
+                f"{self}: {name} must be one number, or {count} for as many axes; got {value}."
+            )
+        if any(edge < least for edge in given):
+            raise ValueError(f"{self}: {name} must be at least {least}; got {value}.")
+        return given
+
+    def integers(self, name: str, values: Any) -> tuple[int, ...]:
+        """Returns one integer or several as a tuple."""
+        several = isinstance(values, Sequence | np.ndarray)
+        try:
+            return tuple(operator.index(value) for value in (values if several else (values,)))
+        except TypeError:
+            raise TypeError(f"{self}: {name} must be integers; got {values!r}.") from None
+
+    def sharding(self, out_sharding: Any, ndim: int) -> NamedSharding | None:
+        """Returns the sharding that a user asked for by `out_sharding`, as JAX itself takes it."""
+        if out_sharding is None:
+            return None
+        sharding, mesh = out_sharding, jax.sharding.get_abstract_mesh()
+        if isinstance(out_sharding, PartitionSpec) and not mesh.empty:
+            sharding = NamedSharding(mesh, out_sharding)
+        if not isinstance(sharding, NamedSharding) or not has_explicit_axes(sharding):
+            raise TypeError(
+                f"{self}: out_sharding must be a NamedSharding, or a PartitionSpec in a mesh"
+                f" context, with Explicit axes; got {out_sharding!r}."
+            )
+        if len(sharding.spec) > ndim:
+            raise ValueError(
+                f"{self}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
+            )
+        return sharding
 
 
-def _broadcasts(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> bool:
-    """Whether an array of a shape can be broadcast to that of `x`."""
-    try:
-        return jnp.broadcast_shapes(shape, x_shape) == x_shape
-    except ValueError:
-        return False
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _is_real_number(value: Any) -> bool:
+    if isinstance(value, np.generic):  # bfloat16 and its like are no numbers to NumPy
+        return _is_real(value.dtype)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _kind(dtype: Any) -> int:
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
 
 
 def _holds(dtype: Any, value: Any) -> bool:
@@ -133,234 +306,3 @@ def _holds(dtype: Any, value: Any) -> bool:
         return True
     least, most = int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
     return least <= int(np.min(value)) and int(np.max(value)) <= most
-
-
-def flags(function: str, name: str, value: Any, x: Array, x_name: str) -> Array:
-    """Returns booleans in the shape of `x`, and split over devices as it is."""
-    value = any_array(function, name, value)
-    if value.dtype != jnp.bool_:
-        raise TypeError(f"{function}: {name} must be boolean; got {value.dtype}.")
-    return like(function, name, value, x, x_name, jnp.bool_)
-
-
-def _kind(dtype: Any) -> int:
-    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
-
-
-def floating(function: str, name: str, value: Any) -> Array:
-    """Returns a parameter as a real floating array, a Python integer too."""
-    known = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return real_array(function, name, float(value) if known else value)
-
-
-def parameter(function: str, name: str, value: Any, x: Array) -> Array:
-    """Returns a parameter that broadcasts to `x`, with as many axes."""
-    given = floating(function, name, value)
-    if not _broadcasts(given.shape, x.shape):
-        raise ValueError(
-            f"{function}: {name} must broadcast to x; got {given.shape} for {x.shape}."
-        )
-    return spread_to(whole(given).reshape((1,) * (x.ndim - given.ndim) + given.shape), x)
-
-
-def amount(function: str, name: str, value: Any, *, positive: bool = False) -> float | Array:
-    """Returns a number that is not negative, known and checked or a traced scalar."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, jax.Array) and _is_real(value.dtype):
-        if value.shape != ():
-            raise ValueError(f"{function}: {name} must be a scalar; got shape {value.shape}.")
-        return value
-    if not _is_real_number(value):
-        raise TypeError(f"{function}: {name} must be a real number; got {describe(value)}.")
-    if not 0 <= value < float("inf") or (positive and value == 0):
-        kind = "positive" if positive else "at least 0"
-        raise ValueError(f"{function}: {name} must be {kind} and finite; got {value}.")
-    return float(value)
-
-
-def known_probability(function: str, name: str, rate: Any) -> float:
-    """Returns a probability as a float; it must be known while tracing."""
-    rate = probability(function, name, rate)
-    if not isinstance(rate, jax.Array):
-        return rate
-    try:
-        value = float(rate)
-    except jax.errors.ConcretizationTypeError:
-        raise TypeError(
-            f"{function}: {name} must be known while tracing; got {describe(rate)}."
-            " Close over a Python number, or make it static."
-        ) from None
-    return known_probability(function, name, value)
-
-
-def probability(function: str, name: str, rate: Any) -> Rate:
-    """Returns a known probability as a checked float, any other as a scalar array."""
-    if isinstance(rate, np.ndarray) and rate.ndim == 0:
-        rate = rate[()]
-    if _is_real_number(rate):
-        rate = float(rate)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{function}: {name} must lie in [0, 1]; got {rate}.")
-        return rate
-    if not isinstance(rate, jax.Array) or not _is_real(rate.dtype):
-        raise TypeError(f"{function}: {name} must be a real number; got {describe(rate)}.")
-    if rate.shape != ():
-        raise ValueError(
-            f"{function}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap."
-        )
-    return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
-
-
-def axes(function: str, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
-    """Returns the axes as sorted non-negative integers."""
-    given = integers(function, name, axes)
-    for axis in given:
-        if not -ndim <= axis < ndim:
-            raise ValueError(
-                f"{function}: {name} must lie in [{-ndim}, {ndim}) for {ndim} axes; got {axis}."
-            )
-    canonical = sorted(axis % ndim for axis in given)
-    if len(set(canonical)) < len(canonical):
-        raise ValueError(f"{function}: {name} must name each axis once; got {given}.")
-    return tuple(canonical)
-
-
-def axis(function: str, name: str, axis: Any, ndim: int) -> int:
-    """Returns one axis as a non-negative integer."""
-    found = axes(function, name, axis, ndim)
-    if len(found) != 1:
-        raise ValueError(f"{function}: {name} must be one axis; got {axis}.")
-    return found[0]
-
-
-def distinct_axes(function: str, x: Array, **named: int | None) -> tuple[int, ...]:
-    """Returns the axes of `x` that are given, which must all differ."""
-    given = {name: value for name, value in named.items() if value is not None}
-    found = tuple(axis(function, name, value, x.ndim) for name, value in given.items())
-    if len(set(found)) < len(found):
-        raise ValueError(
-            f"{function}: {' and '.join(given)} must differ; got"
-            f" {' and '.join(map(str, given.values()))} for {x.ndim} axes."
-        )
-    return found
-
-
-def spatial_axes(
-    function: str, x: Array, batch_axis: int | None, channel_axis: int | None
-) -> tuple[int, ...]:
-    """Returns the axes of `x` beside the two named ones; at least one must be left."""
-    others = distinct_axes(function, x, batch_axis=batch_axis, channel_axis=channel_axis)
-    spatial = other_axes(x.ndim, others)
-    if not spatial:
-        raise ValueError(
-            f"{function}: x must have a spatial axis besides batch_axis and channel_axis;"
-            f" got shape {x.shape}. Pass batch_axis=None for one sample."
-        )
-    return spatial
-
-
-def shape(function: str, shape: Any) -> tuple[int, ...]:
-    """Returns the shape as a tuple of non-negative integers."""
-    sizes = integers(function, "shape", shape)
-    if any(size < 0 for size in sizes):
-        raise ValueError(f"{function}: shape must have no negative sizes; got {sizes}.")
-    return sizes
-
-
-def whole_number(function: str, name: str, value: Any, least: int) -> int:
-    """Returns one integer of at least `least`."""
-    (number,) = edges(function, name, value, 1, least)
-    return number
-
-
-def edges(function: str, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
-    """Returns `count` integers, given as so many or as one for all."""
-    given = integers(function, name, value)
-    if not isinstance(value, Sequence | np.ndarray):
-        given *= count
-    if len(given) != count:
-        raise ValueError(
-            f"{function}: {name} must be one number, or {count} for as many axes; got {value}."
-        )
-    if any(edge < least for edge in given):
-        raise ValueError(f"{function}: {name} must be at least {least}; got {value}.")
-    return given
-
-
-def survivors(function: str, count: Any, size: int) -> int | Array:
-    """Returns a known count as a checked int, any other as a scalar array."""
-    if isinstance(count, jax.Array) and jnp.issubdtype(count.dtype, jnp.integer):
-        if count.shape != ():
-            raise ValueError(
-                f"{function}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
-            )
-        return count
-    (count,) = integers(function, "count", (count,))
-    if not 0 <= count <= size:
-        raise ValueError(f"{function}: count must lie in [0, {size}]; got {count}.")
-    return count
-
-
-def fits(function: str, mask_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
-    """Raises unless a mask covers an array: equal sizes, or 1 where it is shared."""
-    same_rank = len(mask_shape) == len(x_shape)
-    if not same_rank or any(m not in (1, n) for m, n in zip(mask_shape, x_shape, strict=True)):
-        raise ValueError(
-            f"{function}: mask must have the shape of x, or 1 where it is shared;"
-            f" got {mask_shape} for {x_shape}."
-        )
-
-
-def rule(function: str, rule: Any) -> Any:
-    """Returns a rescale rule if it can be called with (mask, x)."""
-    if not callable(rule):
-        raise TypeError(f"{function}: rescale must be a function of (mask, x); got {rule!r}.")
-    try:
-        inspect.signature(rule).bind(None, None)
-    except TypeError:
-        name = getattr(rule, "__name__", repr(rule))
-        raise TypeError(
-            f"{function}: rescale must be a function of (mask, x); got {name}."
-            f" If it makes a rule, call it, as in {name}()."
-        ) from None
-    except ValueError:
-        pass  # a builtin without a signature
-    return rule
-
-
-def factor(factor: Any, x: Array) -> Array:
-    """Returns the result of a rescale rule if `x` can be multiplied by it."""
-    if not isinstance(factor, jax.Array | np.ndarray | np.generic | float | int | complex):
-        raise TypeError(f"rescale: the rule's factor must be an array; got {describe(factor)}.")
-    factor = jnp.asarray(factor)
-    if jnp.iscomplexobj(factor) and not jnp.iscomplexobj(x):
-        raise TypeError(
-            f"rescale: the rule's factor must be real for {x.dtype}; got {factor.dtype}."
-        )
-    if not _broadcasts(factor.shape, x.shape):
-        raise ValueError(
-            f"rescale: the rule's factor must broadcast to {x.shape}; got shape {factor.shape}."
-        )
-    missing = (1,) * (x.ndim - factor.ndim) if factor.ndim else ()
-    return factor.reshape(missing + factor.shape)
-
-
-def integers(function: str, name: str, values: Any) -> tuple[int, ...]:
-    """Returns one integer or several as a tuple."""
-    several = isinstance(values, Sequence | np.ndarray)
-    try:
-        return tuple(operator.index(value) for value in (values if several else (values,)))
-    except TypeError:
-        raise TypeError(f"{function}: {name} must be integers; got {values!r}.") from None
-
-
-def _is_real(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-
-
-def _is_real_number(value: Any) -> bool:
-    if isinstance(value, np.generic):  # bfloat16 and its like are no numbers to NumPy
-        return _is_real(value.dtype)
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

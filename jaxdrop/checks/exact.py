@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Drop, Key
+from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import outputs, require_finite, wide
 from jaxdrop.core.words import unconsumed
 
@@ -52,15 +52,15 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_same_under_jit(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
-    key = validate.one_key("assert_same_under_jit", key)
+    check = Check("assert_same_under_jit")
+    key = check.one_key(key)
     eager = np.asarray(drop(unconsumed(key), x))
     jitted = np.asarray(jax.jit(drop)(unconsumed(key), x))
-    require_finite("assert_same_under_jit", eager)
+    require_finite(check, eager)
     if np.any((eager == 0) != (jitted == 0)):
         share = np.mean((eager == 0) != (jitted == 0))
         raise AssertionError(
-            f"assert_same_under_jit: {share:.3g} of the elements are dropped eagerly or under"
-            " jit, but not both."
+            f"{check}: {share:.3g} of the elements are dropped eagerly or under jit, but not both."
         )
     tolerance = 4 * float(jnp.finfo(x.dtype).eps)
     chex.assert_trees_all_close(
@@ -87,7 +87,8 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_gradient_uses_same_mask(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
-    key = validate.one_key("assert_gradient_uses_same_mask", key)
+    check = Check("assert_gradient_uses_same_mask")
+    key = check.one_key(key)
 
     def forward(x: Array) -> Array:
         return drop(unconsumed(key), x)
@@ -106,7 +107,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
         slope = np.sum(wide(pull(cotangent)[0]) * travelled)
         if not abs(slope - difference.ravel()[row]) <= min(0.1, 50 * eps ** (2 / 3)) * scale:
             raise AssertionError(
-                f"assert_gradient_uses_same_mask: at output {np.unravel_index(row, y.shape)} the"
+                f"{check}: at output {np.unravel_index(row, y.shape)} the"
                 f" gradient predicts a change of {slope:.6g}, the forward pass with the same key"
                 f" changes by {difference.ravel()[row]:.6g}."
             )
@@ -130,17 +131,16 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_key_determines_output(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
-    key = validate.one_key("assert_key_determines_output", key)
+    check = Check("assert_key_determines_output")
+    key = check.one_key(key)
     first, again = (np.asarray(drop(unconsumed(key), x)) for _ in range(2))
-    require_finite("assert_key_determines_output", first)
+    require_finite(check, first)
     chex.assert_trees_all_equal(
         wide(first),
         wide(again),
         custom_message="assert_key_determines_output: one key gave two outputs",
     )
-    draws = outputs("assert_key_determines_output", drop, key, x, num_samples)
+    draws = outputs(check, drop, key, x, num_samples)
     samples = np.concatenate([wide(samples) for samples in draws])
     if np.all(samples == samples[:1]):
-        raise AssertionError(
-            f"assert_key_determines_output: {num_samples} different keys gave the same output."
-        )
+        raise AssertionError(f"{check}: {num_samples} different keys gave the same output.")

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Drop, Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.words import unconsumed
 
 _ELEMENTS_AT_ONCE = 2**22
@@ -70,7 +70,7 @@ class Moments:
         )
 
 
-def reject(assertion: str, what: str, moments: Moments, allowed: np.ndarray) -> None:
+def reject(check: Check, what: str, moments: Moments, allowed: np.ndarray) -> None:
     """Raises where a mean is off by more than is allowed, naming the worst place."""
     off = np.abs(moments.bias)
     if np.all(off <= allowed):
@@ -81,56 +81,54 @@ def reject(assertion: str, what: str, moments: Moments, allowed: np.ndarray) -> 
     place = f" at {tuple(int(i) for i in at)}" if at else ""
     errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
     raise AssertionError(
-        f"{assertion}: the mean {what}{place} over {moments.count} draws is"
+        f"{check}: the mean {what}{place} over {moments.count} draws is"
         f" {expected + float(moments.bias[at]):.6g}, expected {expected:.6g}: off by {errors:.3g}"
         f" standard errors, where {most:.3g} are allowed."
     )
 
 
-def outputs(
-    assertion: str, drop: Drop, key: Key, x: Array, num_samples: int
-) -> Iterator[np.ndarray]:
+def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> Iterator[np.ndarray]:
     """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
     if num_samples < 2:
-        raise ValueError(f"{assertion}: num_samples must be at least 2; got {num_samples}.")
+        raise ValueError(f"{check}: num_samples must be at least 2; got {num_samples}.")
     if x.size == 0:
-        raise ValueError(f"{assertion}: x must have elements to be judged; got shape {x.shape}.")
-    keys = jax.random.split(unconsumed(validate.one_key(assertion, key)), num_samples)
+        raise ValueError(f"{check}: x must have elements to be judged; got shape {x.shape}.")
+    keys = jax.random.split(unconsumed(check.one_key(key)), num_samples)
     batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
     run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
     for start in range(0, num_samples, batch):
         samples = np.asarray(run(keys[start : start + batch]))
         if samples.shape[1:] != x.shape:
             raise AssertionError(
-                f"{assertion}: the output has shape {samples.shape[1:]}, the input {x.shape}."
+                f"{check}: the output has shape {samples.shape[1:]}, the input {x.shape}."
             )
-        require_finite(assertion, samples)
+        require_finite(check, samples)
         yield samples
 
 
 def survivors(
-    assertion: str, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
+    check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
 ) -> np.ndarray:
     """Which elements survive, with axes (slice along `axis`, draw, the rest)."""
-    (axis,) = validate.axes(assertion, "axis", axis, x.ndim)
-    require_no_zeros(assertion, x)
-    draws = outputs(assertion, drop, key, x, num_samples)
+    (axis,) = check.axes("axis", axis, x.ndim)
+    require_no_zeros(check, x)
+    draws = outputs(check, drop, key, x, num_samples)
     if x.shape[axis] == 1:
-        raise ValueError(f"{assertion}: x must have several slices along {axis}; got {x.shape}.")
+        raise ValueError(f"{check}: x must have several slices along {axis}; got {x.shape}.")
     kept = np.concatenate([samples != 0 for samples in draws])
     return np.ascontiguousarray(np.moveaxis(kept, axis + 1, 0))
 
 
-def require_no_zeros(assertion: str, x: Array) -> None:
+def require_no_zeros(check: Check, x: Array) -> None:
     """Raises if an element of the input would look dropped."""
     if not np.all(np.asarray(x) != 0):
-        raise ValueError(f"{assertion}: x must have no zeros; got some. Use jnp.ones.")
+        raise ValueError(f"{check}: x must have no zeros; got some. Use jnp.ones.")
 
 
-def require_finite(assertion: str, output: np.ndarray) -> None:
+def require_finite(check: Check, output: np.ndarray) -> None:
     """Raises if NaN or infinity is in an output, with which nothing compares."""
     if not np.all(np.isfinite(wide(output))):
-        raise AssertionError(f"{assertion}: the output is not finite.")
+        raise AssertionError(f"{check}: the output is not finite.")
 
 
 def wide(values: Any) -> np.ndarray:

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Drop, Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import (
     Moments,
     outputs,
@@ -46,27 +46,27 @@ def assert_expectation_kept(
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_expectation_kept(drop, jax.random.key(0), jnp.arange(8.0))
     """
-    name = "assert_expectation_kept"
-    x = validate.inexact_array(name, "x", x)
+    check = Check("assert_expectation_kept")
+    x = check.inexact_array("x", x)
     x64 = real(x)
     energy = np.sum(x64**2) or 1.0
     elements, whole, survived = Moments(x64), Moments(np.ones(())), not np.any(x64)
-    for samples in outputs(name, drop, key, x, num_samples):
+    for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
         survived |= bool(np.any(y))
         elements.add(y)
         whole.add(np.sum((y * x64 / energy).reshape(len(y), -1), axis=1))
     if not survived:
         raise ValueError(
-            f"{name}: something must survive to be judged; got zeros in {num_samples} draws."
+            f"{check}: something must survive to be judged; got zeros in {num_samples} draws."
         )
     ratio = elements.ratio_span()
     rounding = float(jnp.finfo(x.dtype).eps)
     if np.any(x64):
         allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
-        reject(name, "projection of the output on the input", whole, allowed)
+        reject(check, "projection of the output on the input", whole, allowed)
     allowed = elements.radius(false_alarm_rate / 2 / x64.size, ratio * np.abs(x64))
-    reject(name, "output", elements, allowed + rounding * np.abs(x64))
+    reject(check, "output", elements, allowed + rounding * np.abs(x64))
 
 
 def assert_keep_rate(
@@ -98,17 +98,18 @@ def assert_keep_rate(
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_keep_rate(drop, jax.random.key(0), jnp.ones(8), 0.1)
     """
-    rate = float(validate.probability("assert_keep_rate", "rate", rate))
-    require_no_zeros("assert_keep_rate", x)
+    check = Check("assert_keep_rate")
+    rate = float(check.probability("rate", rate))
+    require_no_zeros(check, x)
     elements = Moments(np.full(x.shape, 1 - rate))
     whole = Moments(np.full((), 1 - rate))
-    for samples in outputs("assert_keep_rate", drop, key, x, num_samples):
+    for samples in outputs(check, drop, key, x, num_samples):
         kept = (samples != 0).astype(np.float64)
         elements.add(kept)
         whole.add(kept.reshape(len(kept), -1).mean(axis=1))
-    reject("assert_keep_rate", "share kept overall", whole, whole.radius(false_alarm_rate / 2, 1))
+    reject(check, "share kept overall", whole, whole.radius(false_alarm_rate / 2, 1))
     allowed = elements.radius(false_alarm_rate / 2 / x.size, 1)
-    reject("assert_keep_rate", "share kept", elements, allowed)
+    reject(check, "share kept", elements, allowed)
 
 
 def assert_mask_shared_along(
@@ -132,7 +133,7 @@ def assert_mask_shared_along(
       >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
       >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors("assert_mask_shared_along", drop, key, x, axis, num_samples)
+    masks = survivors(Check("assert_mask_shared_along"), drop, key, x, axis, num_samples)
     differs = masks != masks[:1]
     if differs.any():
         slice_, sample, *_ = np.argwhere(differs)[0]
@@ -179,7 +180,7 @@ def assert_masks_differ_along(
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors("assert_masks_differ_along", drop, key, x, axis, num_samples)
+    masks = survivors(Check("assert_masks_differ_along"), drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()
     agree = keep_prob**2 + (1 - keep_prob) ** 2

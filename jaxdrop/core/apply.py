@@ -6,11 +6,13 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, UInt32
 
-from jaxdrop.base import validate
+from jaxdrop.base.axes import broadcasts
 from jaxdrop.base.sharding import explicit_sharding
+from jaxdrop.base.validate import describe
 from jaxdrop.core.mask import Mask
 
 Rescale: TypeAlias = Callable[[Mask, Array], Array]
@@ -27,7 +29,7 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
 
     def select(mask: Mask, x: Array) -> Array:
         mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
-        factor = validate.factor(rule(mask, x), x)
+        factor = _checked_factor(rule(mask, x), x)
         # A bad traced rate must show, whatever the rule makes of it.
         factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
         scaled = times(x, factor)
@@ -35,6 +37,23 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
         return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
 
     return jax.checkpoint(select, prevent_cse=False)(mask, x)
+
+
+def _checked_factor(factor: Any, x: Array) -> Array:
+    """Returns the result of a rescale rule if `x` can be multiplied by it."""
+    if not isinstance(factor, jax.Array | np.ndarray | np.generic | float | int | complex):
+        raise TypeError(f"rescale: the rule's factor must be an array; got {describe(factor)}.")
+    factor = jnp.asarray(factor)
+    if jnp.iscomplexobj(factor) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"rescale: the rule's factor must be real for {x.dtype}; got {factor.dtype}."
+        )
+    if not broadcasts(factor.shape, x.shape):
+        raise ValueError(
+            f"rescale: the rule's factor must broadcast to {x.shape}; got shape {factor.shape}."
+        )
+    missing = (1,) * (x.ndim - factor.ndim) if factor.ndim else ()
+    return factor.reshape(missing + factor.shape)
 
 
 def select(mask: Mask, x: Array, other: Array) -> Array:

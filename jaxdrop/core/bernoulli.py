@@ -11,13 +11,12 @@ from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
-from jaxdrop.base import validate
 from jaxdrop.base.platforms import by_platform
-from jaxdrop.base.sharding import asked_sharding
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.words import (
     Address,
     ThreefryKey,
@@ -81,39 +80,37 @@ def draw_mask(
     References:
       Srivastava et al., "Dropout", JMLR 15 (2014).
     """
-    key = validate.one_key("draw_mask", key)
-    sizes = validate.shape("draw_mask", shape)
-    rate = validate.probability("draw_mask", "rate", rate)
-    shared = validate.axes("draw_mask", "broadcast_dims", broadcast_dims, len(sizes))
+    check = Check("draw_mask")
+    key = check.one_key(key)
+    sizes = check.shape(shape)
+    rate = check.probability("rate", rate)
+    shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
-    sharding = asked_sharding("draw_mask", out_sharding, len(sizes))
-    return _draw_mask(key, *round_known(rate), layout=layout, sharding=sharding)
+    sharding = check.sharding(out_sharding, len(sizes))
+    return _draw_mask(key, grid_rate(rate), layout, sharding)
 
 
-@partial(jax.jit, static_argnames=("pairs", "layout", "sharding"))
-def _draw_mask(
-    key: Key, rate: Rounded, pairs: int, layout: Layout, sharding: NamedSharding | None
-) -> Mask:
-    return bernoulli_mask(key, rate, pairs, layout, sharding)
+@partial(jax.jit, static_argnames=("layout", "sharding"))
+def _draw_mask(key: Key, rate: GridRate, layout: Layout, sharding: NamedSharding | None) -> Mask:
+    return bernoulli_mask(key, rate, layout, sharding)
 
 
 def bernoulli_mask(
     key: Key,
-    rate: Rounded,
-    pairs: int,
+    rate: GridRate,
     layout: Layout,
     sharding: NamedSharding | None = None,
 ) -> Mask:
     """Draws a mask for an array that is sharded as given; for use under `jit`."""
-    threshold = settle(rate)
+    rate = rate.settle()
     words_sharding = layout.words_sharding(layout.sharding(sharding))
     address = grid_address(layout.words_shape, words_sharding)
-    words = fold_words(threefry_key(key), threshold, pairs, address)
-    return Mask(words, jnp.asarray(threshold.keep_prob, jnp.result_type(float)), layout)
+    words = fold_words(threefry_key(key), rate, address)
+    return Mask(words, jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float)), layout)
 
 
-def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Address) -> Words:
-    """Compares 32 uniform numbers a word with the threshold, lowest digit first.
+def fold_words(key: ThreefryKey, rate: GridRate, address: Address) -> Words:
+    """Compares the 32 uniform numbers of each word with the threshold, lowest digit first.
 
     A number of which a higher digit is below the threshold's is kept, whatever
     its lower digits said: where the threshold's digit is 1, `m = m | ~r`, and
@@ -126,10 +123,11 @@ def fold_words(key: ThreefryKey, threshold: Threshold, pairs: int, address: Addr
     would start some ten kernels a trip, and pass all words and addresses between
     them through memory.
     """
+    threshold = rate.threshold
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
     return by_platform(
-        partial(_fold_written_out, pairs=pairs),
-        partial(_fold_in_a_loop, pairs=pairs),
+        partial(_fold_written_out, pairs=rate.pairs),
+        partial(_fold_in_a_loop, pairs=rate.pairs),
         start,
         (key, digits, address),
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
-from jaxdrop.base import validate
 from jaxdrop.base.compat import debug_check
 from jaxdrop.base.types import Axes, Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import count_flags
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
@@ -60,23 +60,38 @@ def draw_fixed_count_mask(
       Fan, Muller and Rezucha, "Development of sampling plans by using
       sequential (item by item) selection techniques", JASA 57 (1962).
     """
-    key = validate.one_key("draw_fixed_count_mask", key)
-    sizes = validate.shape("draw_fixed_count_mask", shape)
-    shared = validate.axes("draw_fixed_count_mask", "broadcast_dims", broadcast_dims, len(sizes))
+    check = Check("draw_fixed_count_mask")
+    key = check.one_key(key)
+    sizes = check.shape(shape)
+    shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
-    over, size = count_axes("draw_fixed_count_mask", axis, layout)
-    count = validate.survivors("draw_fixed_count_mask", count, size)
+    over, size = count_axes(check, axis, layout)
+    count = _checked_count(check, count, size)
     return _fixed_count(key, count, layout, over)
 
 
-def count_axes(function: str, axis: Axes, layout: Layout) -> tuple[tuple[int, ...], int]:
+def count_axes(check: Check, axis: Axes, layout: Layout) -> tuple[tuple[int, ...], int]:
     """The axes to count over in canonical form, and how many elements they span."""
     over = tuple(range(len(layout.shape))) if axis is None else axis
-    over = validate.axes(function, "axis", over, len(layout.shape))
+    over = check.axes("axis", over, len(layout.shape))
     size = math.prod([layout.shape[i] for i in over])
     if size >= 2**31:
-        raise ValueError(f"{function}: axis must span fewer than 2^31 elements; got {size}.")
+        raise ValueError(f"{check}: axis must span fewer than 2^31 elements; got {size}.")
     return over, size
+
+
+def _checked_count(check: Check, count: Any, size: int) -> int | Array:
+    """Returns a known count as a checked int, any other as a scalar array."""
+    if isinstance(count, Array) and jnp.issubdtype(count.dtype, jnp.integer):
+        if count.shape != ():
+            raise ValueError(
+                f"{check}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
+            )
+        return count
+    (count,) = check.integers("count", (count,))
+    if not 0 <= count <= size:
+        raise ValueError(f"{check}: count must lie in [0, {size}]; got {count}.")
+    return count
 
 
 @overload

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxdrop.base import validate
+from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.words import Words
 
@@ -71,12 +71,13 @@ class Mask:
           >>> Mask.pack(jnp.array([True, False, True]), 0.5).unpack()
           Array([ True, False,  True], dtype=bool)
         """
+        check = Check("Mask.pack")
         if not hasattr(keep, "dtype") or keep.dtype != jnp.bool_:
             raise TypeError(
-                f"Mask.pack: keep must be boolean; got {validate.describe(keep)}."
+                f"{check}: keep must be boolean; got {describe(keep)}."
                 " Compare first, as in keep > 0."
             )
-        keep_prob = validate.probability("Mask.pack", "keep_prob", keep_prob)
+        keep_prob = check.probability("keep_prob", keep_prob)
         layout = Layout(tuple(keep.shape))
         return cls(_pack(keep, layout), jnp.asarray(keep_prob, jnp.result_type(float)), layout)
 

@@ -7,7 +7,7 @@ rates go through the same arithmetic, so they give the same mask.
 
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,6 @@ from jax import Array, lax
 from jaxtyping import Float, UInt32
 
 from jaxdrop.base.compat import debug_check
-from jaxdrop.base.types import Rate
 
 ALL_PAIRS = 16
 _ONES = 0xFFFFFFFF
@@ -49,28 +48,9 @@ class Threshold(NamedTuple):
         return keep_prob, jnp.where(jnp.isnan(keep_prob), jnp.nan, drop_prob)
 
 
-Rounded: TypeAlias = Threshold | Float[Array, ""]
-"""A known rate on the grid, or a traced one that is not there yet."""
-
-
-def round_known(rate: Rate) -> tuple[Rounded, int]:
-    """What to pass into `jit` for a rate, and how many pairs of digits it needs.
-
-    A known rate becomes three operands, so that only the number of pairs is
-    compiled in; any other stays as it is for `settle`.
-    """
-    if isinstance(rate, Array):
-        return rate, ALL_PAIRS
-    return _known_threshold(rate)
-
-
-def settle(rate: Rounded) -> Threshold:
-    """The threshold, computed under `jit` where the rate is not known."""
-    return rate if isinstance(rate, Threshold) else _traced_threshold(rate)
-
-
 @lru_cache(maxsize=1024)  # eager loops ask for the same few rates
-def _known_threshold(rate: float) -> tuple[Threshold, int]:
+def known_threshold(rate: float) -> tuple[Threshold, int]:
+    """The threshold of a known rate, and how many pairs of its digits decide anything."""
     threshold = _known_from_units(rate, int(_grid_units(np.float64(rate), np)))
     return threshold, _pairs(int(threshold.digits), int(threshold.start))
 
@@ -82,7 +62,7 @@ def _known_from_units(rate: float, units: int) -> Threshold:
     return Threshold(units / 2**32, np.uint32(units), np.uint32(0))
 
 
-def _traced_threshold(rate: Float[Array, ""]) -> Threshold:
+def traced_threshold(rate: Float[Array, ""]) -> Threshold:
     """The threshold for a rate that is not known; poisoned where it is bad."""
     rate = checked_rate(rate)
     return _from_units(rate, _grid_units(jnp.where(jnp.isnan(rate), 0, rate), jnp))

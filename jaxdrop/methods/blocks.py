@@ -15,12 +15,13 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.sharding import explicit_sharding, with_spec
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import rescale_and_select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout
+from jaxdrop.core.rate import GridRate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, checked_rate, fine_threshold
 from jaxdrop.core.words import Words
 
@@ -84,16 +85,19 @@ def drop_block(
       Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional
       networks", arXiv:1810.12890 (2018).
     """
-    key = validate.one_key("drop_block", key)
-    x = validate.inexact_array("drop_block", "x", x)
-    rate = validate.probability("drop_block", "rate", rate)
-    spatial = validate.spatial_axes("drop_block", x, batch_axis, channel_axis)
+    check = Check("drop_block")
+    key = check.one_key(key)
+    x = check.inexact_array("x", x)
+    rate = check.probability("rate", rate)
+    spatial = check.spatial_axes(x, batch_axis, channel_axis)
     sizes = tuple(x.shape[axis] for axis in spatial)
-    blocks = _block_sizes("drop_block", block_size, sizes)
-    if x.size == 0 or (not isinstance(rate, Array) and rate == 0):
+    blocks = _block_sizes(check, block_size, sizes)
+    if x.size == 0:
         return x
     if isinstance(rate, Array):
         return _drop_block(key, x, rate, spatial, blocks, exact)
+    if rate == 0:
+        return x
     seeds = fine_threshold(_known_gamma(rate, sizes, blocks, exact))
     return _drop_block(key, x, seeds, spatial, blocks, exact)
 
@@ -130,9 +134,10 @@ def drop_block_gamma(
       Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional
       networks", arXiv:1810.12890 (2018), equation 1.
     """
-    rate = validate.probability("drop_block_gamma", "rate", rate)
-    sizes = validate.shape("drop_block_gamma", shape)
-    blocks = _block_sizes("drop_block_gamma", block_size, sizes)
+    check = Check("drop_block_gamma")
+    rate = check.probability("rate", rate)
+    sizes = check.shape(shape)
+    blocks = _block_sizes(check, block_size, sizes)
     if isinstance(rate, Array):
         return _gamma(checked_rate(rate), sizes, blocks, exact)
     return _known_gamma(rate, sizes, blocks, exact)
@@ -158,7 +163,7 @@ def _drop_block(
     if sharding is not None:
         spec = enumerate(sharding.spec)
         sharding = with_spec(sharding, tuple(None if i in edges else names for i, names in spec))
-    mask = bernoulli_mask(key, rate, ALL_PAIRS, Layout(seeds, apart=spatial), sharding)
+    mask = bernoulli_mask(key, GridRate(rate, ALL_PAIRS), Layout(seeds, apart=spatial), sharding)
     words = mask.words
     for axis, block in enumerate(blocks):
         words = _spread(words, axis, block)
@@ -189,10 +194,10 @@ def _spread(words: Words, axis: int, block: int) -> Words:
 
 
 def _block_sizes(
-    function: str, block_size: int | Sequence[int], sizes: tuple[int, ...]
+    check: Check, block_size: int | Sequence[int], sizes: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The edges of a block, none longer than the feature map."""
-    edges = validate.edges(function, "block_size", block_size, len(sizes), least=1)
+    edges = check.edges("block_size", block_size, len(sizes), least=1)
     return tuple(min(edge, max(size, 1)) for edge, size in zip(edges, sizes, strict=True))
 
 

@@ -10,14 +10,15 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.types import Axes, Key, Rate
+from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times, unpack_for
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.noise import multiply_by_noise, standard_normal
-from jaxdrop.core.threshold import Rounded, Threshold, checked_rate, round_known, settle
+from jaxdrop.core.rate import GridRate, grid_rate
+from jaxdrop.core.threshold import Threshold, checked_rate
 from jaxdrop.methods.masked import draw_for, drop
 
 _SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha
@@ -81,9 +82,10 @@ def dropout(
       Srivastava et al., "Dropout: a simple way to prevent neural networks from
       overfitting", JMLR 15 (2014).
     """
-    x = validate.inexact_array("dropout", "x", x)
-    shared = validate.axes("dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    return drop("dropout", key, x, rate, shared, rescale)
+    check = Check("dropout")
+    x = check.inexact_array("x", x)
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
+    return drop(check, key, x, rate, shared, rescale)
 
 
 def gaussian_dropout(
@@ -127,13 +129,16 @@ def gaussian_dropout(
       Srivastava et al., "Dropout: a simple way to prevent neural networks from
       overfitting", JMLR 15 (2014), section 10.
     """
-    key = validate.one_key("gaussian_dropout", key)
-    x = validate.inexact_array("gaussian_dropout", "x", x)
-    rate = validate.probability("gaussian_dropout", "rate", rate)
-    shared = validate.axes("gaussian_dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    if not isinstance(rate, Array) and rate in (0, 1):
-        return x if rate == 0 else jnp.zeros_like(x)
-    return _gaussian_dropout(key, x, round_known(rate)[0], mask_layout(x.shape, shared))
+    check = Check("gaussian_dropout")
+    key = check.one_key(key)
+    x = check.inexact_array("x", x)
+    on_grid = grid_rate(check.probability("rate", rate))
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
+    if on_grid.is_zero:
+        return x
+    if on_grid.is_one:
+        return jnp.zeros_like(x)
+    return _gaussian_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 
 def alpha_dropout(
@@ -177,13 +182,16 @@ def alpha_dropout(
       Klambauer et al., "Self-normalizing neural networks", arXiv:1706.02515
       (2017), section 2 on alpha dropout.
     """
-    key = validate.one_key("alpha_dropout", key)
-    x = validate.real_array("alpha_dropout", "x", x)
-    rate = validate.probability("alpha_dropout", "rate", rate)
-    shared = validate.axes("alpha_dropout", "broadcast_dims", broadcast_dims, x.ndim)
-    if not isinstance(rate, Array) and rate in (0, 1):
-        return x if rate == 0 else jnp.zeros_like(x)
-    return _alpha_dropout(key, x, *round_known(rate), mask_layout(x.shape, shared))
+    check = Check("alpha_dropout")
+    key = check.one_key(key)
+    x = check.real_array("x", x)
+    on_grid = grid_rate(check.probability("rate", rate))
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
+    if on_grid.is_zero:
+        return x
+    if on_grid.is_one:
+        return jnp.zeros_like(x)
+    return _alpha_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 
 def fixed_count_dropout(
@@ -230,12 +238,13 @@ def fixed_count_dropout(
       Fan, Muller and Rezucha, "Development of sampling plans by using
       sequential (item by item) selection techniques", JASA 57 (1962).
     """
-    key = validate.one_key("fixed_count_dropout", key)
-    x = validate.inexact_array("fixed_count_dropout", "x", x)
-    rate = validate.probability("fixed_count_dropout", "rate", rate)
-    shared = validate.axes("fixed_count_dropout", "broadcast_dims", broadcast_dims, x.ndim)
+    check = Check("fixed_count_dropout")
+    key = check.one_key(key)
+    x = check.inexact_array("x", x)
+    rate = check.probability("rate", rate)
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     layout = mask_layout(x.shape, shared)
-    over, size = count_axes("fixed_count_dropout", axis, layout)
+    over, size = count_axes(check, axis, layout)
     if isinstance(rate, Array):
         return _fixed_count_dropout(key, x, _survivors(rate, size), layout, over)
     if rate in (0, 1):
@@ -272,18 +281,22 @@ def apply_mask(
       Srivastava et al., "Dropout: a simple way to prevent neural networks from
       overfitting", JMLR 15 (2014).
     """
+    check = Check("apply_mask")
     if not isinstance(mask, Mask):
-        raise TypeError(
-            f"apply_mask: mask must be a Mask; got {validate.describe(mask)}. Use Mask.pack."
-        )
-    x = validate.inexact_array("apply_mask", "x", x)
+        raise TypeError(f"{check}: mask must be a Mask; got {describe(mask)}. Use Mask.pack.")
+    x = check.inexact_array("x", x)
     if mask.keep_prob.ndim:
         raise ValueError(
-            f"apply_mask: mask must be one mask; got a batch of shape {mask.keep_prob.shape}."
+            f"{check}: mask must be one mask; got a batch of shape {mask.keep_prob.shape}."
             " Use jax.vmap."
         )
-    validate.fits("apply_mask", mask.shape, x.shape)
-    rescale = rules.checked("apply_mask", rescale)
+    same_rank = len(mask.shape) == x.ndim
+    if not same_rank or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
+        raise ValueError(
+            f"{check}: mask must have the shape of x, or 1 where it is shared;"
+            f" got {mask.shape} for {x.shape}."
+        )
+    rescale = rules.checked(check, rescale)
     return (_apply_mask if rules.is_own(rescale) else rescale_and_select)(mask, x, rescale)
 
 
@@ -293,20 +306,20 @@ def _apply_mask(mask: Mask, x: Array, rule: Rescale) -> Array:
 
 
 @partial(jax.jit, static_argnames="layout")
-def _gaussian_dropout(key: Key, x: Array, rate: Rounded, layout: Layout) -> Array:
+def _gaussian_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     def factor(noise: Array, threshold: Threshold) -> Array:
         q, p = threshold.probabilities(noise.dtype)
         some_kept = q != 0
         spread = jnp.sqrt(p / jnp.where(some_kept, q, 1))
         return jnp.where(some_kept, 1 + spread * noise, 0)
 
-    return multiply_by_noise(key, x, layout, standard_normal, factor, settle(rate))
+    return multiply_by_noise(key, x, layout, standard_normal, factor, rate.threshold)
 
 
-@partial(jax.jit, static_argnames=("pairs", "layout"))
-def _alpha_dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
-    threshold = settle(rate)
-    mask = draw_for(key, x, threshold, pairs, layout)
+@partial(jax.jit, static_argnames="layout")
+def _alpha_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
+    rate = rate.settle()
+    mask = draw_for(key, x, rate, layout)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def select(mask: Mask, threshold: Threshold, x: Array) -> Array:
@@ -316,7 +329,7 @@ def _alpha_dropout(key: Key, x: Array, rate: Rounded, pairs: int, layout: Layout
         dropped = a * q * _SELU_LIMIT  # a a' + b
         return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
 
-    return select(mask, threshold, x)
+    return select(mask, rate.threshold, x)
 
 
 @partial(jax.jit, static_argnames=("layout", "axes"))

@@ -4,8 +4,8 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
 from jaxdrop.methods.masked import drop
 
@@ -53,9 +53,10 @@ def drop_edges(
       Rong et al., "DropEdge: towards deep graph convolutional networks on node
       classification", arXiv:1907.10903 (2019).
     """
-    weights = validate.inexact_array("drop_edges", "weights", weights)
-    edges = validate.axis("drop_edges", "axis", axis, weights.ndim)
-    return drop("drop_edges", key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
+    check = Check("drop_edges")
+    weights = check.inexact_array("weights", weights)
+    edges = check.axis("axis", axis, weights.ndim)
+    return drop(check, key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
 
 
 def drop_nodes(
@@ -96,6 +97,7 @@ def drop_nodes(
       Feng et al., "Graph random neural networks for semi-supervised learning on
       graphs", arXiv:2005.11079 (2020).
     """
-    x = validate.inexact_array("drop_nodes", "x", x)
-    nodes = validate.axis("drop_nodes", "axis", axis, x.ndim)
-    return drop("drop_nodes", key, x, rate, tuple(range(nodes + 1, x.ndim)), rescale)
+    check = Check("drop_nodes")
+    x = check.inexact_array("x", x)
+    nodes = check.axis("axis", axis, x.ndim)
+    return drop(check, key, x, rate, tuple(range(nodes + 1, x.ndim)), rescale)

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Inexact
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
@@ -72,9 +72,9 @@ def concrete_dropout(
     References:
       Gal, Hron and Kendall, "Concrete dropout", arXiv:1705.07832 (2017).
     """
-    function = "concrete_dropout"
-    key, x, logit, layout = _arguments(function, key, x, "rate_logit", rate_logit, broadcast_dims)
-    temperature = validate.amount(function, "temperature", temperature, positive=True)
+    check = Check("concrete_dropout")
+    key, x, logit, layout = _arguments(check, key, x, "rate_logit", rate_logit, broadcast_dims)
+    temperature = check.amount("temperature", temperature, positive=True)
     return _concrete_dropout(key, x, logit, jnp.asarray(temperature, logit.dtype), layout)
 
 
@@ -128,21 +128,19 @@ def concrete_dropout_penalty(
     References:
       Gal, Hron and Kendall, arXiv:1705.07832 (2017), equations 2 to 4.
     """
-    function = "concrete_dropout_penalty"
-    logit = widen(validate.floating(function, "rate_logit", rate_logit))
+    check = Check("concrete_dropout_penalty")
+    logit = widen(check.floating("rate_logit", rate_logit))
     if logit.shape:
         raise ValueError(
-            f"{function}: rate_logit must be a scalar; got shape {logit.shape}. Use jax.vmap."
+            f"{check}: rate_logit must be a scalar; got shape {logit.shape}. Use jax.vmap."
         )
-    count = validate.whole_number(function, "num_features", num_features, 1)
+    count = check.whole_number("num_features", num_features, 1)
     factors = {"weight_regularizer": weight_regularizer, "dropout_regularizer": dropout_regularizer}
     of_weights, of_rate = (
-        jnp.asarray(validate.amount(function, name, value), logit.dtype)
-        for name, value in factors.items()
+        jnp.asarray(check.amount(name, value), logit.dtype) for name, value in factors.items()
     )
     squares = [
-        jnp.sum(widen(validate.real_array(function, "weights", leaf)) ** 2)
-        for leaf in jax.tree.leaves(weights)
+        jnp.sum(widen(check.real_array("weights", leaf)) ** 2) for leaf in jax.tree.leaves(weights)
     ]
     total = sum((square.astype(logit.dtype) for square in squares), jnp.zeros((), logit.dtype))
     # 1 / (1 - p) = 1 + e^a, and -ln p = softplus(-a) stays exact where p is near 0 or 1.
@@ -202,8 +200,8 @@ def variational_dropout(
       Vetrov, "Variational dropout sparsifies deep neural networks",
       arXiv:1701.05369 (2017).
     """
-    function = "variational_dropout"
-    key, x, log_alpha, layout = _arguments(function, key, x, "log_alpha", log_alpha, broadcast_dims)
+    check = Check("variational_dropout")
+    key, x, log_alpha, layout = _arguments(check, key, x, "log_alpha", log_alpha, broadcast_dims)
     return _variational_dropout(key, x, log_alpha, layout)
 
 
@@ -255,14 +253,14 @@ def variational_dropout_kl(
       Ghahramani, "Variational Bayesian dropout: pitfalls and fixes",
       arXiv:1807.01969 (2018).
     """
-    function = "variational_dropout_kl"
-    log_alpha = widen(validate.floating(function, "log_alpha", log_alpha))
+    check = Check("variational_dropout_kl")
+    log_alpha = widen(check.floating("log_alpha", log_alpha))
     if approximation == "molchanov":
         k1, k2, k3 = _MOLCHANOV
         return k1 * jax.nn.sigmoid(-k2 - k3 * log_alpha) + jax.nn.softplus(-log_alpha) / 2
     if approximation != "kingma":
         raise ValueError(
-            f'{function}: approximation must be "molchanov" or "kingma"; got {approximation!r}.'
+            f'{check}: approximation must be "molchanov" or "kingma"; got {approximation!r}.'
         )
     log_alpha = jnp.where(log_alpha > 0, 0, log_alpha)  # `minimum` would halve the slope at 0
     alpha = jnp.exp(log_alpha)
@@ -272,12 +270,12 @@ def variational_dropout_kl(
 
 
 def _arguments(
-    function: str, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
+    check: Check, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
 ) -> tuple[Key, Array, Array, Layout]:
-    key = validate.one_key(function, key)
-    x = validate.inexact_array(function, "x", x)
-    parameter = validate.parameter(function, name, parameter, x).astype(compute_dtype(x))
-    shared = validate.axes(function, "broadcast_dims", broadcast_dims, x.ndim)
+    key = check.one_key(key)
+    x = check.inexact_array("x", x)
+    parameter = check.parameter(name, parameter, x).astype(compute_dtype(x))
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     return key, x, parameter, mask_layout(x.shape, shared)
 
 

@@ -6,10 +6,10 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, times
-from jaxdrop.core.threshold import Rounded, round_known, settle
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.masked import drop, replace
 
 
@@ -69,9 +69,10 @@ def locked_dropout(
       Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
       models", arXiv:1708.02182 (2017).
     """
-    x = validate.inexact_array("locked_dropout", "x", x)
-    time = validate.axis("locked_dropout", "time_axis", time_axis, x.ndim)
-    return drop("locked_dropout", key, x, rate, (time,), rescale)
+    check = Check("locked_dropout")
+    x = check.inexact_array("x", x)
+    time = check.axis("time_axis", time_axis, x.ndim)
+    return drop(check, key, x, rate, (time,), rescale)
 
 
 def zoneout(
@@ -113,16 +114,17 @@ def zoneout(
       Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
       activations", arXiv:1606.01305 (2016).
     """
-    new = validate.inexact_array("zoneout", "new", new)
-    old = validate.like("zoneout", "old", old, new, "new")
+    check = Check("zoneout")
+    new = check.inexact_array("new", new)
+    old = check.like("old", old, new, "new")
     if key is not None:
-        return replace("zoneout", key, new, old, rate)
-    return _mean(new, old, round_known(validate.probability("zoneout", "rate", rate))[0])
+        return replace(check, key, new, old, rate)
+    return _mean(new, old, grid_rate(check.probability("rate", rate)))
 
 
 @jax.jit
-def _mean(new: Array, old: Array, rate: Rounded) -> Array:
-    keep_prob, drop_prob = settle(rate).probabilities(compute_dtype(new))
+def _mean(new: Array, old: Array, rate: GridRate) -> Array:
+    keep_prob, drop_prob = rate.threshold.probabilities(compute_dtype(new))
     # Selected, so that at rates 0 and 1 what has no weight may be infinite.
     kept = jnp.where(keep_prob == 0, 0, times(new, keep_prob))
     return (kept + jnp.where(drop_prob == 0, 0, times(old, drop_prob))).astype(new.dtype)

@@ -10,9 +10,9 @@ from jax import Array, lax
 from jaxtyping import Float, Inexact, Shaped
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
 from jaxdrop.core.threshold import checked_rate
 from jaxdrop.core.words import Words, below, draw_words
@@ -68,9 +68,10 @@ def spatial_dropout(
       Tompson et al., "Efficient object localization using convolutional
       networks", arXiv:1411.4280 (2014).
     """
-    x = validate.inexact_array("spatial_dropout", "x", x)
-    spatial = validate.spatial_axes("spatial_dropout", x, batch_axis, channel_axis)
-    return drop("spatial_dropout", key, x, rate, spatial, rescale)
+    check = Check("spatial_dropout")
+    x = check.inexact_array("x", x)
+    spatial = check.spatial_axes(x, batch_axis, channel_axis)
+    return drop(check, key, x, rate, spatial, rescale)
 
 
 def drop_path(
@@ -114,9 +115,10 @@ def drop_path(
     References:
       Huang et al., "Deep networks with stochastic depth", arXiv:1603.09382 (2016).
     """
-    x = validate.inexact_array("drop_path", "x", x)
-    samples = validate.distinct_axes("drop_path", x, batch_axis=batch_axis)
-    return drop("drop_path", key, x, rate, other_axes(x.ndim, samples), rescale)
+    check = Check("drop_path")
+    x = check.inexact_array("x", x)
+    samples = check.distinct_axes(x, batch_axis=batch_axis)
+    return drop(check, key, x, rate, other_axes(x.ndim, samples), rescale)
 
 
 def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[float, ...]:
@@ -146,8 +148,9 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
       Huang et al., "Deep networks with stochastic depth", arXiv:1603.09382
       (2016), equation 4.
     """
-    rate = validate.probability("drop_path_rates", "rate", rate)
-    depth = validate.whole_number("drop_path_rates", "depth", depth, least=1)
+    check = Check("drop_path_rates")
+    rate = check.probability("rate", rate)
+    depth = check.whole_number("depth", depth, least=1)
     if isinstance(rate, Array):
         rate = checked_rate(rate)
         return rate * jnp.arange(1, depth + 1, dtype=rate.dtype) / depth
@@ -196,12 +199,13 @@ def cutout(
       DeVries and Taylor, "Improved regularization of convolutional neural
       networks with cutout", arXiv:1708.04552 (2017).
     """
-    key = validate.one_key("cutout", key)
-    x = validate.any_array("cutout", "x", x)
-    spatial = validate.spatial_axes("cutout", x, batch_axis, channel_axis)
-    edges = validate.edges("cutout", "size", size, len(spatial), least=0)
+    check = Check("cutout")
+    key = check.one_key(key)
+    x = check.any_array("x", x)
+    spatial = check.spatial_axes(x, batch_axis, channel_axis)
+    edges = check.edges("size", size, len(spatial), least=0)
     edges = tuple(min(e, 2 * x.shape[i]) for e, i in zip(edges, spatial, strict=True))
-    batch = validate.distinct_axes("cutout", x, batch_axis=batch_axis)
+    batch = check.distinct_axes(x, batch_axis=batch_axis)
     return _cutout(key, x, edges, spatial, batch[0] if batch else None)
 
 

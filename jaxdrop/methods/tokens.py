@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Shaped
 
-from jaxdrop.base import validate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
-from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.masked import replace
 
 Tree = TypeVar("Tree")
@@ -71,14 +71,15 @@ def drop_tokens(
       Li et al., "Scaling language-image pre-training via masking",
       arXiv:2212.00794 (2022).
     """
-    key = validate.one_key("drop_tokens", key)
-    x = validate.any_array("drop_tokens", "x", x)
-    rate = validate.known_probability("drop_tokens", "rate", rate)
-    axis = validate.axis("drop_tokens", "axis", axis, x.ndim)
-    prefix = validate.whole_number("drop_tokens", "prefix", prefix, least=0)
+    check = Check("drop_tokens")
+    key = check.one_key(key)
+    x = check.any_array("x", x)
+    rate = check.known_probability("rate", rate)
+    axis = check.axis("axis", axis, x.ndim)
+    prefix = check.whole_number("prefix", prefix, least=0)
     if prefix > x.shape[axis]:
         raise ValueError(
-            f"drop_tokens: prefix must be at most the {x.shape[axis]} tokens; got {prefix}."
+            f"{check}: prefix must be at most the {x.shape[axis]} tokens; got {prefix}."
         )
     count = nearest_count((x.shape[axis] - prefix) * (1 - rate))
     if count == x.shape[axis] - prefix:
@@ -127,18 +128,19 @@ def restore_tokens(
       He et al., "Masked autoencoders are scalable vision learners",
       arXiv:2111.06377 (2021).
     """
-    tokens = validate.any_array("restore_tokens", "tokens", tokens)
-    positions = validate.integer_array("restore_tokens", "positions", positions)
+    check = Check("restore_tokens")
+    tokens = check.any_array("tokens", tokens)
+    positions = check.integer_array("positions", positions)
     if positions.ndim == 0 or positions.shape != tokens.shape[: positions.ndim]:
         raise ValueError(
-            f"restore_tokens: positions must have the first axes of tokens; got"
+            f"{check}: positions must have the first axes of tokens; got"
             f" {positions.shape} for {tokens.shape}."
         )
     kept = positions.shape[-1]
-    length = validate.whole_number("restore_tokens", "length", length, least=kept)
+    length = check.whole_number("length", length, least=kept)
     shape = (*positions.shape[:-1], length, *tokens.shape[positions.ndim :])
     result = jax.ShapeDtypeStruct(shape, tokens.dtype)
-    fill = validate.like("restore_tokens", "fill", fill, result, "the result")
+    fill = check.like("fill", fill, result, "the result")
     return _restore(tokens, positions, fill)
 
 
@@ -182,12 +184,13 @@ def replace_tokens(
       Bowman et al., "Generating sentences from a continuous space",
       arXiv:1511.06349 (2015).
     """
-    ids = validate.any_array("replace_tokens", "ids", ids)
-    other = validate.like("replace_tokens", "replacement", replacement, ids, "ids")
+    check = Check("replace_tokens")
+    ids = check.any_array("ids", ids)
+    other = check.like("replacement", replacement, ids, "ids")
     if where is not None:
-        where = validate.flags("replace_tokens", "where", where, ids, "ids")
+        where = check.flags("where", where, ids, "ids")
         other = jnp.where(where, other, ids)
-    return replace("replace_tokens", key, ids, other, rate)
+    return replace(check, key, ids, other, rate)
 
 
 def drop_condition(
@@ -235,18 +238,14 @@ def drop_condition(
       Ho and Salimans, "Classifier-free diffusion guidance", arXiv:2207.12598
       (2022).
     """
-    key = validate.one_key("drop_condition", key)
-    rate = validate.probability("drop_condition", "rate", rate)
+    check = Check("drop_condition")
+    key = check.one_key(key)
+    on_grid = grid_rate(check.probability("rate", rate))
     leaves, structure = jax.tree.flatten_with_path(condition)
     names = ["condition" + jax.tree_util.keystr(path) for path, _ in leaves]
-    arrays = [
-        validate.any_array("drop_condition", name, leaf)
-        for name, (_, leaf) in zip(names, leaves, strict=True)
-    ]
+    arrays = [check.any_array(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
     axes = [
-        None
-        if batch_axis is None
-        else validate.axis("drop_condition", "batch_axis", batch_axis, array.ndim)
+        None if batch_axis is None else check.axis("batch_axis", batch_axis, array.ndim)
         for array in arrays
     ]
     samples = {1 if axis is None else x.shape[axis] for x, axis in zip(arrays, axes, strict=True)}
@@ -258,13 +257,15 @@ def drop_condition(
     if not arrays:
         return condition
     nulls = [
-        validate.like("drop_condition", "null", other, array, name)
+        check.like("null", other, array, name)
         for other, array, name in zip(_prefix_leaves(null, condition), arrays, names, strict=True)
     ]
-    if not isinstance(rate, Array) and rate in (0, 1):
-        return condition if rate == 0 else structure.unflatten(nulls)
+    if on_grid.is_zero:
+        return condition
+    if on_grid.is_one:
+        return structure.unflatten(nulls)
     return structure.unflatten(
-        _drop_condition(key, arrays, nulls, *round_known(rate), samples.pop(), tuple(axes))
+        _drop_condition(key, arrays, nulls, on_grid, samples.pop(), tuple(axes))
     )
 
 
@@ -326,17 +327,16 @@ def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Arr
     return function
 
 
-@partial(jax.jit, static_argnames=("pairs", "samples", "axes"))
+@partial(jax.jit, static_argnames=("samples", "axes"))
 def _drop_condition(
     key: Key,
     arrays: list[Array],
     nulls: list[Array],
-    rate: Rounded,
-    pairs: int,
+    rate: GridRate,
     samples: int,
     axes: tuple[int | None, ...],
 ) -> list[Array]:
-    mask = bernoulli_mask(key, rate, pairs, Layout((samples,)))
+    mask = bernoulli_mask(key, rate, Layout((samples,)))
 
     def choose(x: Array, null: Array, axis: int | None) -> Array:
         layout = mask_layout(x.shape, other_axes(x.ndim, (axis,)))

@@ -11,14 +11,15 @@ from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.threshold import Rounded, Threshold, round_known, settle
+from jaxdrop.core.rate import GridRate, grid_rate
+from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.words import mark_consumed
 from jaxdrop.methods.masked import draw_for, drop
 
@@ -73,16 +74,17 @@ def drop_connect(
       Wan et al., "Regularization of neural networks using DropConnect", ICML
       (2013).
     """
-    key = validate.one_key("drop_connect", key)
-    rate = validate.probability("drop_connect", "rate", rate)
-    rescale = rules.checked("drop_connect", rescale)
-    if not isinstance(rate, Array) and rate == 0:
+    check = Check("drop_connect")
+    key = check.one_key(key)
+    rate = check.probability("rate", rate)
+    rescale = rules.checked(check, rescale)
+    if grid_rate(rate).is_zero:
         return params
 
     def drop_leaf(key: Key, leaf: Array) -> Array:
-        return drop("drop_connect", key, leaf, rate, (), rescale)
+        return drop(check, key, leaf, rate, (), rescale)
 
-    return _map_leaves("drop_connect", drop_leaf, key, where, params)
+    return _map_leaves(check, drop_leaf, key, where, params)
 
 
 def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | None = None) -> Tree:
@@ -120,24 +122,25 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
       Lee, Cho and Kang, "Mixout: effective regularization to finetune
       large-scale pretrained language models", arXiv:1909.11299 (2019).
     """
-    key = validate.one_key("mixout", key)
-    rate = validate.probability("mixout", "rate", rate)
+    check = Check("mixout")
+    key = check.one_key(key)
+    on_grid = grid_rate(check.probability("rate", rate))
     structure = jax.tree.structure(params)
     if jax.tree.structure(target) != structure:
         raise ValueError(
-            f"mixout: target must have the structure of params; got"
+            f"{check}: target must have the structure of params; got"
             f" {jax.tree.structure(target)} for {structure}."
         )
-    if not isinstance(rate, Array) and rate == 0:
+    if on_grid.is_zero:
         return params
 
     def mix(key: Key, leaf: Array, other: Any) -> Array:
-        other = validate.like("mixout", "target", other, leaf, "params")
-        if not isinstance(rate, Array) and rate == 1:
+        other = check.like("target", other, leaf, "params")
+        if on_grid.is_one:
             return other
-        return _mix(key, leaf, other, *round_known(rate), mask_layout(leaf.shape, ()))
+        return _mix(key, leaf, other, on_grid, mask_layout(leaf.shape, ()))
 
-    return _map_leaves("mixout", mix, key, where, params, target)
+    return _map_leaves(check, mix, key, where, params, target)
 
 
 def embedding_dropout(
@@ -181,13 +184,14 @@ def embedding_dropout(
       Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
       models", arXiv:1708.02182 (2017).
     """
-    table = validate.inexact_array("embedding_dropout", "table", table)
-    rows = validate.axis("embedding_dropout", "axis", axis, table.ndim)
-    return drop("embedding_dropout", key, table, rate, other_axes(table.ndim, (rows,)), rescale)
+    check = Check("embedding_dropout")
+    table = check.inexact_array("table", table)
+    rows = check.axis("axis", axis, table.ndim)
+    return drop(check, key, table, rate, other_axes(table.ndim, (rows,)), rescale)
 
 
 def _map_leaves(
-    function: str,
+    check: Check,
     drop_leaf: Callable[..., Array],
     key: Key,
     where: Where | None,
@@ -197,7 +201,7 @@ def _map_leaves(
     """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
     if not (where is None or callable(where)):
         raise TypeError(
-            f"{function}: where must be a function of (path, leaf); got {validate.describe(where)}."
+            f"{check}: where must be a function of (path, leaf); got {describe(where)}."
         )
     mark_consumed(key)
 
@@ -205,7 +209,7 @@ def _map_leaves(
         if not (_is_inexact(leaf) if where is None else where(path, leaf)):
             return leaf
         name = "params" + jax.tree_util.keystr(path)
-        leaf = validate.inexact_array(function, name, leaf)
+        leaf = check.inexact_array(name, leaf)
         return drop_leaf(fold_in_name(key, path_name(path)), leaf, *other)
 
     return jax.tree_util.tree_map_with_path(drop_chosen, params, *others)
@@ -215,8 +219,8 @@ def _is_inexact(leaf: Any) -> bool:
     return isinstance(leaf, Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-@partial(jax.jit, static_argnames=("pairs", "layout"))
-def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: Layout) -> Array:
+@partial(jax.jit, static_argnames="layout")
+def _mix(key: Key, x: Array, target: Array, rate: GridRate, layout: Layout) -> Array:
     @partial(jax.checkpoint, prevent_cse=False)
     def add(mask: Mask, threshold: Threshold, x: Array, target: Array) -> Array:
         # W + (W - U) p / q where kept: exact where p is 0, and no cancellation near it.
@@ -227,5 +231,5 @@ def _mix(key: Key, x: Array, target: Array, rate: Rounded, pairs: int, layout: L
         mixed = jnp.where(unpack_for(mask, x), kept, target)
         return poisoned(mask, mixed).astype(x.dtype)
 
-    threshold = settle(rate)
-    return add(draw_for(key, x, threshold, pairs, layout), threshold, x, target)
+    rate = rate.settle()
+    return add(draw_for(key, x, rate, layout), rate.threshold, x, target)

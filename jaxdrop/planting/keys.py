@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import UInt32
 
-from jaxdrop.base import validate
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.words import as_threefry
 
 Count: TypeAlias = int | UInt32[Array, ""]
@@ -54,7 +54,7 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
       >>> bool(jnp.all(y == drop(site_key(jax.random.key(0), "hidden"), jnp.ones(6))))
       True
     """
-    key = as_threefry(validate.one_key("site_key", key))
+    key = as_threefry(Check("site_key").one_key(key))
     return jax.random.fold_in(fold_in_name(key, name), occurrence)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdrop.base import validate
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.words import as_threefry, mark_consumed
 from jaxdrop.planting import jaxprs
 from jaxdrop.planting.groups import Surroundings
@@ -71,7 +71,7 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
 
     @wraps(fn, updated=())
     def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
-        key = validate.one_key("plant", key)
+        key = Check("plant").one_key(key)
         mark_consumed(key)
         jaxpr, rebuild, operands = trace(_checked(fn), *args, **kwargs)
         around = Surroundings(unchecked_axes=jaxprs.ambient_unchecked_axes())

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxdrop.base import validate
 from jaxdrop.base.averages import centred_mean
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import widen
 from jaxdrop.transforms.monte_carlo import batch_of
 
@@ -56,7 +56,7 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """
 
     def views(key: Key, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        pair = _samples("two_views", fn, 2, key, args, kwargs)
+        pair = _samples(Check("two_views"), fn, 2, key, args, kwargs)
         return jax.tree.map(lambda x: x[0], pair), jax.tree.map(lambda x: x[1], pair)
 
     return views
@@ -97,14 +97,15 @@ def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]
       Inoue, "Multi-sample dropout for accelerated training and better
       generalization", arXiv:1905.09788 (2019).
     """
-    count = validate.whole_number("multi_sample", "num_samples", num_samples, 1)
+    check = Check("multi_sample")
+    count = check.whole_number("num_samples", num_samples, 1)
 
     def mean(x: Array) -> Array:
         average = centred_mean(widen(x))
         return average.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else average
 
     def averaged(key: Key, *args: Any, **kwargs: Any) -> Any:
-        return jax.tree.map(mean, _samples("multi_sample", fn, count, key, args, kwargs))
+        return jax.tree.map(mean, _samples(check, fn, count, key, args, kwargs))
 
     return averaged
 
@@ -142,17 +143,17 @@ def symmetric_kl(
       Jeffreys, "An invariant form for the prior probability in estimation
       problems", Proc. R. Soc. A 186 (1946); Liang et al., arXiv:2106.14448 (2021).
     """
-    function = "symmetric_kl"
-    logits = widen(validate.real_array(function, "logits", logits))
-    other = widen(validate.real_array(function, "other_logits", other_logits))
+    check = Check("symmetric_kl")
+    logits = widen(check.real_array("logits", logits))
+    other = widen(check.real_array("other_logits", other_logits))
     if logits.shape != other.shape:
         raise ValueError(
-            f"{function}: other_logits must have the shape of logits; got {other.shape} for"
+            f"{check}: other_logits must have the shape of logits; got {other.shape} for"
             f" {logits.shape}."
         )
     dtype = max(logits.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     logits, other = logits.astype(dtype), other.astype(dtype)
-    axis = validate.axis(function, "axis", axis, logits.ndim)
+    axis = check.axis("axis", axis, logits.ndim)
     in_neither = (logits == -jnp.inf) & (other == -jnp.inf)
     no_class = jnp.all(in_neither, axis, keepdims=True)  # such a row is 0, as both views agree
     log_p, log_r = (
@@ -167,11 +168,11 @@ def symmetric_kl(
 
 
 def _samples(
-    function: str,
+    check: Check,
     fn: Callable[..., Any],
     count: int,
     key: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    return batch_of(fn, validate.one_key(function, key), args, kwargs)(jnp.uint32(0), count)
+    return batch_of(fn, check.one_key(key), args, kwargs)(jnp.uint32(0), count)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdrop.base import validate
 from jaxdrop.base.averages import centred_mean
 from jaxdrop.base.compat import zeros_of
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import widen
 from jaxdrop.core.words import fold_in_all, mark_consumed
 
@@ -128,10 +128,11 @@ def monte_carlo(
       arXiv:1506.02142 (2016); Osband, "Risk versus uncertainty in deep
       learning" (2016), for what the spread is not.
     """
-    plan = _plan("monte_carlo", num_samples, batch_size, start, progress)
+    check = Check("monte_carlo")
+    plan = _plan(check, num_samples, batch_size, start, progress)
 
     def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
-        run = batch_of(fn, validate.one_key("monte_carlo", key), args, kwargs)
+        run = batch_of(fn, check.one_key(key), args, kwargs)
 
         def step(first: Array, _: None) -> tuple[Array, Any]:
             samples = run(first, plan.batch)
@@ -189,10 +190,11 @@ def monte_carlo_moments(
       Welford, "Note on a method for calculating corrected sums of squares and
       products", Technometrics 4 (1962); Chan, Golub and LeVeque (1983).
     """
-    plan = _plan("monte_carlo_moments", num_samples, batch_size, start, progress)
+    check = Check("monte_carlo_moments")
+    plan = _plan(check, num_samples, batch_size, start, progress)
 
     def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
-        run = batch_of(fn, validate.one_key("monte_carlo_moments", key), args, kwargs)
+        run = batch_of(fn, check.one_key(key), args, kwargs)
 
         def step(carry: tuple[Array, _Running], _: None) -> tuple[tuple[Array, _Running], None]:
             first, total = carry
@@ -236,17 +238,17 @@ class _Plan(NamedTuple):
         jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
 
-def _plan(function: str, samples: Any, batch: Any, start: Any, progress: Any) -> _Plan:
-    samples = validate.whole_number(function, "num_samples", samples, 1)
-    start = validate.whole_number(function, "start", start, 0)
-    batch = samples if batch is None else validate.whole_number(function, "batch_size", batch, 1)
+def _plan(check: Check, samples: Any, batch: Any, start: Any, progress: Any) -> _Plan:
+    samples = check.whole_number("num_samples", samples, 1)
+    start = check.whole_number("start", start, 0)
+    batch = samples if batch is None else check.whole_number("batch_size", batch, 1)
     if start + samples > 2**32:
         raise ValueError(
-            f"{function}: start + num_samples must be at most 2^32; got {start} + {samples}."
+            f"{check}: start + num_samples must be at most 2^32; got {start} + {samples}."
         )
     if progress is not None and not callable(progress):
         raise TypeError(
-            f"{function}: progress must be a function of the number of samples just finished;"
+            f"{check}: progress must be a function of the number of samples just finished;"
             f" got {progress!r}."
         )
     batches = -(-samples // min(batch, samples))

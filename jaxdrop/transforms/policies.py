@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdrop.base import validate
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.sharding import sharded_along
 from jaxdrop.base.types import Drop, Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.words import mark_consumed
 
 Tree = TypeVar("Tree")
@@ -47,11 +47,12 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
       >>> bool(jnp.all(y == y[:, :1])), bool(jnp.all(y == y[:1]))
       (True, False)
     """
+    check = Check("per_sample")
 
     def drop_batch(key: Key, x: Array) -> Array:
-        key = validate.one_key("per_sample", key)
-        x = validate.any_array("per_sample", "x", x)
-        (batch_axis,) = validate.axes("per_sample", "axis", axis, x.ndim)
+        key = check.one_key(key)
+        x = check.any_array("x", x)
+        (batch_axis,) = check.axes("axis", axis, x.ndim)
         keys = sharded_along(jax.random.split(key, x.shape[batch_axis]), x, batch_axis)
         return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)
 
@@ -83,9 +84,10 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
       >>> bool(jnp.all(dropped["b"] == alone["b"]))
       True
     """
+    check = Check("per_leaf")
 
     def drop_tree(key: Key, tree: Tree) -> Tree:
-        key = validate.one_key("per_leaf", key)
+        key = check.one_key(key)
         mark_consumed(key)
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: drop(fold_in_name(key, path_name(path)), leaf), tree
@@ -114,9 +116,10 @@ def chain(*drops: Drop) -> Drop:
       >>> bool(jnp.all((y == 0) | jnp.isclose(y, 1 / (0.5 * 0.75))))
       True
     """
+    check = Check("chain")
 
     def drop_all(key: Key, x: Array) -> Array:
-        key = validate.one_key("chain", key)
+        key = check.one_key(key)
         mark_consumed(key)
         for i, drop in enumerate(drops):
             x = drop(jax.random.fold_in(key, i), x)
@@ -175,7 +178,8 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
     References:
       Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
     """
-    rate = validate.known_probability("early_dropout_schedule", "rate", rate)
+    check = Check("early_dropout_schedule")
+    rate = check.known_probability("rate", rate)
     if linear:
         return optax.linear_schedule(rate, 0.0, steps)
     return _step_schedule(rate, 0.0, steps)
@@ -202,7 +206,8 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
     References:
       Liu et al., "Dropout reduces underfitting", arXiv:2303.01500 (2023).
     """
-    rate = validate.known_probability("late_dropout_schedule", "rate", rate)
+    check = Check("late_dropout_schedule")
+    rate = check.known_probability("rate", rate)
     return _step_schedule(0.0, rate, start)
 
 
@@ -227,9 +232,10 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
     References:
       Morerio et al., "Curriculum dropout", arXiv:1703.06229 (2017).
     """
-    rate = validate.known_probability("curriculum_dropout_schedule", "rate", rate)
+    check = Check("curriculum_dropout_schedule")
+    rate = check.known_probability("rate", rate)
     if not gamma >= 0:
-        raise ValueError(f"curriculum_dropout_schedule: gamma must not be negative; got {gamma}.")
+        raise ValueError(f"{check}: gamma must not be negative; got {gamma}.")
     return lambda step: -rate * jnp.expm1(-gamma * step)
 
 

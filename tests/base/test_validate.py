@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from modes import enable_x64
 
-from jaxdrop.base import validate
+from jaxdrop.base.validate import Check
 
 X = jnp.ones((2, 3))
+F = Check("f")
 
 
 def refuses(error, match, check, *arguments, **options):
     with pytest.raises(error, match=rf"^f: {match}"):
-        check("f", *arguments, **options)
+        check(F, *arguments, **options)
 
 
 def assert_array(y, expected, dtype):
@@ -25,41 +26,39 @@ def assert_array(y, expected, dtype):
 
 
 def test_four_raw_words_are_a_key_of_rbg():
-    key = validate.one_key("f", np.arange(4, dtype=np.uint32))
+    key = F.one_key(np.arange(4, dtype=np.uint32))
     assert str(jax.random.key_impl(key)) == "rbg"
-    assert validate.one_key("f", np.arange(2, dtype=np.uint32)).dtype == jnp.uint32
-    refuses(TypeError, r"key must be one key; got uint32\[3\]", validate.one_key, np.zeros(3, "u4"))
+    assert F.one_key(np.arange(2, dtype=np.uint32)).dtype == jnp.uint32
+    refuses(TypeError, r"key must be one key; got uint32\[3\]", Check.one_key, np.zeros(3, "u4"))
     batch = jnp.zeros((5, 2), jnp.uint32)
-    refuses(
-        TypeError, r"k must be one key; got a batch of shape \(5,\)", validate.one_key, batch, "k"
-    )
+    refuses(TypeError, r"k must be one key; got a batch of shape \(5,\)", Check.one_key, batch, "k")
 
 
-@pytest.mark.parametrize("check", [validate.inexact_array, validate.real_array])
+@pytest.mark.parametrize("check", [Check.inexact_array, Check.real_array])
 def test_floating_arrays_are_those_of_any_library(check):
     for value in (1.5, np.float32(1.5), np.full((), 1.5, np.float16), jnp.bfloat16(1.5)):
-        assert check("f", "x", value) == 1.5
+        assert check(F, "x", value) == 1.5
     for value in (None, [1.0], "1"):
         refuses(TypeError, "x must be an array", check, "x", value)
     refuses(TypeError, "x must be floating or complex; got int32", check, "x", jnp.arange(2))
 
 
 def test_complex_arrays_are_not_real():
-    assert validate.inexact_array("f", "x", 1j) == 1j
-    refuses(TypeError, "x must be real; got complex64", validate.real_array, "x", 1j)
+    assert F.inexact_array("x", 1j) == 1j
+    refuses(TypeError, "x must be real; got complex64", Check.real_array, "x", 1j)
 
 
 def test_arrays_of_numbers_are_no_keys():
     for value in (3, True, 1.5, 1j, np.int8(3), np.arange(2), X):
-        assert isinstance(validate.any_array("f", "x", value), jax.Array)
+        assert isinstance(F.any_array("x", value), jax.Array)
     for value in ("3", [3], None, jax.random.key(0)):
-        refuses(TypeError, "x must be an array of numbers", validate.any_array, "x", value)
-    refuses(TypeError, "x must be integers; got float32", validate.integer_array, "x", 1.5)
-    assert_array(validate.integer_array("f", "x", np.int8(3)), 3, jnp.int8)
+        refuses(TypeError, "x must be an array of numbers", Check.any_array, "x", value)
+    refuses(TypeError, "x must be integers; got float32", Check.integer_array, "x", 1.5)
+    assert_array(F.integer_array("x", np.int8(3)), 3, jnp.int8)
 
 
 def like(value, x=X, dtype=None):
-    return validate.like("f", "value", value, x, "x", dtype)
+    return F.like("value", value, x, "x", dtype)
 
 
 def test_value_is_laid_out_as_the_array():
@@ -74,7 +73,7 @@ def test_value_may_be_of_no_wider_kind_but_zero_and_one_may_be_flags():
     flags = X > 0
     for flag in (0, 1, False, True):
         assert_array(like(flag, flags), np.full((2, 3), bool(flag)), jnp.bool_)
-    refused = partial(refuses, TypeError, "value must be of the kind of x", validate.like, "value")
+    refused = partial(refuses, TypeError, "value must be of the kind of x", Check.like, "value")
     for value, x in ((2, flags), (0.0, flags), (0.5, jnp.arange(3)), (1j, X), (np.int8(1), flags)):
         refused(value, x, "x")
 
@@ -90,45 +89,43 @@ def test_integers_must_fit_into_the_dtype(value, dtype):
         refuses(
             ValueError,
             rf"value must fit into {dtype}",
-            validate.like,
+            Check.like,
             "value",
             make(beyond),
             x,
             "x",
         )
     assert_array(like(np.zeros(0, np.int64), x[:0]), [], dtype)
-    refuses(ValueError, "value must fit into float32", validate.like, "value", 2**63, X, "x")
-    refuses(ValueError, "value must fit into float32", validate.like, "value", -(2**63), X, "x")
+    refuses(ValueError, "value must fit into float32", Check.like, "value", 2**63, X, "x")
+    refuses(ValueError, "value must fit into float32", Check.like, "value", -(2**63), X, "x")
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (2, 3, 1)])
 def test_value_must_broadcast_to_the_array(shape):
     value = jnp.ones(shape)
-    refuses(ValueError, r"value must broadcast to x; got \(", validate.like, "value", value, X, "x")
-    refuses(ValueError, r"p must broadcast to x; got \(", validate.parameter, "p", value, X)
+    refuses(ValueError, r"value must broadcast to x; got \(", Check.like, "value", value, X, "x")
+    refuses(ValueError, r"p must broadcast to x; got \(", Check.parameter, "p", value, X)
     flags = value > 0
-    refuses(ValueError, r"m must broadcast to x; got \(", validate.flags, "m", flags, X, "x")
+    refuses(ValueError, r"m must broadcast to x; got \(", Check.flags, "m", flags, X, "x")
     with pytest.raises(ValueError, match=r"factor must broadcast to \(2, 3\); got shape"):
-        validate.factor(value, X)
+        Check.factor(value, X)
 
 
 def test_flags_are_booleans():
-    assert_array(
-        validate.flags("f", "m", np.array([True, False, True]), X, "x"), [[1, 0, 1]] * 2, bool
-    )
-    refuses(TypeError, "m must be boolean; got int32", validate.flags, "m", 1, X, "x")
+    assert_array(F.flags("m", np.array([True, False, True]), X, "x"), [[1, 0, 1]] * 2, bool)
+    refuses(TypeError, "m must be boolean; got int32", Check.flags, "m", 1, X, "x")
 
 
 def test_parameter_has_as_many_axes_as_the_array():
-    assert_array(validate.parameter("f", "p", 2, X), [[2]], jnp.float32)
-    assert_array(validate.parameter("f", "p", jnp.array([1.0, 2, 3]), X), [[1, 2, 3]], jnp.float32)
-    assert_array(validate.floating("f", "p", np.int64(3)), 3, jnp.float32)
-    refuses(TypeError, "p must be an array; got True", validate.floating, "p", True)
+    assert_array(F.parameter("p", 2, X), [[2]], jnp.float32)
+    assert_array(F.parameter("p", jnp.array([1.0, 2, 3]), X), [[1, 2, 3]], jnp.float32)
+    assert_array(F.floating("p", np.int64(3)), 3, jnp.float32)
+    refuses(TypeError, "p must be an array; got True", Check.floating, "p", True)
 
 
 @pytest.mark.parametrize("value", [0, 2, 0.5, np.float32(0.5), np.array(0.5), jnp.bfloat16(0.5)])
 def test_amount_is_any_finite_number_from_zero(value):
-    given = validate.amount("f", "a", value)
+    given = F.amount("a", value)
     assert given == value
     assert isinstance(given, jax.Array if isinstance(value, jax.Array) else float)
 
@@ -136,108 +133,104 @@ def test_amount_is_any_finite_number_from_zero(value):
 def test_amounts_that_are_refused():
     refused = partial(refuses, ValueError)
     for value in (-1, -1e-30, float("inf"), float("nan")):
-        refused("a must be at least 0 and finite", validate.amount, "a", value)
+        refused("a must be at least 0 and finite", Check.amount, "a", value)
     for value in (0, 0.0, -1, float("inf")):
-        refused("a must be positive and finite", validate.amount, "a", value, positive=True)
-    refused(r"a must be a scalar; got shape \(2,\)", validate.amount, "a", jnp.ones(2))
+        refused("a must be positive and finite", Check.amount, "a", value, positive=True)
+    refused(r"a must be a scalar; got shape \(2,\)", Check.amount, "a", jnp.ones(2))
     for value in (True, 1j, "1", None, np.ones(1), jnp.array(True)):
-        refuses(TypeError, "a must be a real number", validate.amount, "a", value)
-    assert validate.amount("f", "a", 1e-30, positive=True) == 1e-30
+        refuses(TypeError, "a must be a real number", Check.amount, "a", value)
+    assert F.amount("a", 1e-30, positive=True) == 1e-30
 
 
 def test_probabilities_are_floats_or_scalar_arrays():
     for rate in (0, 1, 0.25, np.float16(0.25), np.array(0.25), np.array(1)):
-        assert validate.probability("f", "rate", rate) == rate
-        assert isinstance(validate.probability("f", "rate", rate), float)
-    assert_array(validate.probability("f", "rate", jnp.int32(1)), 1, jnp.float32)
-    assert_array(validate.probability("f", "rate", jnp.bfloat16(0.5)), 0.5, jnp.bfloat16)
-    assert validate.known_probability("f", "rate", jnp.float32(0.5)) == 0.5
-    refuses(ValueError, "rate must lie in", validate.known_probability, "rate", jnp.float32(1.5))
+        assert F.probability("rate", rate) == rate
+        assert isinstance(F.probability("rate", rate), float)
+    assert_array(F.probability("rate", jnp.int32(1)), 1, jnp.float32)
+    assert_array(F.probability("rate", jnp.bfloat16(0.5)), 0.5, jnp.bfloat16)
+    assert F.known_probability("rate", jnp.float32(0.5)) == 0.5
+    refuses(ValueError, "rate must lie in", Check.known_probability, "rate", jnp.float32(1.5))
     for rate in (-1e-30, 1 + 1e-15, float("nan")):
-        refuses(ValueError, r"rate must lie in \[0, 1\]", validate.probability, "rate", rate)
+        refuses(ValueError, r"rate must lie in \[0, 1\]", Check.probability, "rate", rate)
     for rate in (np.array([0.5]), True, 0.5j, "0.5", None, jnp.array(True)):
-        refuses(TypeError, "rate must be a real number", validate.probability, "rate", rate)
-    refuses(ValueError, "rate must be a scalar", validate.probability, "rate", jnp.ones(1))
+        refuses(TypeError, "rate must be a real number", Check.probability, "rate", rate)
+    refuses(ValueError, "rate must be a scalar", Check.probability, "rate", jnp.ones(1))
 
 
 def test_axes_are_sorted_and_not_negative():
-    assert validate.axes("f", "axis", (-1, 0), 3) == (0, 2)
-    assert validate.axes("f", "axis", np.int64(-3), 3) == (0,)
-    assert validate.axes("f", "axis", (), 0) == ()
-    assert validate.axis("f", "axis", -1, 3) == 2
+    assert F.axes("axis", (-1, 0), 3) == (0, 2)
+    assert F.axes("axis", np.int64(-3), 3) == (0,)
+    assert F.axes("axis", (), 0) == ()
+    assert F.axis("axis", -1, 3) == 2
     for axis in (3, -4):
-        refuses(
-            ValueError, r"axis must lie in \[-3, 3\) for 3 axes", validate.axes, "axis", axis, 3
-        )
-    refuses(ValueError, "axis must name each axis once", validate.axes, "axis", (0, -3), 3)
+        refuses(ValueError, r"axis must lie in \[-3, 3\) for 3 axes", Check.axes, "axis", axis, 3)
+    refuses(ValueError, "axis must name each axis once", Check.axes, "axis", (0, -3), 3)
     for several in ((), (0, 1)):
-        refuses(ValueError, "axis must be one axis", validate.axis, "axis", several, 3)
+        refuses(ValueError, "axis must be one axis", Check.axis, "axis", several, 3)
 
 
 def test_named_axes_must_differ_and_leave_a_spatial_one():
-    assert validate.distinct_axes("f", X, a=0, b=-1) == (0, 1)
-    assert validate.distinct_axes("f", X, a=None, b=1) == (1,)
-    refuses(ValueError, "a and b must differ; got 0 and -2", validate.distinct_axes, X, a=0, b=-2)
+    assert F.distinct_axes(X, a=0, b=-1) == (0, 1)
+    assert F.distinct_axes(X, a=None, b=1) == (1,)
+    refuses(ValueError, "a and b must differ; got 0 and -2", Check.distinct_axes, X, a=0, b=-2)
     image = jnp.ones((2, 3, 4))
-    assert validate.spatial_axes("f", image, 0, -1) == (1,)
-    assert validate.spatial_axes("f", image, None, 1) == (0, 2)
-    refuses(ValueError, "x must have a spatial axis", validate.spatial_axes, X, 0, 1)
+    assert F.spatial_axes(image, 0, -1) == (1,)
+    assert F.spatial_axes(image, None, 1) == (0, 2)
+    refuses(ValueError, "x must have a spatial axis", Check.spatial_axes, X, 0, 1)
 
 
 def test_whole_numbers_and_edges_have_a_least_value():
-    assert validate.whole_number("f", "n", 1, 1) == 1
-    refuses(ValueError, "n must be at least 1; got 0", validate.whole_number, "n", 0, 1)
-    assert validate.edges("f", "e", 3, 2, 0) == (3, 3)
-    assert validate.edges("f", "e", (0, 5), 2, 0) == (0, 5)
+    assert F.whole_number("n", 1, 1) == 1
+    refuses(ValueError, "n must be at least 1; got 0", Check.whole_number, "n", 0, 1)
+    assert F.edges("e", 3, 2, 0) == (3, 3)
+    assert F.edges("e", (0, 5), 2, 0) == (0, 5)
     for several in ((1,), (1, 2, 3)):
-        refuses(ValueError, "e must be one number, or 2", validate.edges, "e", several, 2, 0)
-    refuses(ValueError, "e must be at least 0", validate.edges, "e", (3, -1), 2, 0)
-    refuses(TypeError, "e must be integers", validate.edges, "e", 1.5, 2, 0)
+        refuses(ValueError, "e must be one number, or 2", Check.edges, "e", several, 2, 0)
+    refuses(ValueError, "e must be at least 0", Check.edges, "e", (3, -1), 2, 0)
+    refuses(TypeError, "e must be integers", Check.edges, "e", 1.5, 2, 0)
 
 
 def test_shapes_have_no_negative_sizes():
-    assert validate.shape("f", (0, 3)) == (0, 3)
-    assert validate.shape("f", 5) == (5,)
-    refuses(
-        ValueError, r"shape must have no negative sizes; got \(3, -1\)", validate.shape, (3, -1)
-    )
+    assert F.shape((0, 3)) == (0, 3)
+    assert F.shape(5) == (5,)
+    refuses(ValueError, r"shape must have no negative sizes; got \(3, -1\)", Check.shape, (3, -1))
 
 
 def test_count_of_survivors_is_known_and_in_range_or_a_scalar_of_integers():
     for count in (0, 4, np.int8(4)):
-        assert validate.survivors("f", count, 4) == count
+        assert F.survivors(count, 4) == count
     for count in (-1, 5):
-        refuses(ValueError, r"count must lie in \[0, 4\]", validate.survivors, count, 4)
-    assert_array(validate.survivors("f", jnp.int32(9), 4), 9, jnp.int32)
-    refuses(ValueError, "count must be a scalar", validate.survivors, jnp.ones(1, int), 4)
+        refuses(ValueError, r"count must lie in \[0, 4\]", Check.survivors, count, 4)
+    assert_array(F.survivors(jnp.int32(9), 4), 9, jnp.int32)
+    refuses(ValueError, "count must be a scalar", Check.survivors, jnp.ones(1, int), 4)
     for count in (2.0, jnp.float32(2), "2"):
-        refuses(TypeError, "count must be integers", validate.survivors, count, 4)
+        refuses(TypeError, "count must be integers", Check.survivors, count, 4)
 
 
 def test_mask_fits_where_sizes_are_equal_or_shared():
     for mask_shape in ((2, 3), (1, 3), (2, 1), (1, 1)):
-        validate.fits("f", mask_shape, (2, 3))
+        F.fits(mask_shape, (2, 3))
     long = tuple([1] * 300)
-    validate.fits("f", long, long)
+    F.fits(long, long)
     for mask_shape in ((3,), (2, 3, 1), (2, 2), (4, 3), ()):
-        refuses(ValueError, "mask must have the shape of x", validate.fits, mask_shape, (2, 3))
+        refuses(ValueError, "mask must have the shape of x", Check.fits, mask_shape, (2, 3))
 
 
 def test_rule_is_a_function_of_two():
     for rule in (max, lambda mask, x: 1, lambda *a: 1, dict.get):
-        assert validate.rule("f", rule) is rule
+        assert F.rule(rule) is rule
     for rule in (None, 1, lambda mask: 1, lambda mask, x, y: 1):
-        refuses(TypeError, r"rescale must be a function of \(mask, x\)", validate.rule, rule)
+        refuses(TypeError, r"rescale must be a function of \(mask, x\)", Check.rule, rule)
 
 
 def test_factor_has_as_many_axes_as_the_array_or_none():
-    assert_array(validate.factor(2, X), 2, jnp.int32)
-    assert_array(validate.factor(np.array([1.0, 2, 3], "f4"), X), [[1, 2, 3]], jnp.float32)
-    assert validate.factor(1j, X.astype(jnp.complex64)) == 1j
+    assert_array(Check.factor(2, X), 2, jnp.int32)
+    assert_array(Check.factor(np.array([1.0, 2, 3], "f4"), X), [[1, 2, 3]], jnp.float32)
+    assert Check.factor(1j, X.astype(jnp.complex64)) == 1j
     with pytest.raises(TypeError, match="factor must be real for float32; got complex64"):
-        validate.factor(1j, X)
+        Check.factor(1j, X)
     with pytest.raises(TypeError, match="factor must be an array; got None"):
-        validate.factor(None, X)
+        Check.factor(None, X)
 
 
 def test_wide_integers_fit_in_double_precision_too():

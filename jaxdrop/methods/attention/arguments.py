@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdrop.base import validate
-from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.layout import WORD_BITS
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.attention.operands import Fixed, Inputs
 
 
@@ -34,7 +35,7 @@ class Arguments(NamedTuple):
     """Arguments with a batch axis, and with the window as what is seen before and after."""
 
     rng: Key | None  # None where the rate is known to be 0
-    rate: Rate
+    rate: GridRate
     inputs: Inputs
     fixed: Fixed
     before: int | None
@@ -50,11 +51,11 @@ class Arguments(NamedTuple):
     @property
     def drops_all(self) -> bool:
         """Whether the rate is known to be 1."""
-        return not isinstance(self.rate, Array) and self.rate == 1
+        return self.rate.is_one
 
 
 def checked(
-    function: str,
+    check: Check,
     rng: Any,
     query: Any,
     key: Any,
@@ -71,49 +72,48 @@ def checked(
     broadcast_dims: Any,
 ) -> Arguments:
     """Returns the arguments of attention if they fit together."""
-    rate = validate.probability(function, "rate", rate)
-    keeps_all = not isinstance(rate, Array) and rate == 0
-    if rng is not None or not keeps_all:
-        rng = validate.one_key(function, rng, "rng")
-    query, key, value = _arrays(function, query, key, value)
+    rate = grid_rate(check.probability("rate", rate))
+    if rng is not None or not rate.is_zero:
+        rng = check.one_key(rng, "rng")
+    query, key, value = _arrays(check, query, key, value)
     axes = query.ndim
-    shared = validate.axes(function, "broadcast_dims", broadcast_dims, axes)
+    shared = check.axes("broadcast_dims", broadcast_dims, axes)
     if axes == 3:
         query, key, value = query[None], key[None], value[None]
     weights = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     if bias is not None:
-        bias = validate.real_array(function, "bias", bias)
-        bias = _over_weights(function, "bias", bias, weights)
+        bias = check.real_array("bias", bias)
+        bias = _over_weights(check, "bias", bias, weights)
     if mask is not None:
-        mask = validate.any_array(function, "mask", mask)
+        mask = check.any_array("mask", mask)
         if mask.dtype != jnp.bool_:
             raise TypeError(
-                f"{function}: mask must be boolean; got {mask.dtype}. Cast ones and zeros, as in"
+                f"{check}: mask must be boolean; got {mask.dtype}. Cast ones and zeros, as in"
                 " mask.astype(bool); what is added to the logits is the bias."
             )
-        mask = _over_weights(function, "mask", mask, weights)
-    scale = _scale(function, scale, query)
+        mask = _over_weights(check, "mask", mask, weights)
+    scale = _scale(check, scale, query)
     lengths = (
-        _lengths(function, "query_seq_lengths", query_seq_lengths, query),
-        _lengths(function, "key_value_seq_lengths", key_value_seq_lengths, key),
+        _lengths(check, "query_seq_lengths", query_seq_lengths, query),
+        _lengths(check, "key_value_seq_lengths", key_value_seq_lengths, key),
     )
     return Arguments(
-        None if keeps_all else rng,
+        None if rate.is_zero else rng,
         rate,
         Inputs(query, key, value, bias, scale),
         Fixed(mask, *lengths, draw=None),
-        *_window(function, is_causal, local_window_size, weights[2:]),
+        *_window(check, is_causal, local_window_size, weights[2:]),
         tuple(axis + 4 - axes for axis in shared),
     )
 
 
-def _arrays(function: str, query: Any, key: Any, value: Any) -> tuple[Array, Array, Array]:
-    query = validate.real_array(function, "query", query)
-    key = validate.real_array(function, "key", key)
-    value = validate.real_array(function, "value", value)
+def _arrays(check: Check, query: Any, key: Any, value: Any) -> tuple[Array, Array, Array]:
+    query = check.real_array("query", query)
+    key = check.real_array("key", key)
+    value = check.real_array("value", value)
     if query.ndim not in (3, 4):
         raise ValueError(
-            f"{function}: query must have shape (B, T, N, H) or (T, N, H); got {query.shape}."
+            f"{check}: query must have shape (B, T, N, H) or (T, N, H); got {query.shape}."
         )
     fits = key.ndim == query.ndim and (key.shape[:-3], key.shape[-1]) == (
         query.shape[:-3],
@@ -121,60 +121,56 @@ def _arrays(function: str, query: Any, key: Any, value: Any) -> tuple[Array, Arr
     )
     if not fits:
         raise ValueError(
-            f"{function}: key must have the batch and features of query; got {key.shape}"
+            f"{check}: key must have the batch and features of query; got {key.shape}"
             f" for {query.shape}."
         )
     if value.shape != key.shape:
         raise ValueError(
-            f"{function}: value must have the shape of key; got {value.shape} for {key.shape}."
+            f"{check}: value must have the shape of key; got {value.shape} for {key.shape}."
         )
     for name, x in (("key", key), ("value", value)):
         if x.dtype != query.dtype:
             raise TypeError(
-                f"{function}: {name} must have the dtype of query; got {x.dtype} for {query.dtype}."
+                f"{check}: {name} must have the dtype of query; got {x.dtype} for {query.dtype}."
             )
     if jnp.finfo(query.dtype).bits < 8:
-        raise TypeError(
-            f"{function}: query must have a dtype of at least 8 bits; got {query.dtype}."
-        )
+        raise TypeError(f"{check}: query must have a dtype of at least 8 bits; got {query.dtype}.")
     heads, key_heads = query.shape[-2], key.shape[-2]
     if heads % key_heads if key_heads else heads:
         raise ValueError(
-            f"{function}: key must have a number of heads that divides that of query;"
+            f"{check}: key must have a number of heads that divides that of query;"
             f" got {key_heads} for {heads}."
         )
     return query, key, value
 
 
-def _over_weights(function: str, name: str, x: Array, weights: tuple[int, ...]) -> Array:
+def _over_weights(check: Check, name: str, x: Array, weights: tuple[int, ...]) -> Array:
     x = x.reshape((1,) * (4 - x.ndim) + x.shape)
     if x.ndim != 4 or any(n not in (1, m) for n, m in zip(x.shape, weights, strict=True)):
         raise ValueError(
-            f"{function}: {name} must broadcast to (B, N, T, S) = {weights}; got {x.shape}."
+            f"{check}: {name} must broadcast to (B, N, T, S) = {weights}; got {x.shape}."
         )
     return x
 
 
-def _scale(function: str, scale: Any, query: Array) -> Array:
+def _scale(check: Check, scale: Any, query: Array) -> Array:
     dtype = compute_dtype(query)
     if scale is None:
         return jnp.asarray(max(query.shape[-1], 1) ** -0.5, dtype)
-    scale = validate.any_array(function, "scale", scale)
+    scale = check.any_array("scale", scale)
     if scale.shape != () or jnp.iscomplexobj(scale) or scale.dtype == jnp.bool_:
-        raise ValueError(
-            f"{function}: scale must be one real number; got {validate.describe(scale)}."
-        )
+        raise ValueError(f"{check}: scale must be one real number; got {describe(scale)}.")
     return scale.astype(dtype)
 
 
-def _lengths(function: str, name: str, lengths: Any, x: Array) -> Array | None:
+def _lengths(check: Check, name: str, lengths: Any, x: Array) -> Array | None:
     """How much of the time axis of each sample is real."""
     if lengths is None:
         return None
-    lengths = validate.integer_array(function, name, lengths)
+    lengths = check.integer_array(name, lengths)
     if lengths.shape not in ((), x.shape[:1]):
         raise ValueError(
-            f"{function}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
+            f"{check}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
         )
     if lengths.dtype.itemsize >= 4:  # so that no larger one wraps
         lengths = jnp.clip(lengths, 0, x.shape[1])
@@ -182,20 +178,18 @@ def _lengths(function: str, name: str, lengths: Any, x: Array) -> Array | None:
 
 
 def _window(
-    function: str, is_causal: Any, size: Any, weights: tuple[int, int]
+    check: Check, is_causal: Any, size: Any, weights: tuple[int, int]
 ) -> tuple[int | None, int | None]:
     """How many keys before and after its own position a query sees; None where that is all."""
     if not isinstance(is_causal, bool | np.bool_):
-        raise TypeError(
-            f"{function}: is_causal must be True or False; got {validate.describe(is_causal)}."
-        )
+        raise TypeError(f"{check}: is_causal must be True or False; got {describe(is_causal)}.")
     queries, keys = weights
     before, after = queries, keys
     if size is not None:
-        given = validate.integers(function, "local_window_size", size)
+        given = check.integers("local_window_size", size)
         if len(given) not in (1, 2) or min(given) < 0:
             raise ValueError(
-                f"{function}: local_window_size must be one number of at least 0, or two (before,"
+                f"{check}: local_window_size must be one number of at least 0, or two (before,"
                 f" after); got {size}."
             )
         before, after = given[0], given[-1]
@@ -205,7 +199,7 @@ def _window(
 
 
 def blocks(
-    function: str, query: Array, key: Array, query_block: Any, key_block: Any, budget: Budget
+    check: Check, query: Array, key: Array, query_block: Any, key_block: Any, budget: Budget
 ) -> tuple[int, int]:
     """Returns rows and columns of a tile, as asked for or else chosen by the arrays' shapes."""
     batch, queries, heads, features = query.shape
@@ -215,10 +209,10 @@ def blocks(
     if query_block is None:
         rows = _even(queries, 1 << (area.bit_length() - 1) // 2)
     else:
-        rows = min(validate.whole_number(function, "query_block_size", query_block, 1), queries)
+        rows = min(check.whole_number("query_block_size", query_block, 1), queries)
     if key_block is None:
         return rows, _even(keys, area // max(rows, 1))
-    return rows, min(validate.whole_number(function, "key_block_size", key_block, 1), keys)
+    return rows, min(check.whole_number("key_block_size", key_block, 1), keys)
 
 
 def _even(size: int, block: int) -> int:

@@ -12,15 +12,17 @@ from jaxtyping import Bool, Float, Int
 from jaxdrop.base.compat import vary_as
 from jaxdrop.base.sharding import automatic
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype, inverse_keep_prob
 from jaxdrop.core.layout import mask_layout
-from jaxdrop.core.threshold import Rounded, round_known, settle
+from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import threefry_key
 from jaxdrop.methods.attention.arguments import BUDGET, GPU_BUDGET, Arguments, blocks, checked
 from jaxdrop.methods.attention.operands import Draw, Fixed, Inputs
 from jaxdrop.methods.attention.tiled import Plan, Plans, attend
 from jaxdrop.methods.attention.tiling import Tiling
-from jaxdrop.methods.masked import drop
+from jaxdrop.methods.masked import drop_on_grid
+from jaxdrop.rescale import expected
 
 
 def dot_product_attention(
@@ -109,8 +111,9 @@ def dot_product_attention(
       dropped weights in the code that came with it; Dao et al.,
       "FlashAttention", arXiv:2205.14135 (2022).
     """
+    check = Check("dot_product_attention")
     arguments = checked(
-        "dot_product_attention",
+        check,
         rng,
         query,
         key,
@@ -128,18 +131,14 @@ def dot_product_attention(
     shape = arguments.weights_shape
     batched, keys = arguments.inputs.query, arguments.inputs.key
     asked = query_block_size, key_block_size
-    sizes = [
-        blocks("dot_product_attention", batched, keys, *asked, budget)
-        for budget in (GPU_BUDGET, BUDGET)
-    ]
+    sizes = [blocks(check, batched, keys, *asked, budget) for budget in (GPU_BUDGET, BUDGET)]
     if math.prod(shape) == 0 or batched.size == 0 or arguments.drops_all:
         operands = arguments.rng, arguments.inputs, arguments.fixed
         out = vary_as(jnp.zeros_like(batched), operands)
     else:
-        rounded, pairs = (None, 0) if arguments.rng is None else round_known(arguments.rate)
         layout, seen = mask_layout(shape, arguments.shared), (arguments.before, arguments.after)
-        plans = Plans(*(Plan(Tiling(*shape[2:], *size, *seen), layout, pairs) for size in sizes))
-        out = _attend(arguments.rng, rounded, arguments.inputs, arguments.fixed, plans)
+        plans = Plans(*(Plan(Tiling(*shape[2:], *size, *seen), layout) for size in sizes))
+        out = _attend(arguments.rng, arguments.rate, arguments.inputs, arguments.fixed, plans)
     return out.reshape(jnp.shape(query))
 
 
@@ -199,9 +198,9 @@ def reference_dot_product_attention(
     References:
       Vaswani et al., "Attention is all you need", arXiv:1706.03762 (2017).
     """
-    function = "reference_dot_product_attention"
+    check = Check("reference_dot_product_attention")
     arguments = checked(
-        function,
+        check,
         rng,
         query,
         key,
@@ -216,20 +215,19 @@ def reference_dot_product_attention(
         local_window_size=local_window_size,
         broadcast_dims=broadcast_dims,
     )
-    materialised = partial(_materialised, function, arguments)
+    materialised = partial(_materialised, arguments)
     fixed = arguments.fixed
     out = automatic(materialised, arguments.inputs.query, arguments.inputs, fixed, arguments.rng)
     return out.reshape(jnp.shape(query))
 
 
 @partial(jax.jit, static_argnames="plans")
-def _attend(
-    rng: Key | None, rate: Rounded | None, inputs: Inputs, fixed: Fixed, plans: Plans
-) -> Array:
-    if rng is not None and rate is not None:
-        threshold = settle(rate)
-        factor = inverse_keep_prob(jnp.asarray(threshold.keep_prob), compute_dtype(inputs.query))
-        fixed = fixed._replace(draw=Draw(threefry_key(rng), threshold, factor))
+def _attend(rng: Key | None, rate: GridRate, inputs: Inputs, fixed: Fixed, plans: Plans) -> Array:
+    if rng is not None:
+        rate = rate.settle()
+        keep_prob = jnp.asarray(rate.threshold.keep_prob)
+        factor = inverse_keep_prob(keep_prob, compute_dtype(inputs.query))
+        fixed = fixed._replace(draw=Draw(threefry_key(rng), rate, factor))
 
     def out(inputs: Inputs, fixed: Fixed) -> Array:
         return attend(plans, inputs, fixed).out.astype(inputs.query.dtype)
@@ -237,9 +235,7 @@ def _attend(
     return automatic(out, inputs.query, inputs, fixed)
 
 
-def _materialised(
-    function: str, arguments: Arguments, x: Inputs, fixed: Fixed, rng: Key | None
-) -> Array:
+def _materialised(arguments: Arguments, x: Inputs, fixed: Fixed, rng: Key | None) -> Array:
     batch, queries, heads, features = x.query.shape
     wide, key_heads = compute_dtype(x.query), x.key.shape[2]
     grouped = x.query.reshape(batch, queries, key_heads, heads // max(key_heads, 1), features)
@@ -253,7 +249,7 @@ def _materialised(
     total = jnp.sum(weights, -1, keepdims=True)
     weights = weights / jnp.where(total == 0, 1, total)
     if rng is not None:
-        weights = drop(function, rng, weights, arguments.rate, arguments.shared)
+        weights = drop_on_grid(rng, weights, arguments.rate, arguments.shared, expected)
     weights = weights.astype(x.value.dtype).reshape(scores.shape)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, x.value, preferred_element_type=wide)
     return out.astype(x.query.dtype).reshape(x.query.shape)

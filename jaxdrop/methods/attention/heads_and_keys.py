@@ -10,15 +10,15 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Inexact
 
 from jaxdrop import rescale as rules
-from jaxdrop.base import validate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import whole_along
 from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, count_flags, poisoned, unpack_for
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
-from jaxdrop.core.threshold import Rounded, round_known
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
 
@@ -69,12 +69,13 @@ def drop_heads(
       Zhou et al., "Scheduled DropHead: a regularization method for transformer
       models", arXiv:2004.13342 (2020).
     """
-    x = validate.inexact_array("drop_heads", "x", x)
-    head = validate.axis("drop_heads", "head_axis", head_axis, x.ndim)
-    named = validate.distinct_axes("drop_heads", x, head_axis=head_axis, batch_axis=batch_axis)
+    check = Check("drop_heads")
+    x = check.inexact_array("x", x)
+    head = check.axis("head_axis", head_axis, x.ndim)
+    named = check.distinct_axes(x, head_axis=head_axis, batch_axis=batch_axis)
     shared = other_axes(x.ndim, named)
     rule = rules.realized(head) if rescale is None else rescale
-    return drop("drop_heads", key, x, rate, shared, rule)
+    return drop(check, key, x, rate, shared, rule)
 
 
 def drop_key(
@@ -125,33 +126,34 @@ def drop_key(
     References:
       Li et al., "DropKey", arXiv:2208.02646 (2022).
     """
-    key = validate.one_key("drop_key", key)
-    logits = validate.real_array("drop_key", "logits", logits)
-    rate = validate.probability("drop_key", "rate", rate)
+    check = Check("drop_key")
+    key = check.one_key(key)
+    logits = check.real_array("logits", logits)
+    on_grid = grid_rate(check.probability("rate", rate))
     if not np.isinf(np.asarray(-np.inf).astype(logits.dtype)):
         raise TypeError(
-            f"drop_key: logits must have a dtype with an infinity; got {logits.dtype}."
+            f"{check}: logits must have a dtype with an infinity; got {logits.dtype}."
             " Cast it, as in logits.astype(jnp.float32)."
         )
     if logits.ndim == 0:
         raise ValueError("drop_key: logits must have an axis of keys; got shape ().")
-    shared = validate.axes("drop_key", "broadcast_dims", broadcast_dims, logits.ndim)
+    shared = check.axes("broadcast_dims", broadcast_dims, logits.ndim)
     if logits.ndim - 1 in shared:
         raise ValueError(
-            f"drop_key: broadcast_dims must not name the keys' axis; got {broadcast_dims}."
+            f"{check}: broadcast_dims must not name the keys' axis; got {broadcast_dims}."
         )
     if where is not None:
-        where = validate.flags("drop_key", "where", where, logits, "logits")
-    if logits.size == 0 or (not isinstance(rate, Array) and rate == 0):
+        where = check.flags("where", where, logits, "logits")
+    if logits.size == 0 or on_grid.is_zero:
         return logits
-    return _drop_key(key, logits, where, *round_known(rate), mask_layout(logits.shape, shared))
+    return _drop_key(key, logits, where, on_grid, mask_layout(logits.shape, shared))
 
 
-@partial(jax.jit, static_argnames=("pairs", "layout"))
+@partial(jax.jit, static_argnames="layout")
 def _drop_key(
-    key: Key, logits: Array, where: Array | None, rate: Rounded, pairs: int, layout: Layout
+    key: Key, logits: Array, where: Array | None, rate: GridRate, layout: Layout
 ) -> Array:
-    mask = draw_for(key, logits, rate, pairs, layout)
+    mask = draw_for(key, logits, rate, layout)
     live = ~(lax.stop_gradient(logits) < float(jnp.finfo(logits.dtype).min) / 2)
     left = _left(fold_in_name(key, "left"), mask, live if where is None else live & where)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from jaxdrop.core.threshold import Threshold
+from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey
 
 
@@ -28,7 +28,7 @@ class Draw(NamedTuple):
     """The mask of the weights, still to be drawn."""
 
     key: ThreefryKey
-    threshold: Threshold
+    rate: GridRate  # on the grid
     factor: Float[Array, ""]  # of the survivors
 
 

@@ -67,12 +67,10 @@ class Plan:
     Attributes:
       tiling: the tiles of the weights.
       layout: the layout of the mask of all weights, (B, N, T, S).
-      pairs: how many pairs of digits the mask's numbers have.
     """
 
     tiling: Tiling
     layout: Layout
-    pairs: int
 
 
 class Plans(NamedTuple):
@@ -271,8 +269,7 @@ def _keep(
     heads = lax.iota(jnp.uint32, key_heads * groups).reshape(1, key_heads, groups)
     return draw_tile(
         draw.key,
-        draw.threshold,
-        plan.pairs,
+        draw.rate,
         plan.layout,
         (samples, heads),
         tile.row_span,

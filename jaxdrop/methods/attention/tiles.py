@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from jaxdrop.core.bernoulli import fold_words
 from jaxdrop.core.layout import WORD_BITS, Layout, lanes
-from jaxdrop.core.threshold import Threshold
+from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey, Words, flat_address
 
 
@@ -24,8 +24,7 @@ class Span(NamedTuple):
 
 def draw_tile(
     key: ThreefryKey,
-    threshold: Threshold,
-    pairs: int,
+    rate: GridRate,
     layout: Layout,
     leading: Sequence[Words],
     rows: Span,
@@ -37,8 +36,7 @@ def draw_tile(
 
     Args:
       key: the Threefry key of the mask.
-      threshold: what its numbers are compared with.
-      pairs: how many pairs of binary digits are compared.
+      rate: of the mask, on the grid.
       layout: the layout of the whole mask.
       leading: indices along the axes ahead of the last two, which broadcast to
         each other; the tile has their shape in front.
@@ -68,7 +66,7 @@ def draw_tile(
     first, offset = _place(merged, layout.shape[layout.leading :])
     place = first + _count(ones, 1, -(-columns.length // WORD_BITS) + (not aligned))
     address = flat_address([*apart, place], layout.words_shape)
-    words = fold_words(key, threshold, pairs, address)
+    words = fold_words(key, rate, address)
     if not aligned:
         after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
         words = (words[..., :-1] >> offset) | after

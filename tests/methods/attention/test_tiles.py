@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from reference import masks as reference
 
 from jaxdrop.core.layout import mask_layout
-from jaxdrop.core.threshold import round_known
+from jaxdrop.core.rate import grid_rate
 from jaxdrop.methods.attention.tiles import Span, draw_tile
 
 WORDS = (7, 5)  # of the key
@@ -18,15 +18,14 @@ WORDS = (7, 5)  # of the key
 
 def drawer(shape, rate, rows, columns, shared=(), at_words=False):
     """A function of where the tile starts, for all indices ahead of its axes."""
-    threshold, pairs = round_known(rate)
+    on_grid = grid_rate(rate)
     ahead = [np.arange(n, dtype=np.uint32) for n in shape[:-2]]
     leading = [jnp.asarray(index) for index in np.ix_(*ahead)]
 
     def draw(row, column):
         return draw_tile(
             tuple(map(jnp.uint32, WORDS)),
-            threshold,
-            pairs,
+            on_grid,
             mask_layout(shape, shared),
             leading,
             Span(row, rows),
@@ -127,13 +126,12 @@ def kept_at(rate, word, lane):
 def test_tiles_of_huge_masks_have_the_words_at_their_addresses(shape, merged):
     assert reference.merged_axes(shape) == merged
     rows, columns = 3, 37
-    threshold, pairs = round_known(0.3)
+    on_grid = grid_rate(0.3)
 
     def draw(column):
         return draw_tile(
             tuple(map(jnp.uint32, WORDS)),
-            threshold,
-            pairs,
+            on_grid,
             mask_layout(shape, ()),
             [jnp.uint32(n - 1) for n in shape[:-2]],
             Span(shape[-2] - rows, rows),
