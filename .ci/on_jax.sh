@@ -14,7 +14,7 @@ environment=.venv-jax-$version
 tests=(
   core/test_{bernoulli,compat,sharding_parts,words}.py
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
-  test_platforms.py attention/test_plans.py
+  test_platforms.py attention/test_platforms.py
   attention/test_meshes.py attention/test_transforms.py attention/test_weights_mask.py
   transforms/test_policies.py
   transforms/planting/test_{derivatives,keys,mark,meshes,versions}.py

@@ -16,10 +16,7 @@ from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_m
 from jaxdrop.core.mask import Mask as Mask
 
 # Attention.
-from jaxdrop.methods.attention.dot_product import (
-    dot_product_attention as dot_product_attention,
-    reference_dot_product_attention as reference_dot_product_attention,
-)
+from jaxdrop.methods.attention.dot_product import dot_product_attention as dot_product_attention
 from jaxdrop.methods.attention.heads_and_keys import drop_heads as drop_heads, drop_key as drop_key
 
 # Feature maps, regions and residual branches.

@@ -31,7 +31,6 @@ from jaxdrop import (
     embedding_dropout,
     locked_dropout,
     mixout,
-    reference_dot_product_attention,
     restore_tokens,
     spatial_dropout,
     zoneout,
@@ -741,7 +740,8 @@ def nnx_layer(**options):
 @pytest.mark.parametrize("layer", [linen_layer, nnx_layer])
 def test_attention_layers_of_flax_take_ours(layer):
     ours = layer(attention_fn=attention_function(dot_product_attention))
-    whole = layer(attention_fn=attention_function(reference_dot_product_attention))
+    reference = partial(dot_product_attention, implementation="whole")
+    whole = layer(attention_fn=attention_function(reference))
     np.testing.assert_allclose(ours(True), layer()(True), atol=1e-6)
     np.testing.assert_allclose(dropped := ours(False), whole(False), atol=1e-6)
     assert not np.allclose(dropped, ours(True), atol=1e-2)

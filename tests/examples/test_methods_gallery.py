@@ -74,7 +74,7 @@ def test_every_public_method_has_a_panel(example):
     functions = {n for n in jaxdrop.__all__ if inspect.isfunction(getattr(jaxdrop, n))}
     methods = {n for n in functions if getattr(jaxdrop, n).__module__.startswith("jaxdrop.methods")}
     public = {name for name in methods if takes_key(name)}
-    assert public - {"reference_dot_product_attention"} == set(example.PANELS)
+    assert public == set(example.PANELS)
 
 
 def test_every_method_of_the_readme_has_a_panel(example):
@@ -83,7 +83,7 @@ def test_every_method_of_the_readme_has_a_panel(example):
     names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:90])}
     methods = {name for name in names & set(jaxdrop.__all__) if takes_key(name)}
     assert len(methods) >= 22
-    assert methods - {"reference_dot_product_attention"} <= set(example.PANELS)
+    assert methods <= set(example.PANELS)
 
 
 def test_decisions_are_as_many_as_stated(example):

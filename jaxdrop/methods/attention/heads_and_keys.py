@@ -22,8 +22,9 @@ from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
 
-_ALL, _NONE_LOST = -1, -2
-_BLOCK = 32
+# What a query may be left with instead of one position among its keys.
+_AS_DRAWN, _UNTOUCHED = -2, -1
+_BLOCK = 32  # keys that are counted together
 
 
 def drop_heads(
@@ -35,15 +36,15 @@ def drop_heads(
     batch_axis: int | None = 0,
     rescale: Rescale | None = None,
 ) -> Inexact[Array, "*shape"]:
-    """Drops whole attention heads, one decision for each sample and head.
+    """Drops whole attention heads, with one decision per sample and head.
 
-    Survivors are multiplied by heads / kept for each sample. Given that one
-    survives, E[y] = x, and heads that are all alike keep their sum in every
-    draw. If none survives the sample is zero, never NaN.
+    In each sample the survivors are multiplied by heads / survivors. So heads
+    that are all alike keep their sum in every draw, and E[y] = x, given that a
+    head survives. A sample in which none survives is zero, never NaN.
 
     Args:
       key: one random key, consumed here.
-      x: floating or complex array, what each head returned, such as (batch,
+      x: floating or complex array of what the heads return, such as (batch,
         time, heads, features).
       rate: probability of dropping a head, in [0, 1]; may be traced.
       head_axis: axis of the heads.
@@ -86,26 +87,26 @@ def drop_key(
     where: Bool[Array, "..."] | None = None,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Float[Array, "*shape"]:
-    """Drops keys of attention before the softmax, by setting logits to -inf.
+    """Drops keys of attention before the softmax, by setting their logits to -inf.
 
-    The weights that the softmax gives then add up to 1, with nothing to
-    rescale. A query never loses all its keys: where all n would be dropped, one
-    of them stays, each equally likely. So a key is kept with probability
-    q + p^n / n, and at rate 1 each query has one key left.
+    The softmax then gives weights that add up to 1, so nothing is rescaled. A
+    query never loses all its keys: if all n would be dropped, one of them stays,
+    and each is equally likely to. So a key is kept with probability q + p^n / n,
+    where p is the rate and q = 1 - p; at rate 1 each query keeps one key.
 
-    The key that stays must be one that the query may see, so say which by
-    `where`, or mask the logits first. Logits of less than half the dtype's
-    lowest number, -inf among them, count as masked; -1e9 does not. A query that
-    may see no key is returned as it came.
+    The key that stays must be one that the query may see. Say by `where` which
+    those are, or mask the logits first: a logit below half the dtype's lowest
+    number counts as masked, as -inf does and -1e9 does not. A query that may see
+    no key is returned unchanged.
 
     Args:
       key: one random key, consumed here.
       logits: real floating array, with the keys along its last axis.
       rate: probability of dropping, in [0, 1]; may be traced.
       where: booleans that broadcast to `logits`, True where a query may see a
-        key; None where the logits themselves say it. The others are not masked
-        here, only never left alone.
-      broadcast_dims: axes along which the mask is shared, such as that of the
+        key; None if the logits alone say it. Keys that it may not see are not
+        masked here. They are only never the one that stays.
+      broadcast_dims: axes along which the mask is shared, such as the axis of
         heads. Not the last one.
 
     Returns:
@@ -128,15 +129,8 @@ def drop_key(
     """
     check = Check("drop_key")
     key = check.one_key(key)
-    logits = check.real_array("logits", logits)
+    logits = _checked_logits(check, logits)
     on_grid = grid_rate(check.probability("rate", rate))
-    if not np.isinf(np.asarray(-np.inf).astype(logits.dtype)):
-        raise TypeError(
-            f"{check}: logits must have a dtype with an infinity; got {logits.dtype}."
-            " Cast it, as in logits.astype(jnp.float32)."
-        )
-    if logits.ndim == 0:
-        raise ValueError("drop_key: logits must have an axis of keys; got shape ().")
     shared = check.axes("broadcast_dims", broadcast_dims, logits.ndim)
     if logits.ndim - 1 in shared:
         raise ValueError(
@@ -149,32 +143,51 @@ def drop_key(
     return _drop_key(key, logits, where, on_grid, mask_layout(logits.shape, shared))
 
 
+def _checked_logits(check: Check, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    logits = check.real_array("logits", logits)
+    if not np.isinf(np.asarray(-np.inf).astype(logits.dtype)):
+        raise TypeError(
+            f"{check}: logits must have a dtype with an infinity; got {logits.dtype}."
+            " Cast it, as in logits.astype(jnp.float32)."
+        )
+    if logits.ndim == 0:
+        raise ValueError(f"{check}: logits must have an axis of keys; got shape ().")
+    return logits
+
+
 @partial(jax.jit, static_argnames="layout")
 def _drop_key(
     key: Key, logits: Array, where: Array | None, rate: GridRate, layout: Layout
 ) -> Array:
     mask = draw_for(key, logits, rate, layout)
+    # Half of the lowest number, so that a logit to which the lowest was added
+    # counts as masked too. Negated, so that NaN counts as a key that is seen.
     live = ~(lax.stop_gradient(logits) < float(jnp.finfo(logits.dtype).min) / 2)
     left = _left(fold_in_name(key, "left"), mask, live if where is None else live & where)
 
+    # Under `checkpoint`, so that packed words are kept for the backward pass, and
+    # not a boolean for each logit.
     @partial(jax.checkpoint, prevent_cse=False)
     def lower(mask: Mask, left: Array, logits: Array) -> Array:
         line = (1,) * (logits.ndim - 1) + logits.shape[-1:]
         position = lax.broadcasted_iota(jnp.int32, line, logits.ndim - 1)
-        keep = unpack_for(mask, logits) | (position == left) | (left == _ALL)
+        keep = unpack_for(mask, logits) | (position == left) | (left == _UNTOUCHED)
         return poisoned(mask, jnp.where(keep, logits, jnp.full_like(logits, -jnp.inf)))
 
     return lower(mask, left, logits)
 
 
 def _left(key: Key, mask: Mask, live: Array) -> Array:
-    """The key that each query is left with: its position, `_ALL` or `_NONE_LOST`."""
-    live = whole_along(live, live.ndim - 1)
+    """What each query is left with: the position of a key, `_AS_DRAWN` or `_UNTOUCHED`."""
+    live = whole_along(live, live.ndim - 1)  # a row of keys must lie on one device
+    # In two steps, over short axes and then a long one, as `_blocks` says.
     some_kept = jnp.any(jnp.any(_blocks(live & unpack_for(mask, live)), -1), -1, keepdims=True)
+    # Rows that share a mask share the word, and so the key where they see the same.
     rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], live.shape, strict=False))
     words = jnp.broadcast_to(draw_words(key, (*rows, 1)), some_kept.shape)
+    # Drawn for every row: which of them need it is not known while tracing.
     chosen, number = _any_one(_blocks(live), words)
-    return jnp.where(number == 0, _ALL, jnp.where(some_kept, _NONE_LOST, chosen))
+    return jnp.where(number == 0, _UNTOUCHED, jnp.where(some_kept, _AS_DRAWN, chosen))
 
 
 def _blocks(flags: Array) -> Array:
@@ -193,11 +206,15 @@ def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
     """The position of one True in each row of blocks, each equally likely, and their number."""
     inside = count_flags(blocks, (blocks.ndim - 1,))[..., 0]
     number = jnp.sum(inside, -1, jnp.uint32, keepdims=True)
+    # The True to find has `rank` others before it. The block that it is in comes
+    # after all those at whose end the count does not exceed the rank yet.
     rank = below(words, number)
     ends = jnp.cumsum(inside, -1)
     block = jnp.sum(ends <= rank, -1, jnp.int32, keepdims=True)
+    # How many come before this block, so the rank within it is `rank - before`.
     is_block = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1) == block
     before = jnp.sum(jnp.where(is_block, ends - inside, 0), -1, jnp.uint32, keepdims=True)
+    # Within the block, counting each element is cheap: it is one block in a row.
     flags = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
     place = jnp.sum(
         jnp.cumsum(flags, -1, jnp.uint32) <= rank - before, -1, jnp.int32, keepdims=True

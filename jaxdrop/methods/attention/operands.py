@@ -1,52 +1,74 @@
 """What attention works on, and how heads are laid out while it does.
 
 Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K
-heads of queries that share one of keys, H features.
+heads of queries that share one of keys, H features. A size with # may be 1.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey
 
+Leaf = TypeVar("Leaf")
 
-class Inputs(NamedTuple):
-    """What attention has derivatives by; None where there is nothing."""
+# Products of a tile, named by what they give: b batch, k heads of keys, r rows
+# (queries of all groups), s columns (keys), h features.
+TO_WEIGHTS = "bkrh,bksh->bkrs"
+TO_QUERIES = "bkrs,bksh->bkrh"
+TO_KEYS = "bkrs,bkrh->bksh"
 
-    query: Float[Array, "B T N H"] | Any
-    key: Float[Array, "B S K H"] | Any
-    value: Float[Array, "B S K H"] | Any
-    bias: Float[Array, "#B #N #T #S"] | Any
-    scale: Float[Array, ""] | Any
+
+class Inputs(NamedTuple, Generic[Leaf]):
+    """What attention has derivatives by, or one thing for each: a tangent, a flag.
+
+    None is what is missing: a bias that was not given, a tangent that is zero.
+    """
+
+    query: Leaf  # (B, T, N, H)
+    key: Leaf  # (B, S, K, H)
+    value: Leaf  # (B, S, K, H)
+    bias: Leaf | None  # (#B, #N, #T, #S)
+    scale: Leaf  # ()
+
+
+Slopes: TypeAlias = Inputs[Array | None]
+"""Tangents or cotangents of the inputs; None for those that are zero or not asked for."""
 
 
 class Draw(NamedTuple):
-    """The mask of the weights, still to be drawn."""
+    """What the mask of the dropped weights is drawn from, under `jit`."""
 
     key: ThreefryKey
     rate: GridRate  # on the grid
-    factor: Float[Array, ""]  # of the survivors
+    factor: Float[Array, ""]  # of the survivors, 1 / q
 
 
-class Fixed(NamedTuple):
-    """What attention has no derivatives by; None where there is nothing."""
+class Selection(NamedTuple):
+    """Which weights count: those that are seen and, of these, those that are kept.
+
+    Attention has no derivatives by any of it. Windows are not here: they are
+    known while tracing, and each implementation has its own use for them.
+    """
 
     mask: Bool[Array, "#B #N #T #S"] | None
     query_lengths: Int[Array, "B"] | None
     key_lengths: Int[Array, "B"] | None
-    draw: Draw | None
+    draw: Draw | None  # None where nothing is dropped
 
     def factor(self, dtype: jnp.dtype) -> Array:
         """What the weights that are kept are multiplied by."""
         return jnp.ones((), dtype) if self.draw is None else self.draw.factor.astype(dtype)
 
 
-class Result(NamedTuple):
-    """What the passes back need of the forward pass, beside its inputs.
+class Attended(NamedTuple):
+    """What a forward pass gives: the output, and what the other passes need of it.
 
     The log-sum-exp of a row is `highest + log_total`, kept apart since a sum
     would lose the latter where all logits are far from 0. Only their sum has a
@@ -58,44 +80,69 @@ class Result(NamedTuple):
     log_total: Float[Array, "B K G T 1"]
 
 
-def grouped(inputs: Inputs, fixed: Fixed) -> tuple[Inputs, Fixed]:
-    """The arrays with heads ahead of time, those of queries in groups that share a head of keys."""
+def grouped(inputs: Inputs[Array], selection: Selection) -> tuple[Inputs[Array], Selection]:
+    """Puts heads ahead of time, those of queries in groups that share a head of keys."""
     key_heads = inputs.key.shape[2]
-    mask = None if fixed.mask is None else _split_heads(fixed.mask, key_heads)
-    return by_heads(inputs, key_heads), fixed._replace(mask=mask)
+    mask = None if selection.mask is None else _split_heads(selection.mask, key_heads)
+    return by_heads(inputs, key_heads), selection._replace(mask=mask)
 
 
-def by_heads(x: Inputs, key_heads: int) -> Inputs:
-    """The same of inputs some of which may be missing, as those of tangents."""
+def by_heads(x: Inputs[Leaf], key_heads: int) -> Inputs[Leaf]:
+    """The same for inputs alone, or for their tangents."""
+    group = partial(by_group, key_heads=key_heads)
+    split = partial(_split_heads, key_heads=key_heads)
+    # To `tree.map` a missing leaf is an empty tree, which stays as it is.
     return x._replace(
-        query=None if x.query is None else by_group(x.query, key_heads),
-        key=None if x.key is None else jnp.swapaxes(x.key, 1, 2),
-        value=None if x.value is None else jnp.swapaxes(x.value, 1, 2),
-        bias=None if x.bias is None else _split_heads(x.bias, key_heads),
+        query=jax.tree.map(group, x.query),
+        key=jax.tree.map(_heads_first, x.key),
+        value=jax.tree.map(_heads_first, x.value),
+        bias=jax.tree.map(split, x.bias),
     )
 
 
-def as_given(x: Inputs, inputs: Inputs) -> Inputs:
-    """Undoes `by_heads`, in the dtypes of the inputs."""
+def as_given(x: Slopes, inputs: Inputs[Array]) -> Slopes:
+    """Undoes `by_heads` for cotangents, and gives each the dtype of its input."""
+    shape = None if inputs.bias is None else inputs.bias.shape
     given = x._replace(
-        query=None if x.query is None else by_head(x.query),
-        key=None if x.key is None else jnp.swapaxes(x.key, 1, 2),
-        value=None if x.value is None else jnp.swapaxes(x.value, 1, 2),
-        bias=None if x.bias is None else x.bias.reshape(inputs.bias.shape),
+        query=jax.tree.map(by_head, x.query),
+        key=jax.tree.map(_heads_first, x.key),
+        value=jax.tree.map(_heads_first, x.value),
+        bias=jax.tree.map(lambda bias: bias.reshape(shape), x.bias),
     )
     pairs = zip(given, inputs, strict=True)
-    return Inputs(*(None if leaf is None else leaf.astype(like.dtype) for leaf, like in pairs))
+    return Inputs(
+        *(None if x is None or like is None else x.astype(like.dtype) for x, like in pairs)
+    )
 
 
 def by_group(x: Array, key_heads: int) -> Array:
     """(B, T, N, H) as (B, K, G, T, H)."""
-    return _split_heads(jnp.swapaxes(x, 1, 2), key_heads)
+    return _split_heads(_heads_first(x), key_heads)
 
 
 def by_head(x: Array) -> Array:
     """(B, K, G, T, H) as (B, T, N, H)."""
     batch, key_heads, groups, *rest = x.shape
-    return jnp.swapaxes(x.reshape(batch, key_heads * groups, *rest), 1, 2)
+    return _heads_first(x.reshape(batch, key_heads * groups, *rest))
+
+
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """A product in the narrower of two dtypes, summed in float32 or wider."""
+    # As in flash attention, weights are rounded to the dtype of the values: it is
+    # in narrow dtypes that hardware multiplies matrices fast.
+    narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    groups, rows = a.shape[2:4]
+    a, b = a.astype(narrow), b.astype(narrow)
+    # Groups and rows become one axis: to sum over two, XLA on a CPU would
+    # transpose the tiles first. Keys and values, of 4 axes, have no groups.
+    a, b = (lax.collapse(x, 2, 4) if x.ndim == 5 else x for x in (a, b))
+    out = jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
+    return out if subscripts == TO_KEYS else out.reshape(*out.shape[:2], groups, rows, -1)
+
+
+def _heads_first(x: Array) -> Array:
+    """(B, T, N, H) as (B, N, T, H), and back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _split_heads(x: Array, key_heads: int) -> Array:

@@ -30,39 +30,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Bool
 
 from jaxdrop.base.compat import vary_as
-from jaxdrop.base.platforms import by_platform
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
-from jaxdrop.core.layout import Layout
-from jaxdrop.methods.attention.linear import linear_map, opaque
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.methods.attention.arguments import Arguments
+from jaxdrop.methods.attention.block_sizes import BUDGET, GPU_BUDGET, Budget, block_sizes
 from jaxdrop.methods.attention.operands import (
-    Draw,
-    Fixed,
+    TO_KEYS,
+    TO_QUERIES,
+    TO_WEIGHTS,
+    Attended,
     Inputs,
-    Result,
+    Selection,
+    Slopes,
     as_given,
     by_group,
     by_head,
     by_heads,
     grouped,
+    product,
 )
-from jaxdrop.methods.attention.tiles import draw_tile
+from jaxdrop.methods.attention.passes import ByPlatform, Passes, Residuals, attention_by
+from jaxdrop.methods.attention.tile_weights import (
+    dropped,
+    keep_mask,
+    scores_and_logits,
+    scores_and_weights,
+)
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 
 Carry = TypeVar("Carry")
-Out = TypeVar("Out")
 
-_WEIGHTS = "bkrh,bksh->bkrs"
-_TO_QUERIES = "bkrs,bksh->bkrh"
-_TO_KEYS = "bkrs,bkrh->bksh"
+
+def tiled(check: Check, arguments: Arguments) -> Array:
+    """Attention in tiles."""
+    del check  # whatever fits together can be cut into tiles
+    return attention_by(tiled_passes(arguments), arguments)
+
+
+def tiled_passes(arguments: Arguments) -> Passes:
+    """The passes of `tiled`, in larger tiles on a GPU."""
+    layout = mask_layout(arguments.weights_shape, arguments.dropping.shared)
+
+    def passes(budget: Budget) -> TiledPasses:
+        blocks = block_sizes(arguments.inputs, arguments.blocks, budget)
+        return TiledPasses(Tiling(*arguments.weights_shape[2:], *blocks, *arguments.window), layout)
+
+    on_gpu, elsewhere = passes(GPU_BUDGET), passes(BUDGET)
+    return elsewhere if on_gpu == elsewhere else ByPlatform(on_gpu, elsewhere)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The static part.
+class TiledPasses:
+    """`Passes` that are loops over tiles.
 
     Attributes:
       tiling: the tiles of the weights.
@@ -72,237 +94,177 @@ class Plan:
     tiling: Tiling
     layout: Layout
 
+    def forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
+        """Attention, with sums that are scaled down as rows meet higher logits."""
+        operands = inputs, selection
+        x, selection = grouped(*operands)
+        rows, features = x.query.shape[:-1], x.query.shape[-1:]
+        wide = compute_dtype(x.query)
 
-class Plans(NamedTuple):
-    """Plans that differ in their tiles alone, so that passes by one fit those by another."""
+        def step(sums: _Sums, tile: Tile) -> _Sums:
+            numerator, total, highest = map(tile.rows, sums)
+            _, logits = scores_and_logits(x, selection, tile)
+            new_highest = jnp.maximum(highest, jnp.max(logits, -1, keepdims=True))
+            origin = _finite(new_highest)
+            # Sums so far are of exp(logits - highest): now the origin is another.
+            weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
+            new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
+            # The numerator alone drops: the softmax is that of all weights.
+            kept = dropped(keep_mask(self.layout, selection.draw, tile, weights), weights)
+            new_numerator = numerator * shrink + product(TO_QUERIES, kept, tile.columns(x.value))
+            new = new_numerator, new_total, new_highest
+            return _Sums(*map(tile.put_rows, sums, new))
 
-    on_gpu: Plan
-    elsewhere: Plan
+        start = _Sums(
+            jnp.zeros(rows + features, wide),
+            jnp.zeros((*rows, 1), wide),
+            jnp.full((*rows, 1), -jnp.inf, wide),
+        )
+        return _attended(_over_tiles(self.tiling, operands, step, start), selection)
 
-    def run(self, one_pass: Callable[..., Out], *operands: Any) -> Out:
-        """A pass by the plan for the platform that it is lowered for."""
-        if self.on_gpu == self.elsewhere:
-            return one_pass(self.on_gpu, *operands)
-        return by_platform(*(partial(one_pass, plan) for plan in self), *operands)
+    def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
+        """Tangents of the output and of `log_total`."""
+        inputs, selection, attended = residuals
+        key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
+        (x, selection), d = grouped(inputs, selection), by_heads(tangents, key_heads)
+        out = by_group(attended.out, key_heads)
+
+        # Carries q times the first two terms of dO, and D. The third term of dO
+        # needs no tiles: D is a number for each row.
+        def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
+            d_numerator, d_log_total = carry
+            scores, weights = scores_and_weights(x, selection, attended, tile)
+            kept = dropped(keep_mask(self.layout, selection.draw, tile, weights), weights)
+            d_logits = _logits_along(x, d, tile, scores)
+            if d_logits is not None:
+                d_rows = jnp.sum(weights * d_logits, -1, keepdims=True)
+                d_log_total = tile.add_rows(d_log_total, d_rows)
+                d_rows = product(TO_QUERIES, kept * d_logits, tile.columns(x.value))
+                d_numerator = tile.add_rows(d_numerator, d_rows)
+            if d.value is not None:
+                d_rows = product(TO_QUERIES, kept, tile.columns(d.value))
+                d_numerator = tile.add_rows(d_numerator, d_rows)
+            return d_numerator, d_log_total
+
+        start = jnp.zeros(out.shape, wide), jnp.zeros(attended.log_total.shape, wide)
+        end = _over_tiles(self.tiling, (residuals, tangents), step, start)
+        return by_head(end[0] * selection.factor(wide) - end[1] * out), end[1]
+
+    def back(
+        self, asked: Inputs[bool], residuals: Residuals, cotangents: tuple[Array, Array]
+    ) -> Slopes:
+        """Cotangents of those inputs that are asked for: the transpose of `along`."""
+        inputs, selection, attended = residuals
+        key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
+        x, selection = grouped(inputs, selection)
+        factor = selection.factor(wide)
+        d_out, d_log_total = by_group(cotangents[0], key_heads), cotangents[1]
+        # The rows' part of S', from the output in full precision: it cancels.
+        products = d_out * by_group(attended.out, key_heads)
+        inner = jnp.sum(products, -1, keepdims=True) - d_log_total
+        d_out = d_out.astype(x.value.dtype)
+        logits_asked = asked.query or asked.key or asked.bias or asked.scale
+
+        def step(d: Slopes, tile: Tile) -> Slopes:
+            scores, weights = scores_and_weights(x, selection, attended, tile)
+            keep = keep_mask(self.layout, selection.draw, tile, weights)
+            d_rows = tile.rows(d_out)
+            if d.value is not None:
+                kept = dropped(keep, weights) * factor
+                d = d._replace(value=tile.add_columns(d.value, product(TO_KEYS, kept, d_rows)))
+            if not logits_asked:
+                return d
+            d_kept = product(TO_WEIGHTS, d_rows, tile.columns(x.value)) * factor
+            d_logits = weights * (dropped(keep, d_kept) - tile.rows(inner))
+            return _added_below_logits(d, x, tile, scores, d_logits)
+
+        end = _over_tiles(self.tiling, (residuals, cotangents), step, _zeros(x, asked, wide))
+        return as_given(end, inputs)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def attend(plans: Plans, inputs: Inputs, fixed: Fixed) -> Result:
-    """Attention. Rows that see nothing give zeros."""
-    return opaque(partial(plans.run, _forward), (inputs, fixed))
+class _Sums(NamedTuple):
+    """Sums over the keys of each row: of exp(logits - highest) V where kept, and of the exp."""
+
+    numerator: Array
+    total: Array
+    highest: Array
 
 
-@partial(attend.defjvp, symbolic_zeros=True)
-def _attend_jvp(plans: Plans, primals: Any, tangents: Any) -> tuple[Result, Result]:
-    inputs, fixed = primals
-    result = attend(plans, inputs, fixed)
-    moving = Inputs(*(None if isinstance(t, SymbolicZero) else t for t in tangents[0]))
-    asked = Inputs(*(t is not None for t in moving))
-    along, back = partial(plans.run, _along), partial(plans.run, partial(_back, asked))
-    d_out, d_log_total = linear_map(along, back, (inputs, fixed, result), moving)
-    return result, Result(d_out, jnp.zeros_like(result.highest), d_log_total)
-
-
-def _forward(plan: Plan, operands: tuple[Inputs, Fixed]) -> Result:
-    x, fixed = grouped(*operands)
-    rows, features = x.query.shape[:-1], x.query.shape[-1:]
-    wide = compute_dtype(x.query)
-
-    def step(carry: tuple[Array, ...], tile: Tile) -> tuple[Array, ...]:
-        numerator, total, highest = map(tile.rows, carry)
-        _, logits = _scores_and_logits(x, fixed, tile)
-        new_highest = jnp.maximum(highest, jnp.max(logits, -1, keepdims=True))
-        origin = _finite(new_highest)
-        weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
-        new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-        kept = _drop(_keep(plan, fixed.draw, tile, weights), weights)
-        new_numerator = numerator * shrink + _dot(_TO_QUERIES, kept, tile.columns(x.value))
-        new = new_numerator, new_total, new_highest
-        return tuple(map(tile.put_rows, carry, new))
-
-    start = (
-        jnp.zeros(rows + features, wide),
-        jnp.zeros((*rows, 1), wide),
-        jnp.full((*rows, 1), -jnp.inf, wide),
-    )
-    numerator, total, highest = _over_tiles(plan, operands, step, start)
+def _attended(sums: _Sums, selection: Selection) -> Attended:
+    """What the sums over all keys amount to."""
+    numerator, total, highest = sums
+    # A row that sees nothing has the sum 0. With 1 in its place nothing is NaN,
+    # here or in derivatives, and its weights, exp(-inf), are 0 in every pass.
     empty = total == 0
     total = jnp.where(empty, 1, total)
-    out = jnp.where(empty, 0, numerator / total) * fixed.factor(wide)
-    return Result(by_head(out), _finite(highest), jnp.log(total))
+    out = jnp.where(empty, 0, numerator / total) * selection.factor(numerator.dtype)
+    return Attended(by_head(out), _finite(highest), jnp.log(total))
 
 
-def _along(plan: Plan, residuals: Any, moving: Inputs) -> tuple[Array, Array]:
-    """Tangents of the output and of `log_total`."""
-    inputs, fixed, result = residuals
-    key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
-    (x, fixed), d = grouped(inputs, fixed), by_heads(moving, key_heads)
-    out = by_group(result.out, key_heads)
-    logits_move = any(part is not None for part in (d.query, d.key, d.bias, d.scale))
-
-    def d_logits(tile: Tile, scores: Array) -> Array:
-        terms: list[Array] = []
-        if d.query is not None:
-            terms.append(_dot(_WEIGHTS, tile.rows(d.query), tile.columns(x.key)) * x.scale)
-        if d.key is not None:
-            terms.append(_dot(_WEIGHTS, tile.rows(x.query), tile.columns(d.key)) * x.scale)
-        if d.bias is not None:
-            terms.append(tile.part(d.bias).astype(wide))
-        if d.scale is not None:
-            terms.append(scores * d.scale)
-        return reduce(jnp.add, terms)
-
-    def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
-        d_numerator, d_log_total = carry
-        scores, weights = _scores_and_weights(x, fixed, result, tile)
-        kept = _drop(_keep(plan, fixed.draw, tile, weights), weights)
-        if logits_move:
-            d_tile = d_logits(tile, scores)
-            d_log_total = tile.add_rows(d_log_total, jnp.sum(weights * d_tile, -1, keepdims=True))
-            d_rows = _dot(_TO_QUERIES, kept * d_tile, tile.columns(x.value))
-            d_numerator = tile.add_rows(d_numerator, d_rows)
-        if d.value is not None:
-            d_rows = _dot(_TO_QUERIES, kept, tile.columns(d.value))
-            d_numerator = tile.add_rows(d_numerator, d_rows)
-        return d_numerator, d_log_total
-
-    start = jnp.zeros(out.shape, wide), jnp.zeros(result.log_total.shape, wide)
-    d_numerator, d_log_total = _over_tiles(plan, (residuals, moving), step, start)
-    d_out = d_numerator * fixed.factor(wide) - d_log_total * out
-    return by_head(d_out), d_log_total
+def _finite(highest: Array) -> Array:
+    """What to subtract from the logits of a row: their highest, or 0 if all are -inf."""
+    return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
 
 
-def _back(asked: Inputs, plan: Plan, residuals: Any, cotangents: tuple[Array, Array]) -> Inputs:
-    """Cotangents of those inputs that are asked for: the transpose of `_along`."""
-    inputs, fixed, result = residuals
-    key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
-    x, fixed = grouped(inputs, fixed)
-    factor = fixed.factor(wide)
-    d_out, d_log_total = by_group(cotangents[0], key_heads), cotangents[1]
-    products = d_out * by_group(result.out, key_heads)
-    inner = jnp.sum(products, -1, keepdims=True) - d_log_total
-    d_out = d_out.astype(x.value.dtype)
-    logits_asked = asked.query or asked.key or asked.bias or asked.scale
+def _logits_along(x: Inputs[Array], d: Slopes, tile: Tile, scores: Array) -> Array | None:
+    """Tangents dS of a tile's logits, which are `scores * scale + bias`; None if they stay."""
+    terms: list[Array] = []
+    if d.query is not None:
+        terms.append(product(TO_WEIGHTS, tile.rows(d.query), tile.columns(x.key)) * x.scale)
+    if d.key is not None:
+        terms.append(product(TO_WEIGHTS, tile.rows(x.query), tile.columns(d.key)) * x.scale)
+    if d.bias is not None:
+        terms.append(tile.part(d.bias).astype(scores.dtype))
+    if d.scale is not None:
+        terms.append(scores * d.scale)
+    return reduce(jnp.add, terms) if terms else None
 
-    def step(d: Inputs, tile: Tile) -> Inputs:
-        scores, weights = _scores_and_weights(x, fixed, result, tile)
-        keep = _keep(plan, fixed.draw, tile, weights)
-        d_rows = tile.rows(d_out)
-        if asked.value:
-            kept = _drop(keep, weights) * factor
-            d = d._replace(value=tile.add_columns(d.value, _dot(_TO_KEYS, kept, d_rows)))
-        if not logits_asked:
-            return d
-        d_kept = _dot(_WEIGHTS, d_rows, tile.columns(x.value)) * factor
-        d_logits = weights * (_drop(keep, d_kept) - tile.rows(inner))
-        d_scores = d_logits * x.scale
-        if asked.query:
-            d_query = _dot(_TO_QUERIES, d_scores, tile.columns(x.key))
-            d = d._replace(query=tile.add_rows(d.query, d_query))
-        if asked.key:
-            d_key = _dot(_TO_KEYS, d_scores, tile.rows(x.query))
-            d = d._replace(key=tile.add_columns(d.key, d_key))
-        if asked.bias:
-            d = d._replace(bias=tile.add_part(d.bias, d_logits))
-        if asked.scale:
-            d = d._replace(scale=d.scale + jnp.sum(d_logits * scores))
-        return d
 
-    start = Inputs(
-        *(jnp.zeros(leaf.shape, wide) if a else None for leaf, a in zip(x, asked, strict=True))
+def _added_below_logits(
+    d: Slopes, x: Inputs[Array], tile: Tile, scores: Array, d_logits: Array
+) -> Slopes:
+    """Cotangents of what logits are made of, with the part of one tile added: from S' on down."""
+    d_scores = d_logits * x.scale
+    if d.query is not None:
+        d_query = product(TO_QUERIES, d_scores, tile.columns(x.key))
+        d = d._replace(query=tile.add_rows(d.query, d_query))
+    if d.key is not None:
+        d_key = product(TO_KEYS, d_scores, tile.rows(x.query))
+        d = d._replace(key=tile.add_columns(d.key, d_key))
+    if d.bias is not None:
+        d = d._replace(bias=tile.add_part(d.bias, d_logits))
+    if d.scale is not None:
+        d = d._replace(scale=d.scale + jnp.sum(d_logits * scores))
+    return d
+
+
+def _zeros(x: Inputs[Array], asked: Inputs[bool], dtype: jnp.dtype) -> Slopes:
+    """Sums to start from, for the inputs that are asked for."""
+    pairs = zip(x, asked, strict=True)
+    return Inputs(
+        *(
+            jnp.zeros(leaf.shape, dtype) if wanted and leaf is not None else None
+            for leaf, wanted in pairs
+        )
     )
-    return as_given(_over_tiles(plan, (residuals, cotangents), step, start), inputs)
 
 
 def _over_tiles(
-    plan: Plan, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
+    tiling: Tiling, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
 ) -> Carry:
-    """Runs a step for each tile; what it carries varies over the mesh axes of its operands."""
+    """Runs a step for each tile. `operands` is what the steps close over."""
+    # In `shard_map` a loop must carry what varies over the mesh as its results do.
     start = vary_as(start, operands)
 
     # Under `checkpoint`, for derivatives of the passes themselves: those in
     # reverse would otherwise keep every tile.
     @partial(jax.checkpoint, prevent_cse=False)
     def run(carry: Carry, number: Array) -> Carry:
-        return step(carry, Tile(plan.tiling, plan.tiling.starts(number)))
+        return step(carry, Tile(tiling, tiling.starts(number)))
 
     def body(state: tuple[Array, Carry], _: None) -> tuple[tuple[Array, Carry], None]:
         number, carry = state
         return (number + np.int32(1), run(carry, number)), None
 
-    (_, end), _ = lax.scan(body, (jnp.int32(0), start), None, length=plan.tiling.count)
+    (_, end), _ = lax.scan(body, (jnp.int32(0), start), None, length=tiling.count)
     return end
-
-
-def _scores_and_logits(x: Inputs, fixed: Fixed, tile: Tile) -> tuple[Array, Array]:
-    """Products of queries and keys, and what the softmax is taken of."""
-    scores = _dot(_WEIGHTS, tile.rows(x.query), tile.columns(x.key))
-    logits = scores * x.scale
-    if x.bias is not None:
-        logits = logits + tile.part(x.bias).astype(logits.dtype)
-    visible = [tile.visible(), None if fixed.mask is None else tile.part(fixed.mask)]
-    if fixed.query_lengths is not None:
-        visible.append(tile.row_numbers < _per_sample(fixed.query_lengths))
-    if fixed.key_lengths is not None:
-        visible.append(tile.column_numbers < _per_sample(fixed.key_lengths))
-    visible = [flags for flags in visible if flags is not None]
-    if visible:
-        logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
-    return scores, logits
-
-
-def _scores_and_weights(x: Inputs, fixed: Fixed, result: Result, tile: Tile) -> tuple[Array, Array]:
-    """Products of queries and keys, and what the softmax makes of them, before anything drops."""
-    scores, logits = _scores_and_logits(x, fixed, tile)
-    centred = logits - tile.rows(result.highest)
-    return scores, jnp.exp(centred - tile.rows(result.log_total))
-
-
-def _keep(
-    plan: Plan, draw: Draw | None, tile: Tile, weights: Array
-) -> Bool[Array, "#B #K #G #t #s"] | None:
-    """Which weights of a tile are kept; None for all."""
-    if draw is None:
-        return None
-    batch, key_heads, groups = weights.shape[:3]
-    samples = lax.iota(jnp.uint32, batch).reshape(batch, 1, 1)
-    heads = lax.iota(jnp.uint32, key_heads * groups).reshape(1, key_heads, groups)
-    return draw_tile(
-        draw.key,
-        draw.rate,
-        plan.layout,
-        (samples, heads),
-        tile.row_span,
-        tile.column_span,
-        at_words=plan.tiling.columns_start_words,
-    )
-
-
-def _drop(keep: Array | None, x: Array) -> Array:
-    return x if keep is None else jnp.where(keep, x, jnp.zeros_like(x))
-
-
-def _dot(subscripts: str, a: Array, b: Array) -> Array:
-    """A product in the narrower of two dtypes, summed in float32 or wider.
-
-    Groups and rows are one axis in it: XLA on a CPU would transpose tiles to
-    sum over two.
-    """
-    narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
-    groups, rows = a.shape[2:4]
-    a, b = (
-        lax.collapse(x, 2, 4) if x.ndim == 5 else x for x in (a.astype(narrow), b.astype(narrow))
-    )
-    product = jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
-    if subscripts == _TO_KEYS:
-        return product
-    return product.reshape(*product.shape[:2], groups, rows, -1)
-
-
-def _finite(highest: Array) -> Array:
-    """What to subtract from logits, the highest of which may be minus infinity."""
-    return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
-
-
-def _per_sample(x: Array) -> Array:
-    return x[:, None, None, None, None]

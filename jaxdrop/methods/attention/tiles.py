@@ -48,30 +48,44 @@ def draw_tile(
     Returns:
       Booleans; of size 1 along axes where the mask is shared.
     """
-    shared = [size == 1 for size in layout.shape]
     rows, columns = (
-        Span(0, 1) if is_shared else span
-        for is_shared, span in zip(shared[-2:], (rows, columns), strict=True)
+        Span(0, 1) if size == 1 else span
+        for size, span in zip(layout.shape[-2:], (rows, columns), strict=True)
     )
-    heads = [
-        jnp.uint32(0) if is_shared else index[..., None, None]
-        for is_shared, index in zip(shared[:-2], leading, strict=True)
-    ]
     ones = (1,) * max((index.ndim for index in leading), default=0)
-    row = jnp.asarray(rows.start).astype(jnp.uint32) + _count(ones, rows.length, 1)
-    column = jnp.asarray(columns.start).astype(jnp.uint32)
-    indices = [*heads, row, column]
+    indices = _indices(layout, leading, rows, columns, ones)
     apart, merged = indices[: layout.leading], indices[layout.leading :]
+    # Where axes are merged, each row of the tile starts at a bit of its own.
     aligned = at_words and len(merged) == 1
     first, offset = _place(merged, layout.shape[layout.leading :])
+    # A row that starts within a word ends in one more. The last of these may lie
+    # behind the mask: it is drawn like any other, and none of its bits is used.
     place = first + _count(ones, 1, -(-columns.length // WORD_BITS) + (not aligned))
-    address = flat_address([*apart, place], layout.words_shape)
-    words = fold_words(key, rate, address)
+    words = fold_words(key, rate, flat_address([*apart, place], layout.words_shape))
     if not aligned:
-        after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
-        words = (words[..., :-1] >> offset) | after
+        words = _from_bit(words, offset)
     bits = (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
     return bits.reshape(*words.shape[:-1], -1)[..., : columns.length] != 0
+
+
+def _indices(
+    layout: Layout, leading: Sequence[Words], rows: Span, columns: Span, ones: tuple[int, ...]
+) -> list[Words]:
+    """Where the first element of each row of the tile is, along each axis of the mask."""
+    heads = [
+        jnp.uint32(0) if size == 1 else index[..., None, None]
+        for size, index in zip(layout.shape[:-2], leading, strict=True)
+    ]
+    row = jnp.asarray(rows.start).astype(jnp.uint32) + _count(ones, rows.length, 1)
+    return [*heads, row, jnp.asarray(columns.start).astype(jnp.uint32)]
+
+
+def _from_bit(words: Words, offset: Words) -> Words:
+    """Words that start at a bit of the given ones, each from two that lie side by side."""
+    # Two shifts to the left, since one by 32 is undefined: at offset 0 the second
+    # word is to vanish.
+    after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
+    return (words[..., :-1] >> offset) | after
 
 
 def _count(ones: tuple[int, ...], rows: int, columns: int) -> Words:
@@ -81,10 +95,9 @@ def _count(ones: tuple[int, ...], rows: int, columns: int) -> Words:
 
 
 def _place(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:
-    """The word in which an element of merged axes lies, and which bit of it the element is.
-
-    Strides are split into words and bits, so that no product exceeds 32 bits.
-    """
+    """The word in which an element of merged axes lies, and which bit of it the element is."""
+    # Strides are split into words and bits: the index of an element may have more
+    # than 32 bits, that of its word has not.
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     bits = words = jnp.uint32(0)
     for index, stride in zip(indices, strides, strict=True):

@@ -59,9 +59,9 @@ class Tiling:
 
     @cached_property
     def seen(self) -> tuple[Int32[np.ndarray, "rows"], Int32[np.ndarray, "rows"]]:
-        """For each row of tiles the first one in which a query may see a key, and their number.
+        """Per row of tiles: the first in which a query may see a key, and how many there are.
 
-        Those that are seen lie side by side. The others are skipped.
+        They lie side by side. All other tiles are skipped.
         """
         first_row = np.arange(0, self.queries, self.row_block)
         last_row = np.minimum(first_row + self.row_block, self.queries) - 1
@@ -79,12 +79,14 @@ class Tiling:
         return int(self.seen[1].sum(dtype=np.int64))
 
     def starts(self, number: Int32[Array, ""]) -> Starts:
-        """Where tile `number` of those that are computed starts, counting row by row."""
+        """Where a tile starts. Numbers count the tiles that are computed, row by row."""
         first, count = self.seen
         columns = np.int32(self.columns)
         if (count == columns).all():
+            # No table to look up, where nothing is skipped.
             i, j = lax.div(number, columns), lax.rem(number, columns)
         else:
+            # Tile rows that end at or before this number come before its own.
             end = np.cumsum(count, dtype=np.int32)
             i = jnp.sum(jnp.asarray(end) <= number, dtype=jnp.int32)
             j = number - jnp.asarray(end - count - first)[i]
@@ -115,13 +117,13 @@ class Tile(NamedTuple):
 
     @property
     def row_numbers(self) -> Int32[Array, "1 1 1 rows 1"]:
-        """Which queries of all its rows are, laid out as the tile of (B, K, G, T, S)."""
+        """Position of each of its rows among all queries, along axis T of (B, K, G, T, S)."""
         shape = (1, 1, 1, self.tiling.row_block, 1)
         return self.starts.row + lax.broadcasted_iota(jnp.int32, shape, 3)
 
     @property
     def column_numbers(self) -> Int32[Array, "1 1 1 1 columns"]:
-        """Which keys of all its columns are."""
+        """Position of each of its columns among all keys, along axis S."""
         shape = (1, 1, 1, 1, self.tiling.column_block)
         return self.starts.column + lax.broadcasted_iota(jnp.int32, shape, 4)
 
@@ -161,7 +163,10 @@ class Tile(NamedTuple):
         return lax.dynamic_update_slice(x, new, (*[zero] * (x.ndim - 2), row, column))
 
     def visible(self) -> Bool[Array, "..."] | None:
-        """Which rows see which columns by position, each pair in one tile; None for all."""
+        """Which rows see which columns by position; None for all.
+
+        Where tiles overlap, only one of them sees a pair.
+        """
         tiling, starts = self.tiling, self.starts
         row, column = self.row_numbers, self.column_numbers
         conditions: list[Array] = []

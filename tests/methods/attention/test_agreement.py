@@ -1,4 +1,4 @@
-"""Attention in tiles is the reference: its output, and derivatives in both directions."""
+"""Attention in tiles is that of the whole: its output, and derivatives in both directions."""
 
 import chex
 import jax
@@ -8,7 +8,7 @@ from attention_cases import cases
 from hypothesis import given, settings, strategies as st
 from modes import enable_x64, make_key, quick_jit
 
-from jaxdrop import dot_product_attention, reference_dot_product_attention
+from jaxdrop import dot_product_attention
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # of inputs and weights near 1
 
@@ -34,23 +34,23 @@ def compared(case, dtype):
     def both(rng, rate, fixed, moving, along):
         rate = rate if case.rate_is_traced else case.rate
 
-        def run(attention, **blocks):
+        def run(attention, **options):
             def call(query, key, value, **rest):
                 return attention(
-                    rng, query, key, value, rate, **rest, **fixed, **case.static(), **blocks
+                    rng, query, key, value, rate, **rest, **fixed, **case.static(), **options
                 )
 
             return with_derivatives(call, moving, along, along["query"])
 
         tiled = run(dot_product_attention, **case.blocks)
-        return tiled, run(reference_dot_product_attention)
+        return tiled, run(dot_product_attention, implementation="whole")
 
     return both(make_key("raw", 3), jnp.float32(case.rate), fixed, moving, along)
 
 
 @settings(max_examples=20)
 @given(case=cases(), dtype=st.sampled_from(["float64", "float32"]))
-def test_output_and_derivatives_are_those_of_the_reference(case, dtype):
+def test_output_and_derivatives_are_those_of_the_whole(case, dtype):
     with enable_x64(dtype == "float64"):
         tiled, whole = compared(case, dtype)
     chex.assert_trees_all_equal_shapes_and_dtypes(tiled, whole)

@@ -10,16 +10,11 @@ import pytest
 from jax.experimental import checkify
 from modes import assert_check_failed, enable_x64, make_key, quick_jit
 
-from jaxdrop import dot_product_attention, reference_dot_product_attention
+from jaxdrop import dot_product_attention
 
 tiled = partial(dot_product_attention, query_block_size=4, key_block_size=3)
-both = pytest.mark.parametrize(
-    "attend",
-    [
-        pytest.param(tiled, id="tiled"),
-        pytest.param(reference_dot_product_attention, id="reference"),
-    ],
-)
+whole = partial(dot_product_attention, implementation="whole")
+both = pytest.mark.parametrize("attend", [tiled, whole], ids=["tiled", "whole"])
 
 
 def assert_finite(tree):
@@ -131,7 +126,7 @@ def test_narrow_dtypes_are_rounded_where_stated_only(dtype, unit):
     assert {x.dtype for x in found} == {jnp.dtype(dtype)}
     with enable_x64():
         exact = [x.astype(jnp.float64) for x in narrow]
-        expected = quick_jit(partial(run, reference_dot_product_attention))(*exact)
+        expected = quick_jit(partial(run, whole))(*exact)
     for ours, theirs, bound in zip(found, expected, bounds(*exact, 0.25, unit), strict=True):
         error = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs))
         assert np.all(error <= bound)

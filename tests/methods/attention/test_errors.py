@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxdrop
+from jaxdrop import dot_product_attention
 
 QUERY, KEYS = jnp.ones((2, 5, 4, 3)), jnp.ones((2, 6, 2, 3))
-NAMES = ["dot_product_attention", "reference_dot_product_attention"]
+NAME = "dot_product_attention"
+each = pytest.mark.parametrize("implementation", ["tiled", "whole"])
 
 
-def assert_raises(name, kind, message, **changes):
+def assert_raises(kind, message, **changes):
     arguments = {"query": QUERY, "key": KEYS, "value": KEYS, "rate": 0.5} | changes
     rng = arguments.pop("rng", np.zeros(2, np.uint32))
-    with pytest.raises(kind, match=f"^{re.escape(f'{name}: {message}')}$") as raised:
-        getattr(jaxdrop, name)(rng, **arguments)
+    with pytest.raises(kind, match=f"^{re.escape(f'{NAME}: {message}')}$") as raised:
+        dot_product_attention(rng, **arguments)
     assert type(raised.value) is kind
 
 
@@ -201,12 +202,12 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each
 @pytest.mark.parametrize(
     ("changes", "kind", "message"), BAD_ARRAYS + BAD_OPTIONS, ids=lambda value: None
 )
-def test_bad_arguments(name, changes, kind, message):
-    assert_raises(name, kind, message, **changes)
+def test_bad_arguments(implementation, changes, kind, message):
+    assert_raises(kind, message, implementation=implementation, **changes)
 
 
 @pytest.mark.parametrize("option", ["query_block_size", "key_block_size"])
@@ -217,31 +218,50 @@ def test_bad_block_sizes(option, rate):
         (-3, ValueError, f"{option} must be at least 1; got -3."),
         (64.0, TypeError, f"{option} must be integers; got 64.0."),
     ]:
-        assert_raises(NAMES[0], kind, message, rate=rate, **{option: value})
+        assert_raises(kind, message, rate=rate, **{option: value})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_without_a_batch_axes_are_those_of_one_sample(name):
-    one = {"query": QUERY[0], "key": KEYS[0], "value": KEYS[0]}
+@pytest.mark.parametrize("option", ["query_block_size", "key_block_size"])
+@pytest.mark.parametrize("rate", [0, 0.5, 1])
+def test_whole_has_no_blocks(option, rate):
+    message = (
+        f"{option} must be None with implementation='whole', which has no blocks; got 3."
+        " Leave it out, or use implementation='tiled'."
+    )
+    assert_raises(ValueError, message, rate=rate, implementation="whole", **{option: 3})
+
+
+@pytest.mark.parametrize("unknown", ["kernel", "", ["tiled"], 0], ids=repr)
+def test_unknown_implementations(unknown):
+    message = f"implementation must be None or one of 'tiled', 'whole'; got {unknown!r}."
+    assert_raises(ValueError, message, implementation=unknown)
+
+
+@each
+def test_without_a_batch_axes_are_those_of_one_sample(implementation):
+    one = {"query": QUERY[0], "key": KEYS[0], "value": KEYS[0], "implementation": implementation}
     message = "broadcast_dims must lie in [-3, 3) for 3 axes; got 3."
-    assert_raises(name, ValueError, message, broadcast_dims=3, **one)
+    assert_raises(ValueError, message, broadcast_dims=3, **one)
     message = "bias must broadcast to (B, N, T, S) = (1, 4, 5, 6); got (2, 4, 5, 6)."
-    assert_raises(name, ValueError, message, bias=shaped(2, 4, 5, 6), **one)
+    assert_raises(ValueError, message, bias=shaped(2, 4, 5, 6), **one)
     message = "query_seq_lengths must have shape (1,) or (); got (2,)."
-    assert_raises(name, ValueError, message, query_seq_lengths=jnp.array([1, 2]), **one)
+    assert_raises(ValueError, message, query_seq_lengths=jnp.array([1, 2]), **one)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_key_is_needed_for_every_rate_but_a_known_zero(name):
+@each
+def test_key_is_needed_for_every_rate_but_a_known_zero(implementation):
     message = "rng must be one key; got None. Make one with jax.random.key."
     for rate in (0.5, 1, jnp.float32(0)):
-        assert_raises(name, TypeError, message, rng=None, rate=rate)
-    attend = getattr(jaxdrop, name)
-    assert attend(None, QUERY, KEYS, KEYS, 0.0).shape == QUERY.shape
+        assert_raises(TypeError, message, rng=None, rate=rate, implementation=implementation)
+    out = dot_product_attention(None, QUERY, KEYS, KEYS, 0.0, implementation=implementation)
+    assert out.shape == QUERY.shape
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_errors_are_raised_while_tracing_too(name):
-    attend = getattr(jaxdrop, name)
-    with pytest.raises(ValueError, match=rf"^{name}: value must have the shape of key"):
-        jax.jit(lambda x: attend(np.zeros(2, np.uint32), x, KEYS, x, 0.5))(QUERY)
+@each
+def test_errors_are_raised_while_tracing_too(implementation):
+    def attend(x):
+        rng = np.zeros(2, np.uint32)
+        return dot_product_attention(rng, x, KEYS, x, 0.5, implementation=implementation)
+
+    with pytest.raises(ValueError, match=rf"^{NAME}: value must have the shape of key"):
+        jax.jit(attend)(QUERY)

@@ -1,6 +1,7 @@
-"""The reference is attention as written down, and `jax.nn.dot_product_attention` at rate 0."""
+"""The whole is attention as written down, and `jax.nn.dot_product_attention` at rate 0."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from modes import enable_x64, make_key, quick_jit
 from reference import masks as numpy_reference
 
-from jaxdrop import reference_dot_product_attention
+from jaxdrop import dot_product_attention
 
+whole = partial(dot_product_attention, implementation="whole")
 KEY_WORDS = (0, 3)
 
 
@@ -64,16 +66,14 @@ def attention_in_numpy(case, moving, fixed):
 
 @settings(max_examples=20)
 @given(case=cases())
-def test_reference_is_attention_written_in_numpy(case):
+def test_whole_is_attention_written_in_numpy(case):
     with enable_x64():
         moving, fixed = case.moving("float64"), case.fixed()
 
         @quick_jit
         def run(rng, rate, fixed, moving):
             rate = rate if case.rate_is_traced else case.rate
-            return reference_dot_product_attention(
-                rng, rate=rate, **moving, **fixed, **case.static()
-            )
+            return whole(rng, rate=rate, **moving, **fixed, **case.static())
 
         out = run(np.array(KEY_WORDS, np.uint32), jnp.float32(case.rate), fixed, moving)
     np.testing.assert_allclose(out, attention_in_numpy(case, moving, fixed), rtol=0, atol=1e-12)
@@ -87,10 +87,7 @@ def test_windows_hide_all_that_lies_beyond_and_nothing_else():
     @quick_jit
     def weights():
         arrays = jnp.zeros((queries, 1, keys)), jnp.zeros((keys, 1, keys)), value
-        return [
-            reference_dot_product_attention(None, *arrays, 0, local_window_size=window)[:, 0]
-            for window in windows
-        ]
+        return [whole(None, *arrays, 0, local_window_size=window)[:, 0] for window in windows]
 
     row, column = np.arange(queries)[:, None], np.arange(keys)[None, :]
     for (before, after), found in zip(windows, weights(), strict=True):
@@ -100,16 +97,14 @@ def test_windows_hide_all_that_lies_beyond_and_nothing_else():
 
 @settings(max_examples=10)
 @given(case=cases())
-def test_reference_at_rate_zero_is_that_of_jax(case):
+def test_whole_at_rate_zero_is_that_of_jax(case):
     moving, fixed = case.moving("float32"), case.fixed()
     shape = (1, *case.weights_shape)[-4:]
 
     @quick_jit
     def both(moving, fixed):
         options = case.static()
-        ours = reference_dot_product_attention(
-            make_key("raw"), rate=0, **moving, **fixed, **options
-        )
+        ours = whole(make_key("raw"), rate=0, **moving, **fixed, **options)
         # That of JAX takes neither leading sizes that are missing nor one length for all.
         wide = {"bias": shape, "mask": shape, "query_seq_lengths": shape[:1]}
         wide["key_value_seq_lengths"] = shape[:1]

@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 from modes import enable_x64, make_key, make_keys, quick_jit
 
-from jaxdrop import dot_product_attention, reference_dot_product_attention
+from jaxdrop import dot_product_attention
 
 tiled = partial(dot_product_attention, query_block_size=2, key_block_size=3)
+whole = partial(dot_product_attention, implementation="whole")
 close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_scan_over_layers_with_checkpoint_has_the_gradient_of_a_loop():
         return run(x, make_keys("threefry2x32", 3))
 
     own = gradient(tiled, partial(jax.checkpoint, policy=saved))
-    close(own, gradient(reference_dot_product_attention, lambda layer: layer))
+    close(own, gradient(whole, lambda layer: layer))
 
 
 def loss(attend, arrays):
@@ -145,11 +146,11 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_second_derivatives_are_those_of_the_reference(order):
+def test_second_derivatives_are_those_of_the_whole(order):
     with enable_x64():
         found, expected = (
             quick_jit(ORDERS[order](partial(loss, attend)))(small("float64"))
-            for attend in (tiled, reference_dot_product_attention)
+            for attend in (tiled, whole)
         )
     chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
 

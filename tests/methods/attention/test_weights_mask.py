@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from modes import make_key, quick_jit
 
-from jaxdrop import dot_product_attention, dropout, reference_dot_product_attention
+from jaxdrop import dot_product_attention, dropout
 
 RATE = 0.5
 
@@ -52,22 +52,21 @@ def test_mask_is_that_of_dropout_for_any_blocks(shape, key_heads, shared, blocks
     assert 0.1 < np.mean(whole) < 0.9
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])  # one place takes all kinds
-def test_mask_is_that_of_dropout_for_every_kind_of_key(implementation):
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])  # one place takes all kinds
+def test_mask_is_that_of_dropout_for_every_kind_of_key(kind):
     tiled = quick_jit(partial(dropped, shape=(1, 2, 3, 7), key_heads=1))
-    whole = dropped_by_dropout(make_key(implementation, 5), (1, 2, 3, 7))
-    np.testing.assert_array_equal(tiled(make_key(implementation, 5)), whole)
+    whole = dropped_by_dropout(make_key(kind, 5), (1, 2, 3, 7))
+    np.testing.assert_array_equal(tiled(make_key(kind, 5)), whole)
 
 
 @pytest.mark.parametrize("lengths", [64, 32])
-@pytest.mark.parametrize(
-    "attend", [dot_product_attention, reference_dot_product_attention], ids=lambda f: f.__name__
-)
-def test_weights_are_those_of_dropout_of_the_softmax(attend, lengths):
+@pytest.mark.parametrize("implementation", ["tiled", "whole"])
+def test_weights_are_those_of_dropout_of_the_softmax(implementation, lengths):
     """Of equal logits, and with all numbers powers of two, so that nothing is rounded."""
     value = identity(2, keys=64, heads=2)
     query = jnp.zeros((2, 5, 2, 64))
-    run = partial(attend, rate=RATE, key_value_seq_lengths=lengths)
+    options = {"key_value_seq_lengths": lengths, "implementation": implementation}
+    run = partial(dot_product_attention, rate=RATE, **options)
     out = quick_jit(run)(make_key("raw"), query, jnp.zeros_like(value), value)
     weights = jnp.where(jnp.arange(64) < lengths, 1 / lengths, jnp.zeros((2, 2, 5, 64)))
     np.testing.assert_array_equal(out.swapaxes(1, 2), dropout(make_key("raw"), weights, RATE))

@@ -11,8 +11,8 @@ from lowering import lowered
 from meshes import COLLECTIVE, mesh
 
 import jaxdrop
-from jaxdrop.methods.attention import dot_product
-from jaxdrop.methods.attention.arguments import Budget
+from jaxdrop.methods.attention import tiled
+from jaxdrop.methods.attention.block_sizes import Budget
 
 KEY_DATA = np.array([0, 9], np.uint32)
 SHAPE = (4, 70, 2, 8)
@@ -27,8 +27,8 @@ BLOCKS = {
 @pytest.fixture(autouse=True)
 def budgets(monkeypatch):
     """One tile on a CPU and nine on a GPU."""
-    monkeypatch.setattr(dot_product, "BUDGET", LARGE)
-    monkeypatch.setattr(dot_product, "GPU_BUDGET", SMALL)
+    monkeypatch.setattr(tiled, "BUDGET", LARGE)
+    monkeypatch.setattr(tiled, "GPU_BUDGET", SMALL)
     with jax.default_matmul_precision("highest"):
         yield
 
