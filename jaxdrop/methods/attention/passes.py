@@ -83,15 +83,20 @@ def attention_by(passes: Passes, arguments: Arguments) -> Array:
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
     if arguments.gives_zeros:  # so passes never meet an empty array, nor a rate known to be 1
         return vary_as(jnp.zeros_like(inputs.query), (dropping.rng, inputs, selection))
-    return _attention_by(passes, dropping.rng, dropping.rate, inputs, selection)
+    # A program that drops nothing is not given what it would draw from.
+    source = None if dropping.rng is None else (dropping.rng, dropping.rate)
+    return _attention_by(passes, source, inputs, selection)
 
 
 @partial(jax.jit, static_argnames="passes")
 def _attention_by(
-    passes: Passes, rng: Key | None, rate: GridRate, inputs: Inputs[Array], selection: Selection
+    passes: Passes,
+    source: tuple[Key, GridRate] | None,
+    inputs: Inputs[Array],
+    selection: Selection,
 ) -> Array:
-    if rng is not None:
-        rate = rate.settle()
+    if source is not None:
+        rng, rate = source[0], source[1].settle()
         keep_prob = jnp.asarray(rate.threshold.keep_prob)
         factor = inverse_keep_prob(keep_prob, compute_dtype(inputs.query))
         selection = selection._replace(draw=Draw(threefry_key(rng), rate, factor))

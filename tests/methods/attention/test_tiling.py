@@ -187,7 +187,7 @@ def test_backward_pass_keeps_the_operands_the_output_and_two_numbers_a_query():
 
 
 def count_attention(compiled):
-    return sum("_attend" in name for name in compiled.names)
+    return sum("_attention_by" in name for name in compiled.names)
 
 
 def test_known_rates_compile_at_most_four_programs():
