@@ -30,6 +30,11 @@ def differs_from(y, unit):
     return ~jnp.isclose(y, unit, rtol=1e-6, atol=0)
 
 
+def equals(y, unit):
+    """What was kept of ones, where the unit is what becomes of kept ones."""
+    return y == unit
+
+
 def noise_in_units(y, unit):
     return (y - 1) / unit
 
@@ -69,8 +74,10 @@ def masks(record, rate):
 
 def _masks(record, rate, laws):
     axes = record.shared(len(record.shape))
-    size = math.prod(slice_shape(record))
-    return Kind(_shared(axes, laws), size, record.at_dropped(rate))
+    laws, size = _shared(axes, laws), math.prod(slice_shape(record))
+    if record.at_kept is not None:
+        return Kind(laws, size, record.at_kept, equals)
+    return Kind(laws, size, record.at_dropped(rate))
 
 
 def fixed_count(record, rate, over=0):

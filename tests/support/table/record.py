@@ -124,9 +124,12 @@ class Method:
     broadcasts: bool = True  # takes `broadcast_dims`
     aggregates: bool = False  # sums over x enter the factor, so a NaN spreads
     counts: bool = False  # over all of x, so that devices add up
-    at_dropped: Callable[[float], float | None] = lambda rate: 0.0  # None: nothing is
+    # What dropped ones become; None where that is not one number.
+    at_dropped: Callable[[float], float | None] = lambda rate: 0.0
+    at_kept: float | None = None  # what kept ones become, where only that is one number
     at_zero: Callable[[jax.Array], jax.Array] = lambda x: x  # what rate 0 gives
     at_one: Callable[[jax.Array], bool] = lambda y: not y.any()  # what rate 1 leaves
+    drops_all_at_one: bool = True  # so that the gradient is zero there
     takes_complex: bool = True
     takes_rate: bool = True  # else it has a golden pattern, but no laws of rates
     takes_traced_rate: bool = True
@@ -160,7 +163,9 @@ class Method:
         return ~jnp.isclose(y, dropped, rtol=1e-6, atol=0)
 
     def decisions(self, y: jax.Array, rate: float) -> np.ndarray:
-        """What was kept of ones; where nothing is dropped, the signs of the noise."""
+        """What was kept of ones; where each becomes a number of its own, the signs of the noise."""
+        if self.at_kept is not None:
+            return np.asarray(y == self.at_kept)
         return np.asarray(y > 1 if self.at_dropped(rate) is None else self.kept(y, rate))
 
     def pattern(self, key: jax.Array, rate: float = 0.3) -> np.ndarray:
