@@ -159,6 +159,32 @@ def path(key, rate, shape, unit, batch_axis):
     return expected(key, rate, shape, unit, all_but(shape, (batch_axis,)))
 
 
+class Shaken(Diagonal):
+    """A map with a derivative of its own: the factor `back`."""
+
+    def __init__(self, keep, ahead, back, unit):
+        factors = [np.where(keep, 1.0, factor) for factor in (ahead, back)]
+        # The word, the sum with 1/2 and the product are rounded; what is kept is exact.
+        error, self.error_back = (np.where(keep, 0, 3 * unit) * np.abs(f) for f in factors)
+        super().__init__(True, factors[0], error)
+        self.back = factors[1]
+
+    def tangent(self, x, t):
+        return self.back * t, self.error_back * np.abs(t)
+
+    cotangent = tangent
+
+
+def shaken(key, rate, shape, unit, batch_axis):
+    shared = all_but(shape, (batch_axis,))
+    keep, _ = kept_of(key, shape, rate, shared)
+    if rate == 0:
+        return Diagonal(True)
+    first, second = key.fold_in_name("factors").pair(keep.shape)
+    ahead = (first.view(np.int32).astype(float) + 0.5) * 2.0**-31
+    return Shaken(keep, ahead, (second.astype(float) + 0.5) * 2.0**-32, unit)
+
+
 def unscaled(key, rate, shape, unit, shared=()):
     return Diagonal(kept_of(key, shape, rate, shared)[0])
 

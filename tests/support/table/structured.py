@@ -124,6 +124,21 @@ RECORDS = [
         timed=Timed((64, 256, 1024)),
     ),
     Method(
+        "shake_drop",
+        jaxdrop.shake_drop,
+        odd_shapes=MATRICES,
+        shared=behind_first,
+        linear=False,  # for one key y is, but its derivative is another map
+        keeps_mean=False,
+        broadcasts=False,
+        at_dropped=lambda rate: None,
+        at_kept=1.0,
+        drops_all_at_one=False,
+        fuzz=Fuzz(reference.shaken, options.batch_axis),
+        gallery=Gallery(keeps="0.7 of it, on average", fate="disturbed", survivor=None),
+        timed=Timed((64, 256, 1024)),
+    ),
+    Method(
         "drop_path of a batch",
         partial(jaxdrop.drop_path, batch_axis=None),
         shared=lambda ndim: tuple(range(ndim)),
