@@ -8,8 +8,9 @@ table in Markdown and writes everything to a JSON file; see README.md.
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +35,11 @@ from tqdm import tqdm
 
 import jaxdrop
 
+# The table of methods that the tests run over, so that each method is described once.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+from table.methods import RECORDS
+from table.record import Timed
+
 Shape: TypeAlias = tuple[int, ...]
 Candidate: TypeAlias = tuple[Callable[..., Any], tuple[Array, ...]]
 """A function `(key, xs)`, and the arrays `xs` that it takes."""
@@ -45,7 +51,7 @@ _QUICK_EDGE = 16  # the longest axis in a trial
 
 
 @dataclass(frozen=True)
-class Method:
+class Row:
     """A method on an input of realistic size.
 
     Attributes:
@@ -58,9 +64,9 @@ class Method:
 
     drop: Callable[..., Array]
     shape: Shape
-    decisions: Callable[[Shape], Shape] = lambda shape: shape
-    reads: int = 1
-    dtype: str = "float32"
+    decisions: Callable[[Shape], Shape]
+    reads: int
+    dtype: str
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -80,72 +86,25 @@ class Method:
         }
 
 
-_SQUARE = (4096, 4096)
-
-METHODS = {
-    "alpha_dropout": Method(partial(jaxdrop.alpha_dropout, rate=RATE), _SQUARE),
-    "gaussian_dropout": Method(partial(jaxdrop.gaussian_dropout, rate=RATE), _SQUARE),
-    "fixed_count_dropout, each row": Method(
-        partial(jaxdrop.fixed_count_dropout, rate=RATE, axis=1), _SQUARE
-    ),
-    "spatial_dropout": Method(
-        partial(jaxdrop.spatial_dropout, rate=RATE),
-        (64, 56, 56, 256),
-        lambda shape: (shape[0], shape[-1]),
-    ),
-    "drop_block, 7 x 7": Method(
-        partial(jaxdrop.drop_block, rate=RATE, block_size=7),
-        (64, 56, 56, 64),
-        lambda shape: (shape[0], shape[1] - 6, shape[2] - 6, shape[3]),  # seeds
-    ),
-    "drop_path": Method(
-        partial(jaxdrop.drop_path, rate=RATE), (64, 256, 1024), lambda shape: shape[:1]
-    ),
-    "cutout, 56 x 56": Method(
-        partial(jaxdrop.cutout, size=56),
-        (128, 224, 224, 3),
-        lambda shape: (shape[0], 2),  # coordinates, of one word each
-    ),
-    "drop_tokens": Method(
-        lambda key, x: jaxdrop.drop_tokens(key, x, 0.5)[0], (64, 256, 1024), lambda shape: shape[:2]
-    ),
-    "replace_tokens": Method(
-        partial(jaxdrop.replace_tokens, rate=RATE, replacement=0), _SQUARE, dtype="int32"
-    ),
-    "drop_condition": Method(
-        partial(jaxdrop.drop_condition, rate=RATE, null=0.0), (512, 64, 512), lambda s: s[:1]
-    ),
-    "drop_connect": Method(partial(jaxdrop.drop_connect, rate=RATE), _SQUARE),
-    "embedding_dropout": Method(
-        partial(jaxdrop.embedding_dropout, rate=RATE), (32768, 512), lambda shape: shape[:1]
-    ),
-    "mixout": Method(
-        lambda key, x, target: jaxdrop.mixout(key, x, RATE, target=target), _SQUARE, reads=2
-    ),
-    "zoneout": Method(
-        lambda key, new, old: jaxdrop.zoneout(key, new, RATE, old=old), _SQUARE, reads=2
-    ),
-    "locked_dropout": Method(
-        partial(jaxdrop.locked_dropout, rate=RATE, time_axis=1),
-        (64, 256, 1024),
-        lambda shape: (shape[0], shape[2]),
-    ),
-    "drop_edges": Method(
-        partial(jaxdrop.drop_edges, rate=RATE), (2**21, 8), lambda shape: shape[:1]
-    ),
-    "drop_nodes": Method(
-        partial(jaxdrop.drop_nodes, rate=RATE), (2**17, 128), lambda shape: shape[:1]
-    ),
-    "drop_heads": Method(
-        partial(jaxdrop.drop_heads, rate=RATE),
-        (16, 1024, 16, 64),
-        lambda shape: (shape[0], shape[2]),
-    ),
-    "drop_key": Method(partial(jaxdrop.drop_key, rate=RATE), (8, 8, 512, 512)),
-}
+def rows() -> dict[str, Row]:
+    """The rows of the table of methods, by name; a record without one says why."""
+    found = {}
+    for record in RECORDS:
+        timed = record.timed
+        if isinstance(timed, Timed):
+            name = f"{record.function}, {timed.title}" if timed.title else record.function
+            drop = partial(timed.run or record.run, rate=RATE)
+            decisions = timed.decisions or partial(_without, record.shared)
+            found[name] = Row(drop, timed.shape, decisions, timed.reads, timed.dtype)
+    return found
 
 
-def compare(name: str, method: Method, rounds: int, tick: Callable[[], object]) -> Record:
+def _without(shared: Callable[[int], tuple[int, ...]], shape: Shape) -> Shape:
+    """The sizes of the axes along which decisions differ."""
+    return tuple(n for axis, n in enumerate(shape) if axis not in shared(len(shape)))
+
+
+def compare(name: str, method: Row, rounds: int, tick: Callable[[], object]) -> Record:
     """Times, blocks and memory of a method and of what it is promised to cost at most.
 
     Args:
@@ -232,7 +191,7 @@ def _cells(record: Record) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes the results."""
     options = _parse(arguments)
-    methods = {name: METHODS[name] for name in METHODS if name.split(",")[0] in options.methods}
+    methods = {name: row for name, row in rows().items() if name.split(",")[0] in options.methods}
     if options.quick:
         methods = {name: _small(method) for name, method in methods.items()}
     total = options.rounds * sum(len(method.directions) for method in methods.values())
@@ -245,14 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(options.json, results)
 
 
-def _small(method: Method) -> Method:
+def _small(method: Row) -> Row:
     """The method on a tiny input."""
-    shape = tuple(min(size, _QUICK_EDGE) for size in method.shape)
-    return Method(method.drop, shape, method.decisions, method.reads, method.dtype)
+    return replace(method, shape=tuple(min(size, _QUICK_EDGE) for size in method.shape))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = [name.split(",")[0] for name in METHODS]
+    names = [name.split(",")[0] for name in rows()]
     parser = argparse.ArgumentParser(description="Benchmarks the methods of jaxdrop.")
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD")
     parser.add_argument("--rounds", type=int, help="samples of each candidate; default: 15")

@@ -21,15 +21,15 @@ What one sees, beside the axes:
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -37,177 +37,50 @@ from matplotlib.patches import Patch
 from tqdm import tqdm
 from train_digits import standard_error
 
-import jaxdrop
+# The table of methods that the tests run over, so that each method is described once.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+from table.methods import RECORDS
+from table.record import Gallery, Method
 
 RATE = 0.3
 LOG_ODDS = math.log(RATE / (1 - RATE))  # of dropping; and the ln alpha of the same noise
 COLORS = {"kept": "#b9dcf0", "zeroed": "#20344d", "replaced": "#e69f00", "disturbed": "#009e73"}
 GAP = 0.5  # between the blocks of a panel, in cells
+COLUMNS = 4
 
 
-class Panel(NamedTuple):
-    """A method on an array of ones, and what it is said to do there."""
+def panel_of(record: Method) -> Gallery:
+    """The record's panel, with what it leaves to the record filled in."""
+    panel = record.gallery
+    names = tuple(panel.axes)
+    alike = tuple(names[axis] for axis in record.shared(len(names)))
+    return replace(
+        panel,
+        run=partial(panel.run or record.run, rate=RATE),
+        columns=panel.columns or names[-1:],
+        alike=alike if panel.alike is None else panel.alike,
+        asked=panel.asked or f"rate {RATE}",
+    )
 
-    run: Callable[[Array, Array], Array]  # (key, x) -> y
-    axes: dict[str, int]  # of x, with their sizes
-    columns: tuple[str, ...]  # axes laid from left to right, outermost first; the others down
-    alike: tuple[str, ...] = ()  # axes along which the decision is shared
-    keeps: str = "the mean"
-    fate: str = "zeroed"  # of what is hit
-    asked: str = f"rate {RATE}"
-    drawn: tuple[int, str] | None = None  # how many decisions of which kind, if not one a group
-    note: str = ""  # for the picture, instead of `alike`
-
-    @property
-    def groups(self) -> int:
-        """How many parts of the array live and die apart."""
-        return math.prod(n for axis, n in self.axes.items() if axis not in self.alike)
-
-    @property
-    def decisions(self) -> tuple[int, str]:
-        """How many independent decisions are drawn, and of what kind."""
-        return self.drawn or (self.groups, "")
-
-
-def attend(key: Array, x: Array) -> Array:
-    """Attention's own weights, by values that are an identity matrix; 1 where none is dropped."""
-    heads, queries, keys = x.shape
-    query, zeros = jnp.zeros((queries, heads, keys)), jnp.zeros((keys, heads, keys))
-    value = zeros + jnp.eye(keys)[:, None]
-    weights = jaxdrop.dot_product_attention(key, query, zeros, value, RATE)
-    return keys * jnp.swapaxes(weights, 0, 1)
-
-
-def drop_key(key: Array, x: Array) -> Array:
-    """The weights behind the softmax of equal logits; 1 where no key is dropped."""
-    return x.shape[-1] * jax.nn.softmax(jaxdrop.drop_key(key, x, RATE))
-
-
-def drop_tokens(key: Array, x: Array) -> Array:
-    """The tokens that are left, where they were."""
-    tokens, positions = jaxdrop.drop_tokens(key, x, RATE)
-    return jaxdrop.restore_tokens(tokens, positions, x.shape[1])
-
-
-def drop_condition(key: Array, x: Array) -> Array:
-    """A condition of two leaves, side by side."""
-    condition = {"text": x[:, :8], "label": x[:, 8:]}
-    dropped = jaxdrop.drop_condition(key, condition, RATE, null=0)
-    return jnp.concatenate([dropped["text"], dropped["label"]], axis=1)
-
-
-def plain(method: Callable[..., Array], **options: object) -> Callable[[Array, Array], Array]:
-    """A method at the common rate."""
-    return partial(method, rate=RATE, **options)
-
-
-FEATURES, COLUMNS = {"sample": 6, "unit": 12}, ("unit",)
-SEQUENCE = {"sample": 3, "time": 4, "unit": 12}
-IMAGES = {"sample": 2, "height": 8, "width": 8, "channel": 4}
-MATRIX = {"input": 6, "output": 12}
-WEIGHTS = {"head": 3, "query": 6, "key": 8}
-features = partial(Panel, axes=FEATURES, columns=COLUMNS)
-images = partial(Panel, axes=IMAGES, columns=("channel", "width"))
-matrix = partial(Panel, axes=MATRIX, columns=("output",))
-attention = partial(Panel, axes=WEIGHTS, columns=("head", "key"))
 
 PANELS = {
-    "dropout": features(plain(jaxdrop.dropout)),
-    "gaussian_dropout": features(plain(jaxdrop.gaussian_dropout), fate="disturbed"),
-    "alpha_dropout": features(
-        plain(jaxdrop.alpha_dropout), keeps="mean 0 and variance 1", fate="replaced"
-    ),
-    "fixed_count_dropout": features(
-        plain(jaxdrop.fixed_count_dropout, axis=1),
-        keeps="the mean; 8 of 12 survive",
-        drawn=(6, "sets"),
-        note="4 of 12 in each sample",
-    ),
-    "concrete_dropout": features(
-        partial(jaxdrop.concrete_dropout, rate_logit=LOG_ODDS),
-        keeps="nearly the mean",
-        fate="nearly zeroed",
-        note="each on its own, softly",
-    ),
-    "variational_dropout": features(
-        partial(jaxdrop.variational_dropout, log_alpha=LOG_ODDS), fate="disturbed"
-    ),
-    "spatial_dropout": images(plain(jaxdrop.spatial_dropout), alike=("height", "width")),
-    "drop_block": images(
-        plain(jaxdrop.drop_block, block_size=3),
-        keeps="the sum of a constant map",
-        drawn=(2 * 4 * 6 * 6, "seeds"),
-        note="blocks of 3 x 3 in each map",
-    ),
-    "cutout": images(
-        partial(jaxdrop.cutout, size=4),
-        alike=("channel",),
-        keeps="-",
-        asked="4 x 4",
-        drawn=(2, "centres"),
-        note="a square, alike along channel",
-    ),
-    "drop_path": Panel(plain(jaxdrop.drop_path), FEATURES, COLUMNS, alike=("unit",)),
-    "drop_tokens": Panel(
-        drop_tokens,
-        {"sample": 6, "time": 10, "unit": 3},
-        ("time", "unit"),
-        alike=("unit",),
-        keeps="the order; 7 of 10 are left",
-        drawn=(6, "sets"),
-        note="3 of 10, alike along unit",
-    ),
-    "replace_tokens": Panel(
-        plain(jaxdrop.replace_tokens, replacement=0),
-        {"sample": 6, "time": 12},
-        ("time",),
-        keeps="-",
-        fate="replaced",
-    ),
-    "drop_condition": Panel(
-        drop_condition,
-        {"sample": 6, "entry": 12},
-        ("entry",),
-        alike=("entry",),
-        keeps="-",
-        fate="replaced",
-    ),
-    "drop_connect": matrix(
-        lambda key, x: jaxdrop.drop_connect(key, [x], RATE)[0], keeps="the mean pre-activation"
-    ),
-    "mixout": matrix(
-        lambda key, x: jaxdrop.mixout(key, [x], RATE, target=[jnp.zeros_like(x)])[0],
-        keeps="the mean weight",
-        fate="replaced",
-    ),
-    "embedding_dropout": Panel(
-        plain(jaxdrop.embedding_dropout), {"word": 12, "unit": 12}, ("unit",), alike=("unit",)
-    ),
-    "locked_dropout": Panel(
-        plain(jaxdrop.locked_dropout, time_axis=1), SEQUENCE, ("unit",), alike=("time",)
-    ),
-    "zoneout": features(
-        plain(jaxdrop.zoneout, old=0.0), keeps="0.7 new + 0.3 old, on average", fate="replaced"
-    ),
-    "drop_edges": Panel(
-        plain(jaxdrop.drop_edges), {"edge": 12, "head": 4}, ("head",), alike=("head",)
-    ),
-    "drop_nodes": Panel(
-        plain(jaxdrop.drop_nodes), {"node": 12, "unit": 12}, ("unit",), alike=("unit",)
-    ),
-    "dot_product_attention": attention(attend, keeps="the mean of each weight"),
-    "drop_heads": Panel(
-        plain(jaxdrop.drop_heads),
-        {"sample": 3, "time": 4, "head": 4, "unit": 3},
-        ("head", "unit"),
-        alike=("time", "unit"),
-        keeps="the mean, given that one survives",
-    ),
-    "drop_key": attention(drop_key, keeps="weights that add up to 1"),
+    record.function: panel_of(record)
+    for record in RECORDS
+    if isinstance(record.gallery, Gallery)  # else it says why there is no panel
 }
 
 
-def hit(panel: Panel, y: np.ndarray) -> np.ndarray:
+def groups(panel: Gallery) -> int:
+    """How many parts of the array live and die apart."""
+    return math.prod(n for axis, n in panel.axes.items() if axis not in panel.alike)
+
+
+def decisions(panel: Gallery) -> tuple[int, str]:
+    """How many independent decisions are drawn, and of what kind."""
+    return panel.drawn or (groups(panel), "")
+
+
+def hit(panel: Gallery, y: np.ndarray) -> np.ndarray:
     """How much each element is hit, from 0 to 1: whether dropped, or how far disturbed."""
     if panel.fate == "disturbed":
         return np.minimum(abs(y - 1) / (2 * math.exp(LOG_ODDS / 2)), 1)
@@ -216,7 +89,7 @@ def hit(panel: Panel, y: np.ndarray) -> np.ndarray:
     return (y <= 0).astype(float)
 
 
-def strength(panel: Panel, y: np.ndarray) -> np.ndarray:
+def strength(panel: Gallery, y: np.ndarray) -> np.ndarray:
     """For each draw the share that is dropped, or the standard deviation of the noise."""
     axes = tuple(range(1, y.ndim))
     if panel.fate == "disturbed":
@@ -246,17 +119,18 @@ def report(results: dict[str, np.ndarray]) -> None:
         mean = f"{found.mean():.3f} ± {standard_error(found):.3f}"
         mean += " std" if panel.fate == "disturbed" else ""
         differs = f"{standard_error(found) * number**0.5:.3f}"
-        decisions = "{} {}".format(*panel.decisions)
+        drawn = "{} {}".format(*decisions(panel))
         print(
-            f"{name:<23}{panel.asked:<9}{found[0]:6.3f}  {mean:<19}{differs:<9}{decisions:<11}"
+            f"{name:<23}{panel.asked:<9}{found[0]:6.3f}  {mean:<19}{differs:<9}{drawn:<11}"
             f"{', '.join(panel.alike) or '-':<15}{panel.keeps}"
         )
 
 
 def plot(results: dict[str, np.ndarray], path: Path) -> None:
     """Draws the first draw of every method, and what the colours mean."""
-    figure = Figure(figsize=(8.2, 10.4), layout="constrained", facecolor="white")
-    cells = figure.subplots(-(-(len(PANELS) + 1) // 4), 4).flat
+    rows = math.ceil((len(PANELS) + 1) / COLUMNS)  # one cell is for the legend
+    figure = Figure(figsize=(8.2, 10.4 / 6 * rows), layout="constrained", facecolor="white")
+    cells = figure.subplots(rows, COLUMNS).flat
     for (name, panel), cell in zip(PANELS.items(), cells, strict=False):
         paint(cell, panel, hit(panel, results[name][0]))
         shared = f"alike along {', '.join(panel.alike)}" if panel.alike else "each on its own"
@@ -272,7 +146,7 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def lay_out(panel: Panel, values: np.ndarray) -> np.ndarray:
+def lay_out(panel: Gallery, values: np.ndarray) -> np.ndarray:
     """The array as (row blocks, rows, column blocks, columns)."""
     names = list(panel.axes)
     rows = [name for name in names if name not in panel.columns]
@@ -282,7 +156,7 @@ def lay_out(panel: Panel, values: np.ndarray) -> np.ndarray:
     return values.transpose(order).reshape(shape)
 
 
-def paint(cell: Axes, panel: Panel, values: np.ndarray) -> None:
+def paint(cell: Axes, panel: Gallery, values: np.ndarray) -> None:
     """Draws one panel, with gaps between its blocks."""
     blocks = lay_out(panel, values)
     kept = np.array(to_rgb(COLORS["kept"]))

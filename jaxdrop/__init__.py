@@ -48,6 +48,7 @@ from jaxdrop.methods.structured import (
     cutout as cutout,
     drop_path as drop_path,
     drop_path_rates as drop_path_rates,
+    shake_drop as shake_drop,
     spatial_dropout as spatial_dropout,
 )
 

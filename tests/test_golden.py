@@ -1,17 +1,36 @@
 """Masks are a promise: the same in every mode and every supported version of JAX."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_masks import BERNOULLI, FIXED, GOLDEN, GOLDEN_METHODS, draw, encoded, key_of, stored
+from golden_masks import (
+    BERNOULLI,
+    CASE_OF_METHODS,
+    FIXED,
+    GOLDEN,
+    GOLDEN_METHODS,
+    draw,
+    encoded,
+    key_of,
+    stored,
+)
 from modes import KEY_IMPLEMENTATIONS, enable_x64, make_key
 from reference import masks as reference
-from table.methods import CUTOUT, METHODS, pattern
+from scripts import load
+from table.methods import RECORDS
 
 import jaxdrop
 
+MAKE = Path(__file__).parent / "golden" / "make.py"
 ONE_SHAPE = [case for case in GOLDEN if case["shape"] == [2, 3, 40]]
+
+
+@pytest.fixture
+def make():
+    return load(MAKE)
 
 
 def assert_all_equal(cases, drawn):
@@ -87,10 +106,39 @@ def test_numpy_reference_rebuilds_every_mask_of_a_threefry_key():
     assert_all_equal(plain, rebuilt)
 
 
-@pytest.mark.parametrize("method", [*METHODS, CUTOUT], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", RECORDS, ids=lambda method: method.name)
 def test_every_method_drops_what_it_did(method):
-    key = jax.random.wrap_key_data(np.array([0, 42], np.uint32))
-    assert encoded(pattern(method, key)) == GOLDEN_METHODS[method.name]
+    add = f"python tests/golden/make.py --add '{method.name}'"
+    assert method.name in GOLDEN_METHODS, f"There is no golden pattern; make it by {add}"
+    assert encoded(method.pattern(key_of(CASE_OF_METHODS))) == GOLDEN_METHODS[method.name]
+
+
+def test_golden_patterns_are_of_methods_of_the_table():
+    assert GOLDEN_METHODS.keys() == {method.name for method in RECORDS}
+
+
+def test_new_pattern_is_added_behind_the_others_which_stay_as_they_are(make, tmp_path):
+    (name, last), path = list(GOLDEN_METHODS.items())[-1], tmp_path / "methods.json"
+    path.write_text(
+        text_without_last := make.METHODS_PATH.read_text().replace(f',\n "{name}": "{last}"', "")
+    )
+    make.add([name], path)
+    assert path.read_text() == make.METHODS_PATH.read_text() != text_without_last
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("dropout", "dropout has a golden pattern, which may change in a major release only"),
+        ("drop_all", "drop_all is no record of tests/support/table"),
+    ],
+)
+def test_pattern_that_there_is_or_cannot_be_is_not_written(make, name, says, tmp_path):
+    path = tmp_path / "methods.json"
+    path.write_text(before := make.METHODS_PATH.read_text())
+    with pytest.raises(SystemExit, match=says):
+        make.add([name], path)
+    assert path.read_text() == before
 
 
 def test_dropout_uses_the_mask_of_draw_mask():

@@ -1,5 +1,6 @@
 """Laws that hold for every method of the table."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -16,10 +17,43 @@ from modes import (
     make_keys,
     quick_jit,
 )
-from table.methods import METHODS
+from table.methods import METHODS, RECORDS
+from table.record import Gallery, Timed
 
 import jaxdrop
 from jaxdrop.checks import assert_expectation_kept
+
+
+def takes_key(name):
+    """Whether a public name is a method: a function of a key in `jaxdrop.methods`."""
+    value = getattr(jaxdrop, name)
+    if not inspect.isfunction(value) or not value.__module__.startswith("jaxdrop.methods."):
+        return False
+    return next(iter(inspect.signature(value).parameters)) in ("key", "rng")
+
+
+@pytest.mark.parametrize("name", sorted(filter(takes_key, jaxdrop.__all__)))
+def test_every_public_method_has_a_record(name):
+    assert name in {record.function for record in RECORDS}, f"tests/support/table has no {name}"
+
+
+def test_each_record_has_a_name_of_its_own():
+    names = [record.name for record in RECORDS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gallery", Gallery), ("timed", Timed)])
+def test_each_function_is_shown_once_and_other_records_say_why_they_are_not(name, kind):
+    shown = set()
+    for record in RECORDS:
+        value = getattr(record, name)
+        if isinstance(value, kind):
+            again = f"{record.name}: {record.function} has a record with `{name}`"
+            assert record.function not in shown, f"{again}; say why this one has none"
+            shown.add(record.function)
+        else:
+            assert isinstance(value, str), f"{record.name}: `{name}` is a {kind.__name__} or a text"
+            assert value, f"{record.name}: `{name}` must say why there is none"
 
 
 def methods(holds=lambda method: True):
@@ -132,7 +166,7 @@ def test_rate_zero_keeps_everything(method):
     close(method.run(make_key("raw"), x, jnp.float32(0)), method.at_zero(x))
 
 
-@every_method
+@methods(lambda method: method.drops_all_at_one)
 @pytest.mark.parametrize("rate", [1, 1.0, jnp.float32(1)])
 def test_rate_one_drops_everything_with_zero_gradient(method, rate):
     x = inputs(method.shape)

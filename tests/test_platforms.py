@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from lowering import lowered
 from meshes import COLLECTIVE, mesh
-from table.methods import CUTOUT, METHODS
+from table.methods import RECORDS
 
 import jaxdrop
 from jaxdrop.core.bernoulli import bernoulli_mask
@@ -26,7 +26,7 @@ GPUS = ("cuda", "rocm")
 
 # They call `jnp.cumsum`, which newer versions of JAX lower for a GPU to what no CPU compiles.
 CUMULATIVE = {"drop_tokens+restore_tokens", "drop_key+softmax"}
-RUN_HERE = [m for m in METHODS if jax.__version_info__ < (0, 11) or m.name not in CUMULATIVE]
+RUN_HERE = [m for m in RECORDS if jax.__version_info__ < (0, 11) or m.name not in CUMULATIVE]
 KEY_DATA = np.array([0, 42], np.uint32)
 
 
@@ -87,14 +87,14 @@ def test_masks_at_traced_rates(rate):
     np.testing.assert_array_equal(other, jax.jit(kept)(*operands))
 
 
-@pytest.mark.parametrize("method", [*RUN_HERE, CUTOUT], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", RUN_HERE, ids=lambda method: method.name)
 def test_every_method_drops_the_same(method):
     def run(data, x):
         return method.run(jax.random.wrap_key_data(data), x, 0.3)
 
     operands = KEY_DATA, jnp.ones(method.shape)
     y = lowered(GPUS[0], run, *operands).compile()(*operands)
-    assert encoded(method.pattern(y, 0.3)) == GOLDEN_METHODS[method.name]
+    assert encoded(method.decisions(y, 0.3)) == GOLDEN_METHODS[method.name]
 
 
 def test_masks_under_vmap_and_their_gradients():

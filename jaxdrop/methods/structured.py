@@ -11,12 +11,16 @@ from jaxtyping import Float, Inexact, Shaped
 
 from jaxdrop import rescale as rules
 from jaxdrop.base.axes import other_axes
+from jaxdrop.base.names import fold_in_name
+from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import Rescale
+from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import checked_rate
-from jaxdrop.core.words import Words, below, draw_words
-from jaxdrop.methods.masked import drop
+from jaxdrop.core.words import Words, below, draw_pair, draw_words, grid_address, threefry_key
+from jaxdrop.methods.masked import draw_for, drop
 
 
 def spatial_dropout(
@@ -155,6 +159,114 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
         rate = checked_rate(rate)
         return rate * jnp.arange(1, depth + 1, dtype=rate.dtype) / depth
     return tuple(rate * block / depth for block in range(1, depth + 1))
+
+
+def shake_drop(
+    key: Key | None,
+    x: Inexact[Array, "*shape"],
+    rate: Rate,
+    *,
+    batch_axis: int | None = 0,
+) -> Inexact[Array, "*shape"]:
+    """Keeps a residual branch, or multiplies it by noise: another one in the backward pass.
+
+    For each sample y = x with probability q = 1 - rate. Else y = a x with a
+    uniform in [-1, 1], and derivatives are multiplied by b, uniform in [0, 1] and
+    independent, instead of a: in forward mode and in reverse mode alike. Nothing is
+    rescaled:
+
+      E[y] = q x, which is what comes out at test time, without a key;
+      Var[y] = x^2 (q + p / 3 - q^2);
+      the derivative is q + p / 2 on average.
+
+    Use it as `x + shake_drop(key, branch(x), rate)`, with `drop_path_rates` for the
+    rates of all blocks.
+
+    Args:
+      key: one random key, consumed here; None for the mean, at test time.
+      x: floating or complex array, what the branch returned.
+      rate: probability of shaking the branch, in [0, 1]; may be traced.
+      batch_axis: axis of the samples; None for one decision for all of `x`, as
+        for one sample under `vmap` or `per_sample`.
+
+    Returns:
+      An array with the shape and dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not floating or complex, `key` is not one key, or
+        `rate` is not a number.
+      ValueError: a known `rate` lies outside [0, 1], or `batch_axis` is out of
+        range.
+
+    Example:
+      >>> branch = jnp.ones((4, 3))
+      >>> y = shake_drop(jax.random.key(0), branch, 0.5)
+      >>> bool(jnp.all((y == y[:, :1]) & (jnp.abs(y) <= 1)))
+      True
+      >>> shake_drop(None, branch, 0.5)[0]
+      Array([0.5, 0.5, 0.5], dtype=float32)
+
+    References:
+      Yamada et al., "ShakeDrop regularization for deep residual learning",
+      arXiv:1802.02375 (2018).
+    """
+    check = Check("shake_drop")
+    x = check.inexact_array("x", x)
+    samples = check.distinct_axes(x, batch_axis=batch_axis)
+    on_grid = grid_rate(check.probability("rate", rate))
+    if key is None:
+        return _mean_branch(x, on_grid)
+    key = check.one_key(key)
+    if on_grid.is_zero:
+        return x
+    return _shake_drop(key, x, on_grid, mask_layout(x.shape, other_axes(x.ndim, samples)))
+
+
+@jax.jit
+def _mean_branch(x: Array, rate: GridRate) -> Array:
+    keep_prob, _ = rate.threshold.probabilities(compute_dtype(x))
+    # Selected, so that at rate 1 the branch may be infinite.
+    return jnp.where(keep_prob == 0, 0, times(x, keep_prob)).astype(x.dtype)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _shake_drop(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
+    mask = draw_for(key, x, rate, layout)
+    keep = unpack_for(mask, x)
+    # The mask has used the key's own words, so the factors come from another's.
+    words_key = threefry_key(fold_in_name(key, "factors"))
+    address = grid_address(layout.shape, layout.sharding(explicit_sharding(x)))
+    factors = _shakes(*draw_pair(words_key, address, jnp.uint32(0)), compute_dtype(x))
+    forward, backward = (
+        poisoned(mask, jnp.where(keep, jnp.ones_like(by), by))
+        for by in (jnp.broadcast_to(factor, layout.shape) for factor in factors)
+    )
+    return _multiply(x, forward, backward)
+
+
+def _shakes(first: Words, second: Words, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Uniform numbers in [-1, 1] and in [0, 1], the middles of 2^32 equal parts.
+
+    Both lie symmetrically in their intervals, so their means are exactly 0 and 1/2.
+    """
+    signed = lax.bitcast_convert_type(first, jnp.int32)
+    return (signed.astype(dtype) + 0.5) * 2.0**-31, (second.astype(dtype) + 0.5) * 2.0**-32
+
+
+@jax.custom_jvp
+def _multiply(x: Array, forward: Array, backward: Array) -> Array:
+    """`x` times one factor, with a derivative that is the other one."""
+    del backward
+    return times(x, forward).astype(x.dtype)
+
+
+@_multiply.defjvp
+def _multiply_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    # Linear in the tangent of `x`, so that JAX can transpose it: one rule for both modes.
+    # Factors are made of random words and have no tangents.
+    return _multiply(*primals), times(tangents[0], primals[2]).astype(primals[0].dtype)
 
 
 def cutout(

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fuzzing.calls import IMPLEMENTATIONS, RATES, shapes
-from fuzzing.methods import subset
+from fuzzing.calls import IMPLEMENTATIONS, RATES, Drawing, shapes
+from fuzzing.options import subset
 from hypothesis import given, settings, strategies as st
 from modes import enable_x64
 from reference import masks as reference
@@ -40,7 +40,7 @@ def keys(draw):
 @settings(max_examples=EXAMPLES)
 @given(data=st.data(), key=keys(), shape=shapes(0, 4), rate=rates)
 def test_mask_equals_the_reference(count, data, key, shape, rate):
-    shared, wide = subset(data.draw, len(shape)), data.draw(st.booleans())
+    shared, wide = subset(Drawing(data.draw), len(shape)), data.draw(st.booleans())
     dtype = data.draw(st.sampled_from([None, "float32", "bfloat16", *["float64"] * wide]))
     with enable_x64(wide):
         given_rate = rate if dtype is None else jnp.asarray(rate, dtype)
@@ -56,8 +56,8 @@ def test_mask_equals_the_reference(count, data, key, shape, rate):
 @settings(max_examples=EXAMPLES)
 @given(data=st.data(), key=keys(), shape=shapes(0, 4), traced=st.booleans())
 def test_fixed_count_mask_equals_the_reference(count, data, key, shape, traced):
-    shared = subset(data.draw, len(shape))
-    axis = data.draw(st.none() | st.just(...)) and subset(data.draw, len(shape))
+    shared = subset(Drawing(data.draw), len(shape))
+    axis = data.draw(st.none() | st.just(...)) and subset(Drawing(data.draw), len(shape))
     ones = only(shape, shared)
     over = tuple(range(len(shape))) if axis is None else tuple(i % len(shape) for i in axis)
     left = data.draw(st.integers(0, math.prod(ones[i] for i in over)))

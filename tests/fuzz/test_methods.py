@@ -7,15 +7,10 @@ from fuzzing.calls import assert_rounds, calls, other_data, program_of, rebuild,
 from fuzzing.methods import FUZZED
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from reference.methods import Unclear
-from table.methods import CUTOUT, METHODS
 
 # A program takes a hundred times as long to compile as to run, so each runs on several data.
 DATA = max(2, settings.default.max_examples // 800)
 PROGRAMS = max(4, settings.default.max_examples // 48)
-
-
-def test_every_method_of_the_table_is_fuzzed():
-    assert set(FUZZED) == {method.name for method in [*METHODS, CUTOUT]}
 
 
 def test_references_share_no_code_with_the_package():

@@ -1,21 +1,28 @@
 """Writes the golden masks that test_golden.py compares with.
 
-Run it only for a major release, in which masks may change:
+A new method of `tests/support/table` gets its pattern, and all others keep theirs, by
+
+    python tests/golden/make.py --add NAME
+
+Without that, all masks and patterns are written anew. Do it only for a major release, in
+which masks may change:
 
     python tests/golden/make.py
 
-test_golden.py also rebuilds those of Threefry keys from the NumPy reference.
+test_golden.py also rebuilds the masks of Threefry keys from the NumPy reference.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "support"))
-from golden_masks import draw, encoded, key_of
-from table.methods import CUTOUT, METHODS, pattern
+from golden_masks import CASE_OF_METHODS, draw, encoded, key_of
+from table.methods import RECORDS
 
-PATH = Path(__file__).with_name("masks.json")
+MASKS_PATH = Path(__file__).with_name("masks.json")
+METHODS_PATH = Path(__file__).with_name("methods.json")
 RATES = [0.5, 0.25, 0.1, 1 / 3, 0.9, 0.999, 1e-5, 0.0, 1.0]
 SHAPES = [(), (33,), (3, 10), (4, 64), (2, 3, 40)]
 KEYS = {
@@ -36,9 +43,35 @@ def cases():
                     yield {"impl": implementation, "key": data, "shape": shape, "count": 3}
 
 
-if __name__ == "__main__":
+def patterns(records):
+    """What each record decides of ones, by name."""
+    return {record.name: encoded(record.pattern(key_of(CASE_OF_METHODS))) for record in records}
+
+
+def write(found, path):
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def add(names, path=METHODS_PATH):
+    """Adds patterns behind those that there are, and refuses to touch any of these."""
+    there, records = json.loads(path.read_text()), {record.name: record for record in RECORDS}
+    for name in names:
+        if name in there:
+            sys.exit(f"{name} has a golden pattern, which may change in a major release only.")
+        if name not in records:
+            sys.exit(f"{name} is no record of tests/support/table; these are: {', '.join(records)}")
+    write({**there, **patterns([records[name] for name in names])}, path)
+
+
+def make_all():
+    """All masks and patterns anew."""
     rows = [{**case, "mask": encoded(draw(key_of(case), case))} for case in cases()]
-    PATH.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    key = key_of({"impl": "threefry2x32", "key": [0, 42]})
-    patterns = {method.name: encoded(pattern(method, key)) for method in [*METHODS, CUTOUT]}
-    PATH.with_name("methods.json").write_text(json.dumps(patterns, indent=1) + "\n")
+    MASKS_PATH.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write(patterns(RECORDS), METHODS_PATH)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--add", nargs="+", metavar="NAME", help="of new records, and no others")
+    asked = parser.parse_args()
+    add(asked.add) if asked.add else make_all()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from enumeration import subsets
 from modes import enable_x64, make_key
+from reference.methods import Key
 
 from jaxdrop import (
     cutout,
@@ -20,11 +21,18 @@ from jaxdrop import (
     drop_path,
     drop_path_rates,
     dropout,
+    per_sample,
+    plant,
     rescale,
+    shake_drop,
+    site,
+    site_key,
     spatial_dropout,
 )
+from jaxdrop.methods.structured import _shakes as shakes
 
 KEY = make_key("raw")
+BRANCH = jnp.linspace(1, 2, 60).reshape(20, 3)
 
 
 @pytest.mark.parametrize("spatial", [(7,), (4, 5), (2, 3, 4)])
@@ -71,6 +79,87 @@ def test_drop_path_decides_for_each_sample_or_for_the_batch():
 def test_drop_path_without_rescale_is_the_paper():
     y = drop_path(KEY, jnp.ones((64, 2)), 0.5, rescale=rescale.none)
     assert set(np.unique(y)) == {0, 1}
+
+
+def shaken_by_numpy(x, rate):
+    """What samples are multiplied by under KEY, forward and back, rebuilt from their words."""
+    words = Key("threefry2x32", (0, 0)).fold_in_name("factors").pair((len(x), 1))
+    kept = np.asarray(drop_path(KEY, x, rate) != 0)
+    forward = (words[0].view(np.int32) + 0.5) / 2**31
+    backward = (words[1] + 0.5) / 2**32
+    return np.where(kept, 1, forward), np.where(kept, 1, backward)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0, jnp.float32(0.3)])
+def test_shake_drop_goes_forward_and_back_by_factors_of_their_own(rate):
+    forward, backward = shaken_by_numpy(BRANCH, rate)
+    assert rate == 1 or set((forward == 1)[:, 0]) == {True, False}
+    y, pull = jax.vjp(lambda x: shake_drop(KEY, x, rate), BRANCH)
+    np.testing.assert_allclose(y, BRANCH * forward, rtol=1e-6)
+    np.testing.assert_allclose(pull(BRANCH)[0], BRANCH * backward, rtol=1e-6)
+    tangent = jax.jvp(lambda x: shake_drop(KEY, x, rate), (BRANCH,), (BRANCH,))[1]
+    np.testing.assert_array_equal(tangent, pull(BRANCH)[0])
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_shake_drop_has_the_stated_moments_over_all_decisions_and_evenly_spread_words(rate):
+    parts = 2**12
+    middle = np.arange(parts, dtype=np.uint32) * np.uint32(2**20) + np.uint32(2**19)
+    with enable_x64():
+        pairs = np.concatenate([middle, ~middle])  # so that means are exact
+        forward, backward = (np.asarray(by) for by in shakes(*[jnp.asarray(pairs)] * 2, np.float64))
+    assert abs(forward.mean()) < 1e-15
+    keep_prob, drop_prob = 1 - rate, rate
+    mean = keep_prob + drop_prob * forward.mean()
+    variance = keep_prob + drop_prob * (forward**2).mean() - mean**2
+    np.testing.assert_allclose(mean, keep_prob, atol=1e-15)
+    of_the_law = keep_prob + drop_prob / 3 - keep_prob**2
+    np.testing.assert_allclose(variance, of_the_law, atol=1 / parts**2)
+    slope = keep_prob + drop_prob * backward.mean()
+    np.testing.assert_allclose(slope, keep_prob + drop_prob / 2, atol=1e-15)
+
+
+def test_shake_drop_without_a_key_is_its_mean():
+    for rate in (0.25, jnp.float32(0.25)):
+        y, pull = jax.vjp(lambda x, rate=rate: shake_drop(None, x, rate), BRANCH)
+        np.testing.assert_array_equal(y, 0.75 * BRANCH)
+        np.testing.assert_array_equal(pull(BRANCH)[0], 0.75 * BRANCH)
+    assert not shake_drop(None, jnp.full((2, 3), jnp.inf), 1).any()
+    with pytest.raises(ValueError, match=r"^shake_drop: rate must lie in \[0, 1\]; got 2\.0\.$"):
+        shake_drop(None, BRANCH, 2.0)
+    assert jnp.isnan(jax.jit(shake_drop)(None, BRANCH, jnp.nan)).all()
+
+
+def test_gradient_of_shake_drop_at_a_bad_traced_rate_is_nan():
+    gradient = jax.grad(lambda x, rate: shake_drop(KEY, x, rate).sum())
+    assert jnp.isnan(jax.jit(gradient)(BRANCH, 1.5)).all()
+
+
+def test_shake_drop_of_one_sample_is_that_of_a_batch_of_one():
+    keys = jax.random.split(jax.random.key(3), len(BRANCH))
+    samples = jax.vmap(partial(shake_drop, rate=0.5, batch_axis=None))(keys, BRANCH)
+    alone = [shake_drop(key, x[None], 0.5)[0] for key, x in zip(keys, BRANCH, strict=True)]
+    np.testing.assert_array_equal(samples, jnp.stack(alone))
+    drop = partial(shake_drop, rate=0.5, batch_axis=None)
+    np.testing.assert_array_equal(per_sample(drop)(jax.random.key(3), BRANCH), samples)
+
+
+def test_shake_drop_keeps_one_factor_a_sample_for_the_backward_pass():
+    x = jax.ShapeDtypeStruct((64, 1024), jnp.bfloat16)
+    pull = jax.eval_shape(lambda x: jax.vjp(lambda x: shake_drop(KEY, x, 0.5), x)[1], x)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)) <= 4 * 64
+
+
+def test_planted_shake_drop_is_that_of_the_key_of_its_site():
+    def model(x):
+        return jnp.sum(x + site(jnp.tanh(x), "branch"))
+
+    def by_hand(key, x):
+        return jnp.sum(x + shake_drop(site_key(key, "branch"), jnp.tanh(x), 0.5))
+
+    planted = plant(model, {"branch": partial(shake_drop, rate=0.5)})
+    found = [jax.value_and_grad(run, 1)(KEY, BRANCH) for run in (planted, by_hand)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *found)
 
 
 def test_drop_path_rates_rise_linearly_to_the_last():

@@ -42,8 +42,7 @@ def whole(shape, parts):
 
 def decisions(name, y):
     """What was dropped; where nothing is, the signs of the noise."""
-    method = TABLE.get(name, TABLE["dropout"])
-    return y > 1 if method.at_dropped(RATE) is None else np.asarray(method.kept(y, RATE))
+    return TABLE.get(name, TABLE["dropout"]).decisions(y, RATE)
 
 
 def alone():

@@ -12,6 +12,7 @@ _FOLDER = Path(__file__).parent.parent / "golden"
 GOLDEN = json.loads((_FOLDER / "masks.json").read_text())
 GOLDEN_METHODS = json.loads((_FOLDER / "methods.json").read_text())
 BERNOULLI = [case for case in GOLDEN if "rate" in case]
+CASE_OF_METHODS = {"impl": "threefry2x32", "key": [0, 42]}  # what each pattern is drawn with
 FIXED = [case for case in GOLDEN if "count" in case]
 
 

@@ -3,11 +3,11 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from meshes import mesh
 from table.methods import METHODS
+from table.record import Spread
 
 import jaxdrop
 
@@ -15,28 +15,14 @@ RATE = 0.3
 KEY = np.array([3, 5], np.uint32)
 
 # What these multiply by, or how much they drop, is counted over the whole array.
-COUNTING = (
-    "dropout+realized",
-    "dropout+preserve_sum",
-    "dropout+preserve_norm",
-    "fixed_count_dropout",
-    "drop_block of the paper",
-)
+COUNTING = tuple(method.name for method in METHODS if method.counts)
 SPECS = (P("a", "b"), P("b", "a"), P(None, ("a", "b")))
 
 
 def drops_of_methods():
     """By name: the drop, the shape that it is tried on and how that lies on the mesh."""
-    found = {m.name: (partial(m.run, rate=RATE), m.large, P("a")) for m in METHODS}
-    return found | {"dot_product_attention": (attend, (16, 32, 32), P("a"))}
-
-
-def attend(key, x):
-    """The dropped weights of logits `x`, with all arrays split over the batch as `x` is."""
-    zeros = jnp.zeros_like(x)[:, :, None]
-    value = zeros + jnp.eye(x.shape[-1], dtype=x.dtype)[None, :, None]
-    bias = x[:, None]
-    return jaxdrop.dot_product_attention(key, zeros, zeros, value, RATE, bias=bias)[:, :, 0]
+    ways = {m.name: m.spread or Spread(m.run, m.large) for m in METHODS}
+    return {name: (partial(way.run, rate=RATE), way.shape, P("a")) for name, way in ways.items()}
 
 
 def drops_of_layouts(kind):

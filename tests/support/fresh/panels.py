@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from fresh.laws import independent, of_words
-from fresh.methods import Panel, cutout_panel, method_panels
+from fresh.methods import Panel, method_panels
 from reference.masks import keep_prob
 
 import jaxdrop
@@ -17,7 +17,7 @@ LARGE = 2**20
 
 
 def all_panels():
-    panels = [*method_panels(), cutout_panel(), *_odd_shapes(), *_large_masks()]
+    panels = [*method_panels(), *_odd_shapes(), *_large_masks()]
     return [*panels, *_families_of_keys(), *_other_keys()]
 
 

@@ -1,6 +1,7 @@
 """A drawn call of a method under a stack of transforms, run by JAX and by NumPy."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fuzzing.methods import FUZZED, MOST, SIZES
+from fuzzing.methods import FUZZED, TABLE
 from fuzzing.stacks import KINDS, Transform, sizes_of, stacks
 from hypothesis import strategies as st
 from modes import enable_x64, quick_jit
@@ -17,7 +18,25 @@ from reference.methods import Key
 RATES = (0.3, 0.5, 0.25, 0.9, 1, 0, 1 / 3, 2**-16, 2**-17, 1e-5, 1 - 1e-5, 2**-32, 2**-33)
 RATES += (1 - 2**-24, 1 - 2**-32, 1e-30, 0.999)
 rates = st.sampled_from(RATES) | st.floats(0, 1)
-IMPLEMENTATIONS = {"threefry2x32": 2, "raw": 2, "rbg": 4, "unsafe_rbg": 4}
+IMPLEMENTATIONS = {"threefry2x32": 2, "raw": 2, "rbg": 4, "unsafe_rbg": 4}  # words of a key
+SIZES = (5, 2, 3, 1, 0, 7, 4, 8, 32, 33, 31, 64)
+MOST = 300  # elements of one input, so that NumPy keeps up
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Hypothesis' `draw` for the table, which does not import it."""
+
+    of: Callable[..., Any]
+
+    def one_of(self, values):
+        return self.of(st.sampled_from(list(values)))
+
+    def integer(self, least, most):
+        return self.of(st.integers(least, most))
+
+    def order(self, values):
+        return self.of(st.permutations(values))
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ class Call:
         """What stands for the rate of each item: itself, or its logit, in its dtype."""
         size = math.prod(self.axes_of("each_rate"))
         given = np.array([self.rates[i % len(self.rates)] for i in range(size)])
-        if FUZZED[self.method].learned:
+        if TABLE[self.method].rate_learns:
             with np.errstate(divide="ignore"):
                 given = np.log(given) - np.log1p(-given)
             given = given.astype(np.float32)
@@ -202,26 +221,26 @@ def _no_overflow(numbers, expected):
 @st.composite
 def calls(draw, name):
     """A call of a method; which transforms come first in the draw depends on the method."""
-    method = FUZZED[name]
-    shape = draw(shapes(method.least, method.most))
+    method, fuzz = TABLE[name], FUZZED[name]
+    shape = draw(shapes(fuzz.least, fuzz.most))
     x64 = draw(st.integers(0, 4)) == 4
-    dtypes = [*method.floats, *["complex64"] * method.takes_complex]
+    dtypes = [*fuzz.floats, *["complex64"] * method.takes_complex]
     dtypes += [*["float64"] * x64, *["complex128"] * (x64 and method.takes_complex)]
     dtype = draw(st.sampled_from(dtypes))
     traced = None
     if method.takes_traced_rate and draw(st.booleans()):
-        wide = ["float64"] if x64 and not method.learned else []
-        low = [] if method.learned else ["bfloat16"]
+        wide = ["float64"] if x64 and not method.rate_learns else []
+        low = [] if method.rate_learns else ["bfloat16"]
         traced = draw(st.sampled_from(["float32", *low, *wide]))
     implementation = draw(st.sampled_from(list(IMPLEMENTATIONS)))
     is_threefry = IMPLEMENTATIONS[implementation] == 2
     real_and_wide = dtype in ("float32", "float64")
-    first = list(FUZZED).index(name) % len(KINDS)
+    first = list(TABLE).index(name) % len(KINDS)
     stack = draw(stacks(first, is_threefry, traced is not None, real_and_wide))
     return Call(
         method=name,
         shape=shape,
-        options=method.options(draw, shape),
+        options=fuzz.options(Drawing(draw), shape),
         dtype=dtype,
         x64=x64,
         stack=stack,

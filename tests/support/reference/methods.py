@@ -1,6 +1,6 @@
 """Every method rebuilt in NumPy from its definition, with how far rounding may take it.
 
-Shares no code with the package: masks come from `numpy_reference`, values are computed
+Shares no code with the package: masks come from `reference.masks`, values are computed
 in float64. A function of this file returns the map `x -> y` that one key draws, as its
 `value` and its derivative along (`tangent`) or against (`cotangent`) an array. Each
 comes with a bound on what is lost on the way, counted in roundings: an operation that
@@ -130,6 +130,61 @@ def expected(key, rate, shape, unit, shared=()):
     return scaled(keep, 1 / q if q else 0.0, unit, 2)  # q and 1 / q are rounded
 
 
+def along(shared_by):
+    """`expected` with a mask that is shared along `shared_by(ndim, axis)`."""
+
+    def rebuilt(key, rate, shape, unit, axis):
+        return expected(key, rate, shape, unit, shared_by(len(shape), axis % len(shape)))
+
+    return rebuilt
+
+
+def itself_shared(ndim, axis):
+    return (axis,)
+
+
+def later_shared(ndim, axis):
+    return tuple(range(axis + 1, ndim))
+
+
+def others_shared(ndim, axis):
+    return tuple(i for i in range(ndim) if i != axis)
+
+
+def spatial(key, rate, shape, unit, batch_axis, channel_axis):
+    return expected(key, rate, shape, unit, all_but(shape, (batch_axis, channel_axis)))
+
+
+def path(key, rate, shape, unit, batch_axis):
+    return expected(key, rate, shape, unit, all_but(shape, (batch_axis,)))
+
+
+class Shaken(Diagonal):
+    """A map with a derivative of its own: the factor `back`."""
+
+    def __init__(self, keep, ahead, back, unit):
+        factors = [np.where(keep, 1.0, factor) for factor in (ahead, back)]
+        # The word, the sum with 1/2 and the product are rounded; what is kept is exact.
+        error, self.error_back = (np.where(keep, 0, 3 * unit) * np.abs(f) for f in factors)
+        super().__init__(True, factors[0], error)
+        self.back = factors[1]
+
+    def tangent(self, x, t):
+        return self.back * t, self.error_back * np.abs(t)
+
+    cotangent = tangent
+
+
+def shaken(key, rate, shape, unit, batch_axis):
+    shared = all_but(shape, (batch_axis,))
+    keep, _ = kept_of(key, shape, rate, shared)
+    if rate == 0:
+        return Diagonal(True)
+    first, second = key.fold_in_name("factors").pair(keep.shape)
+    ahead = (first.view(np.int32).astype(float) + 0.5) * 2.0**-31
+    return Shaken(keep, ahead, (second.astype(float) + 0.5) * 2.0**-32, unit)
+
+
 def unscaled(key, rate, shape, unit, shared=()):
     return Diagonal(kept_of(key, shape, rate, shared)[0])
 
@@ -179,67 +234,6 @@ def nearest_count(size, rate):
     return round(reference.Fraction(round(size * (1 - share) * 1024), 1024))
 
 
-def block(key, rate, shape, unit, block_size, batch_axis, channel_axis, exact, loss):
-    """`loss`, over the keep probability, bounds what is lost of gamma and of its complement."""
-    spatial = all_but(shape, (batch_axis, channel_axis))
-    sizes = [shape[axis] for axis in spatial]
-    if 0 in shape:
-        return Diagonal(np.ones(shape, bool))
-    edges = [min(edge, n) for edge, n in zip(block_size, sizes, strict=True)]
-    gamma = 1.0 if rate == 1 else seed_rate(rate, sizes, edges, exact)
-    loss = 0 if rate in (0, 1) else loss / (1 - rate)
-    near = min(gamma, 1 - gamma)
-    units = round(near * reference.UNITS)
-    units = reference.UNITS - units if gamma < 0.5 else units
-    seeds = {axis: n - edge + 1 for axis, n, edge in zip(spatial, sizes, edges, strict=True)}
-    order = (*spatial, *all_but(shape, spatial))
-    stored = tuple(seeds.get(axis, shape[axis]) for axis in order)
-    drawn = reference.uniforms(key.words, stored, apart=len(spatial)).transpose(np.argsort(order))
-    margin = loss * near * reference.UNITS + 1
-    if loss and np.any(np.abs(drawn.astype(float) - units) <= margin):
-        raise Unclear
-    keep = np.ones(shape, bool)
-    for seed in np.argwhere(drawn >= units):
-        reach = dict(zip(spatial, edges, strict=True))
-        keep[tuple(slice(i, i + reach.get(axis, 1)) for axis, i in enumerate(seed))] = False
-    return over_kept(keep, spatial, unit)
-
-
-def seed_rate(rate, sizes, edges, exact):
-    """The gamma at which a share `rate` is dropped, by bisection; or the paper's."""
-    pairs = list(zip(sizes, edges, strict=True))
-    if not exact:
-        return rate * math.prod(f / (b * (f - b + 1)) for f, b in pairs)
-    covers = np.ones(())
-    for f, b in pairs:
-        covering = [sum(start <= i < start + b for start in range(f - b + 1)) for i in range(f)]
-        covers = np.multiply.outer(covers, np.array(covering, float))
-    low, high = 0.0, 50.0  # of -log(1 - gamma)
-    for _ in range(200):
-        middle = (low + high) / 2
-        dropped = -np.expm1(-covers * middle).mean()
-        low, high = (middle, high) if dropped < rate else (low, middle)
-    return float(-np.expm1(-low))
-
-
-def cut_out(key, rate, shape, unit, size, batch_axis, channel_axis):
-    spatial = all_but(shape, (batch_axis, channel_axis))
-    samples = 1 if batch_axis is None else shape[batch_axis]
-    words, _ = key.pair((samples, len(spatial)))
-    inside = np.ones((1,) * len(shape), bool)
-    for i, axis in enumerate(spatial):
-        centre = (words[:, i].astype(np.uint64) * np.uint64(shape[axis])) >> np.uint64(32)
-        start = centre.astype(int) - size[i] // 2
-        start = start.reshape([-1 if a == _at(batch_axis, shape) else 1 for a in range(len(shape))])
-        index = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-        inside = inside & (index >= start) & (index < start + size[i])
-    return Diagonal(~inside)
-
-
-def _at(axis, shape):
-    return None if axis is None else axis % len(shape)
-
-
 def tokens(key, rate, shape, unit, axis, prefix):
     behind = axis % len(shape) + 1
     drawn = (*shape[: behind - 1], shape[behind - 1] - prefix)
@@ -247,6 +241,20 @@ def tokens(key, rate, shape, unit, axis, prefix):
     keep = reference.fixed_count_mask(key.words, drawn, count, (behind - 1,))
     keep = np.concatenate([np.ones((*drawn[:-1], prefix), bool), keep], -1)
     return Diagonal(keep.reshape(keep.shape + (1,) * (len(shape) - behind)))
+
+
+def other_numbers(shape):
+    """What the fuzz puts in the place of dropped elements."""
+    return (np.arange(math.prod(shape)) % 7 - 3.0).reshape(shape) / 2
+
+
+def with_other(rebuilt):
+    """A reference with these numbers where something is dropped."""
+
+    def run(key, rate, shape, unit, **options):
+        return rebuilt(key, rate, shape, unit, other=other_numbers(shape), **options)
+
+    return run
 
 
 def replaced(key, rate, shape, unit, other, where=None):

@@ -1,5 +1,5 @@
-"""Maps in which sums over the input enter the factor: those of `reference_methods` that
-are not linear, with the derivatives worked out by hand.
+"""Maps in which sums over the input enter the factor: those that are not
+linear, with the derivatives worked out by hand.
 
 Bounds are of first order in `unit`. A sum of n terms loses at most n roundings of the
 sum of their magnitudes, in whatever order it is taken.
