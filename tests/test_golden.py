@@ -76,7 +76,7 @@ def test_masks_with_x64_on_and_off(enabled):
 
 
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
-def test_masks_of_keys_folded_under_vmap_are_those_of_a_loop_but_for_unsafe_rbg(implementation):
+def test_masks_of_keys_folded_under_vmap_are_those_of_a_loop_except_for_unsafe_rbg(implementation):
     """JAX derives other keys from `unsafe_rbg` under `vmap`, as the README says."""
 
     def mask(number):

@@ -5,7 +5,7 @@ from collections import Counter
 import jax
 import pytest
 
-KEEP_PROGRAMS_FOR = 200  # examples, lest compiled programs fill the memory
+KEEP_PROGRAMS_FOR = 200  # examples; then compiled programs would fill the memory
 tried = Counter()
 
 

@@ -69,7 +69,7 @@ def ones(shape):
 
 
 def assert_masks_are_those_of_one_process(group, expected):
-    """Bitwise what was dropped, and values but for how programs round."""
+    """What was dropped is bitwise the same; values differ only as programs round."""
     for part in group[0]["drawn"]:
         for name in group[0]["drawn"][part][0]:
             parts = [shard for process in group for shard in process["drawn"][part][0][name]]

@@ -142,7 +142,7 @@ def _first(drawn, axes):
 def _fixed_count(shape, first, count):
     """Exactly `count` kept over all axes from `first` on, each set equally likely.
 
-    Up to ties of words, which are decided by place.
+    That is exact except for equal words, of which the place decides.
     """
     size = math.prod(shape[first:])
     once, twice = count / size, count * (count - 1) / (size * (size - 1))
@@ -225,13 +225,14 @@ def _squares(shape, edge):
         covered.append(((behind >= 0) & (behind < edge)).mean(1))
     chance = 1 - np.multiply.outer(*covered)
     agree = np.broadcast_to(chance**2 + (1 - chance) ** 2, (batch - 1, *sizes))
+    # Each of two coordinates is one word, rounded at both ends of what covers a position.
     position = by_place("each position", np.broadcast_to(chance, (batch, *sizes)), 4 * ONE_WORD)
     pair = by_place("each position and the next sample", agree, 8 * ONE_WORD)
     return [position, *viewed([pair], _agree_along(1))]
 
 
 def _keys_left(shape, chance):
-    """Rows of keys that are independent, but that one is left where none would be."""
+    """Keys that are kept independently; where a row would lose all, one of them stays."""
     rows, keys = shape
     one, both = chance + (1 - chance) ** keys / keys, chance**2
     at_most = np.concatenate([[0.0], stats.binom.cdf(np.arange(1, keys), keys, chance)])
@@ -264,6 +265,8 @@ def _next_row(kept):
 def _normal_noise(shape, spread):
     """The noise against the normal law at 41 bounds, its sign, and how large it is."""
     below = stats.norm.cdf(BOUNDS)
+    # It is read off y = 1 + spread e, which is rounded too; what a bound is off by moves
+    # the chance by the density. The last term is for u, a uniform number of 24 digits.
     rounding = (1 + np.abs(BOUNDS) + 2 / spread) * FLOAT
     within = _around(below, stats.norm.pdf(BOUNDS) * rounding + 2.0**-25)
     bounds = Law("bounds of the noise", count_noise, within, math.prod(shape))

@@ -125,6 +125,7 @@ RECORDS = [
         takes_complex=False,
         monotone=False,
         keeps_words_alone=False,
+        cumulative=True,
         argument="logits",
         fuzz=Fuzz(
             reference.keys,

@@ -51,19 +51,20 @@ class Fuzz:
     reference: Callable[..., Any] | None = None
     options: Callable[[Any, tuple[int, ...]], dict[str, Any]] | None = None  # of (draw, shape)
     run: Callable[..., Any] | None = None
-    least: int = 0  # axes
-    most: int = 3
-    floats: tuple[str, ...] | None = None  # where not all of the record's
+    least: int = 0  # x has at least so many axes
+    most: int = 3  # and at most so many
+    floats: tuple[str, ...] | None = None  # dtypes, where not all of the record's
     specials: tuple[float, ...] = (np.nan, np.inf, -np.inf)  # that x may hold
-    told: Callable[[bool, Any], dict[str, Any]] = lambda traced, dtype: {}  # more for reference
+    # What only the reference is given: of whether the rate is traced, and of the dtype of x.
+    told: Callable[[bool, Any], dict[str, Any]] = lambda traced, dtype: {}
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """Which exact chances the run on fresh keys compares with."""
+    """The exact laws that the run on fresh keys compares counts with."""
 
-    of: Callable[[Any, float], Kind] = masks  # of the record and a rate
-    traced: bool = True  # the chances are known for traced rates too
+    of: Callable[[Any, float], Kind] = masks  # makes them for the record and a rate
+    traced: bool = True  # they are known exactly for traced rates too
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,17 @@ class Gallery:
     """A panel of `examples/methods_gallery.py`: the method on ones with named axes."""
 
     axes: dict[str, int] = field(default_factory=lambda: {"sample": 6, "unit": 12})
-    columns: tuple[str, ...] = ()  # laid from left to right, outermost first; else the last axis
-    alike: tuple[str, ...] | None = None  # sharing a decision; else what the record shares
+    columns: tuple[str, ...] = ()  # axes from left to right, outermost first; default: the last
+    alike: tuple[str, ...] | None = None  # axes that share a decision; default: by `shared`
     keeps: str = "the mean"
     fate: str = "zeroed"  # of what is hit: "replaced", "disturbed", "nearly zeroed"
     # What survivors of ones become, by the probability of keeping; None where they differ.
     survivor: Callable[[float], float] | None = lambda keep_prob: 1 / keep_prob
-    asked: str = ""  # if it is no rate
-    drawn: tuple[int, str] | None = None  # how many decisions of which kind, if not one a group
-    note: str = ""  # for the picture, instead of `alike`
-    run: Callable[..., jax.Array] | None = None  # (key, x, rate) -> y; else the record's
+    asked: str = ""  # what the method is asked for; default: the rate
+    # How many decisions of which kind; default: one for each part that is not alike.
+    drawn: tuple[int, str] | None = None
+    note: str = ""  # what the picture says; default: what is alike
+    run: Callable[..., jax.Array] | None = None  # (key, x, rate) -> y; default: the record's
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,11 @@ class Timed:
 
     shape: tuple[int, ...] = (4096, 4096)
     title: str = ""  # what the row says behind the function's name
-    # From this shape to that of an array with one element for each decision; else by `shared`.
+    # From this shape to that of one element for each decision; default: by `shared`.
     decisions: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
     reads: int = 1  # how many arrays of this shape
     dtype: str = "float32"  # integers have no backward pass
-    run: Callable[..., jax.Array] | None = None  # (key, *arrays, rate) -> y; else the record's
+    run: Callable[..., jax.Array] | None = None  # (key, *arrays, rate) -> y; default: the record's
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class Method:
     floats: tuple[str, ...] = FLOATS
 
     # What is true of it.
-    shared: Callable[[int], tuple[int, ...]] = nowhere  # axes that share a decision, of so many
-    linear: bool = True  # in x, for one key
+    # The axes along which one decision holds, by the number of all axes.
+    shared: Callable[[int], tuple[int, ...]] = nowhere
+    linear: bool = True  # in x for one key, and so is its own derivative
     keeps_mean: bool = True  # E[y] = x
     broadcasts: bool = True  # takes `broadcast_dims`
     aggregates: bool = False  # sums over x enter the factor, so a NaN spreads
@@ -136,9 +139,10 @@ class Method:
     rate_learns: bool = False  # is given by its logit, which has a gradient
     monotone: bool = True  # with one key, a higher rate only drops more
     keeps_words_alone: bool = True  # for the backward pass
+    cumulative: bool = False  # calls `jnp.cumsum`
     argument: str | None = "x"  # the name of x in errors; None if any dtype will do
 
-    # How else it is tried; a text says why it is not.
+    # How it is fuzzed, counted, shown, timed and spread; a text says why it is not.
     fuzz: Fuzz = Fuzz()
     fresh: Fresh = Fresh()
     gallery: Gallery | str = Gallery()

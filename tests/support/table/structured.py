@@ -128,7 +128,7 @@ RECORDS = [
         jaxdrop.shake_drop,
         odd_shapes=MATRICES,
         shared=behind_first,
-        linear=False,  # for one key y is, but its derivative is another map
+        linear=False,  # its derivative is another map
         keeps_mean=False,
         broadcasts=False,
         at_dropped=lambda rate: None,

@@ -65,6 +65,7 @@ RECORDS = [
         keeps_mean=False,
         broadcasts=False,
         takes_traced_rate=False,
+        cumulative=True,
         argument=None,
         fuzz=Fuzz(reference.tokens, token_axes, tokens_and_back, least=1),
         fresh=Fresh(partial(kinds.fixed_count, over=1)),
