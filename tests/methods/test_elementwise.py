@@ -12,6 +12,7 @@ from reference import masks as reference
 from reference.methods import Key
 
 from jaxdrop import (
+    Mask,
     alpha_dropout,
     apply_mask,
     draw_fixed_count_mask,
@@ -159,3 +160,9 @@ def test_gaussian_dropout_has_the_moments_of_dropout_under_a_linear_layer():
     for method in (dropout, gaussian_dropout):
         sums = jax.vmap(lambda key, drop=method: drop(key, x, 0.5) @ w)(keys)
         assert abs(float(jnp.var(sums)) / exact - 1) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3), (2, 1), (1, 1)])
+def test_mask_fits_where_sizes_are_equal_or_shared(shape):
+    mask = Mask.pack(jnp.ones(shape, bool), 0.5)
+    np.testing.assert_array_equal(apply_mask(mask, jnp.ones((2, 3))), 2)
