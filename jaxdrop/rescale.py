@@ -236,7 +236,7 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     return jax.tree_util.tree_map_with_path(scale, tree)
 
 
-def is_own(rule: Rescale) -> bool:
+def is_own_rule(rule: Rescale) -> bool:
     """Whether a rule is of this module: pure, and equal to others by its settings.
 
     Only such a rule may be compiled into a cached program. Another may read
@@ -246,9 +246,9 @@ def is_own(rule: Rescale) -> bool:
     return made_here or rule is expected or rule is none
 
 
-def checked(check: Check, rule: Rescale) -> Rescale:
+def checked_rule(check: Check, rule: Rescale) -> Rescale:
     """Returns a rule if it can be called with (mask, x)."""
-    if is_own(rule):
+    if is_own_rule(rule):
         return rule
     if not callable(rule):
         raise TypeError(f"{check}: rescale must be a function of (mask, x); got {rule!r}.")

@@ -324,7 +324,7 @@ class TestInferenceScale:
 
 def test_rule_is_a_function_of_two():
     for rule in (max, lambda mask, x: 1, lambda *a: 1, dict.get):
-        assert rescale.checked(Check("f"), rule) is rule
+        assert rescale.checked_rule(Check("f"), rule) is rule
     for rule in (None, 1, lambda mask: 1, lambda mask, x, y: 1):
         with pytest.raises(TypeError, match=r"^f: rescale must be a function of \(mask, x\)"):
-            rescale.checked(Check("f"), rule)
+            rescale.checked_rule(Check("f"), rule)

@@ -24,7 +24,7 @@ from jaxdrop.core.words import unconsumed
 _ELEMENTS_AT_ONCE = 2**22
 
 
-class Moments:
+class Deviations:
     """Sums of deviations from an expected value, over draws."""
 
     def __init__(self, expected: np.ndarray) -> None:
@@ -70,19 +70,20 @@ class Moments:
         )
 
 
-def reject(check: Check, what: str, moments: Moments, allowed: np.ndarray) -> None:
+def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray) -> None:
     """Raises where a mean is off by more than is allowed, naming the worst place."""
-    off = np.abs(moments.bias)
+    off = np.abs(deviations.bias)
     if np.all(off <= allowed):
         return
     at = np.unravel_index(np.argmax(off - allowed), off.shape)
-    error = float(np.sqrt(moments.variance[at] / moments.count))
-    expected = float(moments.expected[at])
+    error = float(np.sqrt(deviations.variance[at] / deviations.count))
+    expected = float(deviations.expected[at])
+    mean = expected + float(deviations.bias[at])
     place = f" at {tuple(int(i) for i in at)}" if at else ""
     errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
     raise AssertionError(
-        f"{check}: the mean {what}{place} over {moments.count} draws is"
-        f" {expected + float(moments.bias[at]):.6g}, expected {expected:.6g}: off by {errors:.3g}"
+        f"{check}: the mean {what}{place} over {deviations.count} draws is"
+        f" {mean:.6g}, expected {expected:.6g}: off by {errors:.3g}"
         f" standard errors, where {most:.3g} are allowed."
     )
 

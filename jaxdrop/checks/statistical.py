@@ -7,7 +7,7 @@ from jax import Array
 from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import (
-    Moments,
+    Deviations,
     outputs,
     real,
     reject,
@@ -50,7 +50,7 @@ def assert_expectation_kept(
     x = check.inexact_array("x", x)
     x64 = real(x)
     energy = np.sum(x64**2) or 1.0
-    elements, whole, survived = Moments(x64), Moments(np.ones(())), not np.any(x64)
+    elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
     for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
         survived |= bool(np.any(y))
@@ -101,8 +101,8 @@ def assert_keep_rate(
     check = Check("assert_keep_rate")
     rate = float(check.probability("rate", rate))
     require_no_zeros(check, x)
-    elements = Moments(np.full(x.shape, 1 - rate))
-    whole = Moments(np.full((), 1 - rate))
+    elements = Deviations(np.full(x.shape, 1 - rate))
+    whole = Deviations(np.full((), 1 - rate))
     for samples in outputs(check, drop, key, x, num_samples):
         kept = (samples != 0).astype(np.float64)
         elements.add(kept)

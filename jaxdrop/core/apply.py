@@ -27,7 +27,7 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
     leaves forward mode working.
     """
 
-    def select(mask: Mask, x: Array) -> Array:
+    def rescaled(mask: Mask, x: Array) -> Array:
         mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
         factor = _checked_factor(rule(mask, x), x)
         # A bad traced rate must show, whatever the rule makes of it.
@@ -36,7 +36,7 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
         keep = unpack_for(mask, x)
         return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
 
-    return jax.checkpoint(select, prevent_cse=False)(mask, x)
+    return jax.checkpoint(rescaled, prevent_cse=False)(mask, x)
 
 
 def _checked_factor(factor: Any, x: Array) -> Array:

@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.sharding import explicit_sharding, with_spec
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -24,6 +23,7 @@ from jaxdrop.core.layout import Layout
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, checked_rate, fine_threshold
 from jaxdrop.core.words import Words
+from jaxdrop.rescale import realized
 
 _NEWTON_STEPS = 64  # at a rate of 1 - 2^-32, t takes 22 steps of about 1
 _LEAST_SLOPE = 1e-30  # where everything is dropped already
@@ -169,7 +169,7 @@ def _drop_block(
         words = _spread(words, axis, block)
     # Of the seeds' `keep_prob` nothing is used, but that it is NaN for a bad rate.
     mask = replace(mask, words=words, layout=Layout(x.shape, apart=spatial))
-    return rescale_and_select(mask, x, rules.realized(spatial))
+    return rescale_and_select(mask, x, realized(spatial))
 
 
 def _spread(words: Words, axis: int, block: int) -> Words:

@@ -6,22 +6,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float, Inexact
+from jax import Array
+from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Axes, Key, Rate
 from jaxdrop.base.validate import Check, describe
-from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times, unpack_for
+from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.noise import multiply_by_noise, standard_normal
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold, checked_rate
-from jaxdrop.methods.masked import draw_for, drop
-
-_SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha
+from jaxdrop.methods.masked import drop
+from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
 
 def dropout(
@@ -30,7 +28,7 @@ def dropout(
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Zeroes elements of `x` independently with probability `rate`.
 
@@ -141,59 +139,6 @@ def gaussian_dropout(
     return _gaussian_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 
-def alpha_dropout(
-    key: Key,
-    x: Float[Array, "*shape"],
-    rate: Rate,
-    *,
-    broadcast_dims: int | Sequence[int] = (),
-) -> Float[Array, "*shape"]:
-    """Sets elements to the negative limit of SELU, keeping mean 0 and variance 1.
-
-    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is what SELU tends to,
-    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. For x of mean 0 and variance 1, y
-    has them too, exactly; other means and variances are not kept. For use with
-    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` for whole
-    features, as in `(1, 2)` for images with the channels last.
-
-    Args:
-      key: one random key, consumed here.
-      x: real floating array.
-      rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself; 1 gives the limit, zeros.
-      broadcast_dims: axes along which the mask is shared.
-
-    Returns:
-      An array with the shape and dtype of `x`.
-
-    Raises:
-      TypeError: `x` is not real floating, `key` is not one key, or `rate` is
-        not a number.
-      ValueError: a known `rate` lies outside [0, 1], or `broadcast_dims` are
-        out of range or repeated.
-
-    Example:
-      >>> x = jax.random.normal(jax.random.key(0), (100_000,))
-      >>> y = alpha_dropout(jax.random.key(1), x, 0.3)
-      >>> abs(float(y.mean())) < 0.02, abs(float(y.var()) - 1) < 0.02
-      (True, True)
-
-    References:
-      Klambauer et al., "Self-normalizing neural networks", arXiv:1706.02515
-      (2017), section 2 on alpha dropout.
-    """
-    check = Check("alpha_dropout")
-    key = check.one_key(key)
-    x = check.real_array("x", x)
-    on_grid = grid_rate(check.probability("rate", rate))
-    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
-    if on_grid.is_zero:
-        return x
-    if on_grid.is_one:
-        return jnp.zeros_like(x)
-    return _alpha_dropout(key, x, on_grid, mask_layout(x.shape, shared))
-
-
 def fixed_count_dropout(
     key: Key,
     x: Inexact[Array, "*shape"],
@@ -246,14 +191,14 @@ def fixed_count_dropout(
     layout = mask_layout(x.shape, shared)
     over, size = count_axes(check, axis, layout)
     if isinstance(rate, Array):
-        return _fixed_count_dropout(key, x, _survivors(rate, size), layout, over)
+        return _fixed_count_dropout(key, x, _traced_count(rate, size), layout, over)
     if rate in (0, 1):
         return x if rate == 0 else jnp.zeros_like(x)
     return _fixed_count_dropout(key, x, nearest_count(size * (1 - rate)), layout, over)
 
 
 def apply_mask(
-    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = rules.expected
+    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = expected
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 
@@ -296,8 +241,8 @@ def apply_mask(
             f"{check}: mask must have the shape of x, or 1 where it is shared;"
             f" got {mask.shape} for {x.shape}."
         )
-    rescale = rules.checked(check, rescale)
-    return (_apply_mask if rules.is_own(rescale) else rescale_and_select)(mask, x, rescale)
+    rescale = checked_rule(check, rescale)
+    return (_apply_mask if is_own_rule(rescale) else rescale_and_select)(mask, x, rescale)
 
 
 @partial(jax.jit, static_argnames="rule")
@@ -316,22 +261,6 @@ def _gaussian_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Arr
     return multiply_by_noise(key, x, layout, standard_normal, factor, rate.threshold)
 
 
-@partial(jax.jit, static_argnames="layout")
-def _alpha_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
-    rate = rate.settle()
-    mask = draw_for(key, x, rate, layout)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def select(mask: Mask, threshold: Threshold, x: Array) -> Array:
-        q, p = threshold.probabilities(compute_dtype(x))
-        a = lax.rsqrt(jnp.where(q == 0, 1, q * (1 + _SELU_LIMIT**2 * p)))
-        kept = times(x, a) - a * p * _SELU_LIMIT
-        dropped = a * q * _SELU_LIMIT  # a a' + b
-        return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
-
-    return select(mask, rate.threshold, x)
-
-
 @partial(jax.jit, static_argnames=("layout", "axes"))
 def _fixed_count_dropout(
     key: Key, x: Array, count: int | Array, layout: Layout, axes: tuple[int, ...]
@@ -345,7 +274,7 @@ def _fixed_count_dropout(
 
 
 @partial(jax.jit, static_argnames="size")
-def _survivors(rate: Array, size: int) -> Array:
+def _traced_count(rate: Array, size: int) -> Array:
     """The count for a traced rate; -1, which poisons, for a bad one."""
     rate = checked_rate(rate)
     return jnp.where(jnp.isnan(rate), -1, nearest_count(size * (1 - rate))).astype(jnp.int32)

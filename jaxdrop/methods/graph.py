@@ -3,11 +3,11 @@
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
 from jaxdrop.methods.masked import drop
+from jaxdrop.rescale import expected
 
 
 def drop_edges(
@@ -16,7 +16,7 @@ def drop_edges(
     rate: Rate,
     *,
     axis: int = 0,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops edges of a graph, by setting their weights to zero.
 
@@ -65,7 +65,7 @@ def drop_nodes(
     rate: Rate,
     *,
     axis: int = -2,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops nodes of a graph, by setting all their features to zero.
 

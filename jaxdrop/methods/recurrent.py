@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, times
 from jaxdrop.core.rate import GridRate, grid_rate
-from jaxdrop.methods.masked import drop, replace
+from jaxdrop.methods.masked import drop, replace_with
+from jaxdrop.rescale import expected
 
 
 def locked_dropout(
@@ -19,7 +19,7 @@ def locked_dropout(
     rate: Rate,
     *,
     time_axis: int,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops the same elements at all time steps: variational dropout of a sequence.
 
@@ -118,7 +118,7 @@ def zoneout(
     new = check.inexact_array("new", new)
     old = check.like("old", old, new, "new")
     if key is not None:
-        return replace(check, key, new, old, rate)
+        return replace_with(check, key, new, old, rate)
     return _mean(new, old, grid_rate(check.probability("rate", rate)))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.types import Key, Rate
@@ -22,6 +21,7 @@ from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.words import mark_consumed
 from jaxdrop.methods.masked import draw_for, drop
+from jaxdrop.rescale import checked_rule, expected
 
 Tree = TypeVar("Tree")
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
@@ -34,7 +34,7 @@ def drop_connect(
     rate: Rate,
     *,
     where: Where | None = None,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Tree:
     """Drops single weights of the leaves of a pytree.
 
@@ -77,7 +77,7 @@ def drop_connect(
     check = Check("drop_connect")
     key = check.one_key(key)
     rate = check.probability("rate", rate)
-    rescale = rules.checked(check, rescale)
+    rescale = checked_rule(check, rescale)
     if grid_rate(rate).is_zero:
         return params
 
@@ -149,7 +149,7 @@ def embedding_dropout(
     rate: Rate,
     *,
     axis: int = 0,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops whole rows of an embedding table, so a word vanishes everywhere at once.
 

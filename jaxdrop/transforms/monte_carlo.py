@@ -1,74 +1,23 @@
 """Many runs of a function with a key: stacked, or as moments that take the memory of one run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdrop.base.averages import centred_mean
 from jaxdrop.base.compat import zeros_of
 from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import widen
 from jaxdrop.core.words import fold_in_all, mark_consumed
+from jaxdrop.transforms.moments import Moments, RunningMoments, moments_of
 
 Progress: TypeAlias = Callable[[int], object]
 """Is told on the host how many samples have just been finished, such as `tqdm.update`."""
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and variance of samples, element by element, and how many they are of.
-
-    A pytree. `variance` is that of the samples themselves: it divides by their
-    number, so that one sample has variance 0.
-
-    Attributes:
-      count: how many samples, as a uint32 scalar.
-      mean: their mean, a pytree like one sample.
-      variance: their variance, the same.
-
-    Example:
-      >>> def fn(key, x):
-      ...     return jaxdrop.dropout(key, x, 0.5)
-      >>> moments = monte_carlo_moments(fn, 1000)(jax.random.key(0), jnp.ones(3))
-      >>> jnp.round(moments.mean).tolist(), jnp.round(moments.variance).tolist()
-      ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
-    """
-
-    count: Array
-    mean: Any
-    variance: Any
-
-    def merge(self, other: "Moments") -> "Moments":
-        """The moments of these samples and others together.
-
-        Under `vmap`, use `jax.vmap(Moments.merge)`. A single run adds up thousands
-        of terms more exactly than as many merges.
-
-        Args:
-          other: moments of other samples of the same function.
-
-        Returns:
-          The moments of all of them.
-
-        Example:
-          >>> one, other = (
-          ...     Moments(jnp.uint32(1), jnp.float32(x), jnp.float32(0)) for x in (1, 3)
-          ... )
-          >>> both = one.merge(other)
-          >>> int(both.count), float(both.mean), float(both.variance)
-          (2, 2.0, 1.0)
-
-        References:
-          Chan, Golub and LeVeque, "Algorithms for computing the sample
-          variance", The American Statistician 37 (1983).
-        """
-        return _Running.of(self).add(other).moments
+Carry: TypeAlias = tuple[Array, RunningMoments]
+"""Between batches: the number of the next sample, and the moments of all before it."""
 
 
 def monte_carlo(
@@ -129,18 +78,18 @@ def monte_carlo(
       learning" (2016), for what the spread is not.
     """
     check = Check("monte_carlo")
-    plan = _plan(check, num_samples, batch_size, start, progress)
+    batches = _batches(check, num_samples, batch_size, start, progress)
 
     def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
         run = batch_of(fn, check.one_key(key), args, kwargs)
 
         def step(first: Array, _: None) -> tuple[Array, Any]:
-            samples = run(first, plan.batch)
-            plan.tell(samples, first)
-            return first + plan.batch, samples
+            samples = run(first, batches.size)
+            batches.tell(samples, first)
+            return first + batches.size, samples
 
-        _, batches = lax.scan(step, jnp.uint32(plan.start), length=plan.batches)
-        return jax.tree.map(lambda x: lax.collapse(x, 0, 2)[: plan.samples], batches)
+        _, found = lax.scan(step, jnp.uint32(batches.start), length=batches.number)
+        return jax.tree.map(lambda x: lax.collapse(x, 0, 2)[: batches.samples], found)
 
     return stacked
 
@@ -191,38 +140,40 @@ def monte_carlo_moments(
       products", Technometrics 4 (1962); Chan, Golub and LeVeque (1983).
     """
     check = Check("monte_carlo_moments")
-    plan = _plan(check, num_samples, batch_size, start, progress)
+    batches = _batches(check, num_samples, batch_size, start, progress)
 
     def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
         run = batch_of(fn, check.one_key(key), args, kwargs)
 
-        def step(carry: tuple[Array, _Running], _: None) -> tuple[tuple[Array, _Running], None]:
+        def step(carry: Carry, _: None) -> tuple[Carry, None]:
             first, total = carry
-            samples = run(first, plan.batch)
-            plan.tell(samples, first)
-            total = total.add(_moments_of(samples, plan.left(first)))
-            return (first + plan.batch, total), None
+            samples = run(first, batches.size)
+            batches.tell(samples, first)
+            total = total.add(moments_of(samples, batches.left(first)))
+            return (first + batches.size, total), None
 
         def one_batch() -> Moments:
-            return _moments_of(run(jnp.uint32(plan.start), plan.batch), jnp.uint32(0))
+            return moments_of(run(jnp.uint32(batches.start), batches.size), jnp.uint32(0))
 
-        begin = jnp.uint32(plan.start), _Running.of(zeros_of(one_batch))
-        return lax.scan(step, begin, length=plan.batches)[0][1].moments
+        begin = jnp.uint32(batches.start), RunningMoments.of(zeros_of(one_batch))
+        return lax.scan(step, begin, length=batches.number)[0][1].moments
 
     return moments
 
 
-class _Plan(NamedTuple):
+class _Batches(NamedTuple):
+    """How samples are run: so many at once, one batch after another."""
+
     samples: int
-    batch: int  # at most all samples
-    batches: int
+    size: int  # of all but the last, which may have fewer
+    number: int
     start: int
     progress: Progress | None
 
     def left(self, first: Array) -> Array:
         """How many samples the batch from this number on has: all but the last are full."""
         end = jnp.uint32((self.start + self.samples) % 2**32)
-        return jnp.minimum(end - first, jnp.uint32(self.batch))
+        return jnp.minimum(end - first, jnp.uint32(self.size))
 
     def tell(self, samples: Any, first: Array) -> None:
         """Tells the host, after the batch is there, how many samples it has."""
@@ -238,7 +189,7 @@ class _Plan(NamedTuple):
         jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
 
-def _plan(check: Check, samples: Any, batch: Any, start: Any, progress: Any) -> _Plan:
+def _batches(check: Check, samples: Any, batch: Any, start: Any, progress: Any) -> _Batches:
     samples = check.whole_number("num_samples", samples, 1)
     start = check.whole_number("start", start, 0)
     batch = samples if batch is None else check.whole_number("batch_size", batch, 1)
@@ -252,7 +203,7 @@ def _plan(check: Check, samples: Any, batch: Any, start: Any, progress: Any) -> 
             f" got {progress!r}."
         )
     batches = -(-samples // min(batch, samples))
-    return _Plan(samples, -(-samples // batches), batches, start, progress)
+    return _Batches(samples, -(-samples // batches), batches, start, progress)
 
 
 def batch_of(
@@ -271,73 +222,3 @@ def batch_of(
 def _is_extended(x: Array) -> bool:
     """Whether an array is one of keys, which cannot be added up."""
     return jnp.issubdtype(x.dtype, jax.dtypes.extended)
-
-
-class _Running(NamedTuple):
-    """Moments, and what rounding has lost of them: a long sum of small terms needs it."""
-
-    moments: Moments
-    lost_mean: Any
-    lost_variance: Any
-
-    @classmethod
-    def of(cls, moments: Moments) -> "_Running":
-        zeros = (jax.tree.map(jnp.zeros_like, x) for x in (moments.mean, moments.variance))
-        return cls(moments, *zeros)
-
-    def add(self, other: Moments) -> "_Running":
-        """With other samples, by Chan's formula and Kahan's summation."""
-        moments = self.moments
-        count = moments.count + other.count
-
-        def share_of(x: Array) -> Array:
-            return other.count.astype(x.dtype) / jnp.maximum(count, 1).astype(x.dtype)
-
-        is_first = moments.count == 0
-        apart = jax.tree.map(_apart, moments.mean, other.mean)
-        to_mean = jax.tree.map(lambda d: d * share_of(d), apart)
-
-        def to_variance(a: Array, b: Array, d: Array) -> Array:
-            part = share_of(a)
-            between = jnp.where(is_first, 0, _square(d) * (1 - part))
-            return (_apart(a, b) + between) * part
-
-        variances = moments.variance, other.variance
-        mean, lost_mean = _summed(moments.mean, to_mean, self.lost_mean)
-        variance, lost_variance = _summed(
-            moments.variance, jax.tree.map(to_variance, *variances, apart), self.lost_variance
-        )
-        return _Running(Moments(count, mean, variance), lost_mean, lost_variance)
-
-
-def _apart(a: Array, b: Array) -> Array:
-    """What is to be added to `a` for `b`: 0 for equal infinities."""
-    return jnp.where(jnp.isinf(a) & (a == b), 0, b - a)
-
-
-def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:
-    """Totals with the terms added, and what is now too large in them."""
-    terms = jax.tree.map(lambda term, excess: term - excess, terms, lost)
-    sums = jax.tree.map(lambda x, term: x + term, total, terms)
-
-    def excess(x: Array, y: Array, term: Array) -> Array:
-        return jnp.where(jnp.isfinite(y), (y - x) - term, 0)
-
-    return sums, jax.tree.map(excess, total, sums, terms)
-
-
-def _moments_of(samples: Any, count: Array) -> Moments:
-    """Moments of the first samples along the first axis, exact where all are equal."""
-
-    def average(x: Array) -> Array:
-        kept = lax.expand_dims(lax.iota(jnp.uint32, len(x)) < count, range(1, x.ndim))
-        return jnp.sum(jnp.where(kept, x, 0), 0) / count.astype(x.dtype)
-
-    wide = jax.tree.map(widen, samples)
-    mean = jax.tree.map(lambda x: centred_mean(x, average), wide)
-    variance = jax.tree.map(lambda x, m: average(_square(x - m[None])), wide, mean)
-    return Moments(count, mean, variance)
-
-
-def _square(x: Array) -> Array:
-    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x

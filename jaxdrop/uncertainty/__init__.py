@@ -1,0 +1,49 @@
+"""What samples of a prediction say: spread, its parts, and whether it is calibrated.
+
+Samples come from `jaxdrop.monte_carlo`, along the first axis; or from
+`monte_carlo_moments`, whose mean is all that the streaming forms need. Logarithms
+are natural, so that entropies are in nats.
+
+Dropout's samples are a heuristic posterior. Their spread is set by the rate and
+need not shrink with more data (Osband 2016), and with T samples the mutual
+information is low: by a factor of 1 - 1/T where it is small, and by more where
+samples disagree. Whether a spread means anything on your data is what calibration
+measures.
+
+References:
+  Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;
+  Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning",
+  arXiv:1710.07283 (2018), for the parts.
+"""
+
+from jaxdrop.uncertainty.decomposition import (
+    Classification,
+    Regression,
+    classification,
+    mutual_information,
+    predictive_entropy,
+    regression,
+    variation_ratio,
+)
+from jaxdrop.uncertainty.scores import (
+    Calibration,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    predictive_log_likelihood,
+)
+
+__all__ = [
+    "Calibration",
+    "Classification",
+    "Regression",
+    "brier_score",
+    "classification",
+    "expected_calibration_error",
+    "mutual_information",
+    "negative_log_likelihood",
+    "predictive_entropy",
+    "predictive_log_likelihood",
+    "regression",
+    "variation_ratio",
+]
