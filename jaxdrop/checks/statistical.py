@@ -26,15 +26,16 @@ def assert_expectation_kept(
 ) -> None:
     """Asserts that E[y] = x, at every element and for the array as a whole.
 
-    The whole is tested by the projection of y on x, which must be 1 on average
-    and shows a wrong scale that no single element could. With the default
-    number of draws, 1000 independent elements and rate 0.1 a scale wrong by
-    0.6 % is noticed; more draws notice less, down to the rounding of the dtype.
+    The array as a whole is tested by the projection of y on x. It must be 1 on
+    average, and shows a wrong scale that no single element shows. With the default
+    number of draws, 1000 independent elements and rate 0.1, a scale that is wrong by
+    0.6 % is noticed. More draws notice smaller errors, down to the rounding of the
+    dtype.
 
     Args:
       drop: a function `(key, x) -> y`.
       key: one random key, split into one for each draw.
-      x: an input; of moderate size, since it is dropped from many times.
+      x: an input of moderate size, since many outputs are drawn for it.
       num_samples: number of draws.
       false_alarm_rate: probability of rejecting a drop that is right.
 
@@ -49,7 +50,7 @@ def assert_expectation_kept(
     check = Check("assert_expectation_kept")
     x = check.inexact_array("x", x)
     x64 = real(x)
-    energy = np.sum(x64**2) or 1.0
+    energy = np.sum(x64**2) or 1.0  # of zeros alone there is no projection to test
     elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
     for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
@@ -60,8 +61,11 @@ def assert_expectation_kept(
         raise ValueError(
             f"{check}: something must survive to be judged; got zeros in {num_samples} draws."
         )
+    # Rare survivors may not be seen at every element. So the range of y / x comes from all
+    # of them: it bounds that of each element, and that of the projection, an average.
     ratio = elements.ratio_span()
     rounding = float(jnp.finfo(x.dtype).eps)
+    # Each of the two tests has half of the false alarms, and each element its part of that.
     if np.any(x64):
         allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
         reject(check, "projection of the output on the input", whole, allowed)
@@ -126,24 +130,25 @@ def assert_mask_shared_along(
 
     Raises:
       AssertionError: an element is dropped where another along the axis is not.
-      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell,
-        since everything was kept or everything dropped.
+      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell
+        because all elements were kept or all were dropped.
 
     Example:
       >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
       >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors(Check("assert_mask_shared_along"), drop, key, x, axis, num_samples)
+    check = Check("assert_mask_shared_along")
+    masks = survivors(check, drop, key, x, axis, num_samples)
     differs = masks != masks[:1]
     if differs.any():
         slice_, sample, *_ = np.argwhere(differs)[0]
         raise AssertionError(
-            f"assert_mask_shared_along: slices 0 and {slice_} along axis {axis} had different"
+            f"{check}: slices 0 and {slice_} along axis {axis} had different"
             f" masks in draw {sample}: {differs.mean():.3g} of all elements differ from slice 0."
         )
     if masks.all() or not masks.any():
         raise ValueError(
-            f"assert_mask_shared_along: the mask must vary to be tested; got the same everywhere"
+            f"{check}: the mask must vary to be tested; got the same everywhere"
             f" in {num_samples} draws. Use a rate nearer to 0.5 or more draws."
         )
 
@@ -159,9 +164,9 @@ def assert_masks_differ_along(
 ) -> None:
     """Asserts that no two slices along an axis always have the same mask.
 
-    Slices with independent masks agree in every draw with a probability of at
-    most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared; it
-    must be below `false_alarm_rate` for the test to be able to tell.
+    With independent masks, some two of n slices agree in every draw with a probability
+    of at most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared. The
+    test can tell only if this is below `false_alarm_rate`.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -180,22 +185,26 @@ def assert_masks_differ_along(
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors(Check("assert_masks_differ_along"), drop, key, x, axis, num_samples)
+    check = Check("assert_masks_differ_along")
+    masks = survivors(check, drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()
+    # Two independent decisions agree if both keep or both drop. A slice may share a single
+    # decision, so one per draw is counted; and any two of the slices may be the twins.
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
     if chance > false_alarm_rate:
         raise ValueError(
-            f"assert_masks_differ_along: num_samples must be large enough to tell; got"
+            f"{check}: num_samples must be large enough to tell; got"
             f" {num_samples}, with which independent masks agree with probability {chance:.2g}."
             " Use more draws or a rate nearer to 0.5."
         )
+    # By hashing: comparing all pairs would take as many passes as there are slices.
     first_seen: dict[bytes, int] = {}
     for i, mask in enumerate(masks):
         twin = first_seen.setdefault(mask.tobytes(), i)
         if twin != i:
             raise AssertionError(
-                f"assert_masks_differ_along: slices {twin} and {i} along axis {axis} had the same"
+                f"{check}: slices {twin} and {i} along axis {axis} had the same"
                 f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
             )

@@ -29,17 +29,17 @@ def alpha_dropout(
 ) -> Float[Array, "*shape"]:
     """Sets elements to the negative limit of SELU, keeping mean 0 and variance 1.
 
-    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is what SELU tends to,
-    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. For x of mean 0 and variance 1, y
-    has them too, exactly; other means and variances are not kept. For use with
-    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` for whole
+    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is the limit of SELU,
+    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. If x has mean 0 and variance 1, then y
+    has exactly the same; other means and variances are not kept. It is for use with
+    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` to drop whole
     features, as in `(1, 2)` for images with the channels last.
 
     Args:
       key: one random key, consumed here.
       x: real floating array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself; 1 gives the limit, zeros.
+        0 returns `x` itself. A rate of 1 gives zeros, which y tends to.
       broadcast_dims: axes along which the mask is shared.
 
     Returns:
@@ -81,9 +81,10 @@ def _alpha_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     @partial(jax.checkpoint, prevent_cse=False)
     def choose(mask: Mask, threshold: Threshold, x: Array) -> Array:
         q, p = threshold.probabilities(compute_dtype(x))
+        # q + a'^2 q p = q (1 + a'^2 p). At q = 0 nothing is kept, and any finite a will do.
         a = lax.rsqrt(jnp.where(q == 0, 1, q * (1 + _SELU_LIMIT**2 * p)))
         kept = times(x, a) - a * p * _SELU_LIMIT
-        dropped = a * q * _SELU_LIMIT  # a a' + b
+        dropped = a * q * _SELU_LIMIT  # a a' + b = a a' (1 - p)
         return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
 
     return choose(mask, rate.threshold, x)

@@ -1,4 +1,4 @@
-"""Methods for what a model is conditioned on, which is dropped whole."""
+"""Methods that drop whole what a model is conditioned on."""
 
 import dataclasses
 from functools import partial
@@ -28,7 +28,7 @@ def drop_condition(
 ) -> Tree:
     """Replaces whole conditions by the null condition: classifier-free guidance.
 
-    One decision for each sample, the same for all leaves of its condition.
+    There is one decision per sample, the same for all leaves of its condition.
     Nothing is scaled. Gradients reach both the conditions and the null, which
     may be learned.
 
@@ -36,11 +36,11 @@ def drop_condition(
       key: one random key, consumed here.
       condition: a pytree of arrays, each with the samples along `batch_axis`.
       rate: probability of replacing a sample's condition, in [0, 1]; may be
-        traced. A traced rate outside turns floats into NaN, integers into the
-        one farthest from 0 and booleans into False.
+        traced. A traced rate that is out of range turns floats into NaN, integers
+        into the one farthest from 0 and booleans into False.
       null: what stands for no condition: a pytree prefix of `condition` whose
         leaves broadcast to its leaves, such as 0 or a learned embedding.
-      batch_axis: axis of the samples; None for one decision in all, as for one
+      batch_axis: axis of the samples; None for a single decision, as for one
         sample under `vmap`.
 
     Returns:
@@ -69,38 +69,40 @@ def drop_condition(
     leaves, structure = jax.tree.flatten_with_path(condition)
     names = ["condition" + jax.tree_util.keystr(path) for path, _ in leaves]
     arrays = [check.any_array(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-    axes = [
-        None if batch_axis is None else check.axis("batch_axis", batch_axis, array.ndim)
-        for array in arrays
-    ]
-    samples = {1 if axis is None else x.shape[axis] for x, axis in zip(arrays, axes, strict=True)}
-    if len(samples) > 1:
-        raise ValueError(
-            "drop_condition: condition must have as many samples in each leaf; got"
-            f" {sorted(samples)}. Pass batch_axis=None for one sample."
-        )
+    axes, samples = _batches(check, arrays, batch_axis)
     if not arrays:
         return condition
-    nulls = [
-        check.like("null", other, array, name)
-        for other, array, name in zip(_prefix_leaves(null, condition), arrays, names, strict=True)
-    ]
+    others = _prefix_leaves(check, null, condition)
+    nulls = [check.like("null", *each) for each in zip(others, arrays, names, strict=True)]
     if on_grid.is_zero:
         return condition
     if on_grid.is_one:
         return structure.unflatten(nulls)
-    return structure.unflatten(
-        _drop_condition(key, arrays, nulls, on_grid, samples.pop(), tuple(axes))
-    )
+    return structure.unflatten(_drop_condition(key, arrays, nulls, on_grid, samples, axes))
 
 
-def _prefix_leaves(prefix: Any, tree: Any) -> list[Any]:
+def _batches(
+    check: Check, arrays: list[Array], batch_axis: int | None
+) -> tuple[tuple[int | None, ...], int]:
+    """The axis of the samples in each array, and how many samples all of them have."""
+    if batch_axis is None:
+        return (None,) * len(arrays), 1
+    axes = tuple(check.axis("batch_axis", batch_axis, array.ndim) for array in arrays)
+    counts = {array.shape[axis] for array, axis in zip(arrays, axes, strict=True)}
+    if len(counts) > 1:
+        raise ValueError(
+            f"{check}: condition must have as many samples in each leaf; got"
+            f" {sorted(counts)}. Pass batch_axis=None for one sample."
+        )
+    return axes, next(iter(counts), 1)
+
+
+def _prefix_leaves(check: Check, prefix: Any, tree: Any) -> list[Any]:
+    """The leaves of a prefix, each as often as the tree has leaves below it."""
     try:
         return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
     except ValueError as error:
-        raise ValueError(
-            f"drop_condition: null must be a pytree prefix of condition; {error}"
-        ) from None
+        raise ValueError(f"{check}: null must be a pytree prefix of condition; {error}") from None
 
 
 @partial(jax.jit, static_argnames=("samples", "axes"))
@@ -114,6 +116,8 @@ def _drop_condition(
 ) -> list[Array]:
     mask = bernoulli_mask(key, rate, Layout((samples,)))
 
+    # The decisions of the samples as a mask of each leaf: along all axes but that of the
+    # samples it is shared, so its words are the same in another shape.
     def choose(x: Array, null: Array, axis: int | None) -> Array:
         layout = mask_layout(x.shape, other_axes(x.ndim, (axis,)))
         words = mask.words.reshape(layout.words_shape)

@@ -32,22 +32,22 @@ def dropout(
 ) -> Inexact[Array, "*shape"]:
     """Zeroes elements of `x` independently with probability `rate`.
 
-    Survivors are multiplied by `1 / keep_prob`, where `keep_prob` is the
-    probability drawn with, so that each element keeps its mean: with
-    q = 1 - p, E[y] = x and Var[y] = x^2 p / q. Dropped places are exactly 0,
-    and so is their gradient, even where `x` is infinite or NaN.
+    Survivors are multiplied by `1 / keep_prob`, where `keep_prob` is the probability
+    that the mask was drawn with. So each element keeps its mean: with q = 1 - p,
+    E[y] = x and Var[y] = x^2 p / q. Dropped elements are exactly 0, and so is their
+    gradient, even where `x` is infinite or NaN.
 
     The mask is that of `draw_mask(key, x.shape, rate)`, whose docstring says
     what it depends on. The product is computed in float32 (float64 for 64-bit
-    input) and rounded once. The backward pass keeps one bit per element; `x`
-    too if the rule's own derivative needs it, as that of `preserve_sum` does.
+    input) and rounded once. The backward pass keeps one bit per element. It keeps `x`
+    too if the derivative of the rule needs it, as with `preserve_sum`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself, whatever the rule. A traced rate outside, by more
-        than rounding, turns the result into NaN and fails under `checkify`.
+        0 returns `x` itself, whatever the rule. A traced rate that is out of range
+        by more than rounding turns the result into NaN, and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared.
       rescale: rule for the factor of the survivors, `(mask, x) -> factor`. With
         one of `jaxdrop.rescale` eager calls are compiled and cached; your own
@@ -67,7 +67,7 @@ def dropout(
       >>> bool(jnp.all((y == 0) | (y == 2)))
       True
 
-      One mask a sample, and one mask for the batch:
+      One mask per sample, and one mask for the batch:
 
       >>> xs, key = jnp.ones((8, 4)), jax.random.key(0)
       >>> drop = partial(dropout, rate=0.5)
@@ -96,16 +96,16 @@ def gaussian_dropout(
     """Multiplies `x` by normal noise of mean 1, with the variance of `dropout`.
 
     y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and
-    Var[y] = x^2 p / q, as under `dropout`; what `dropout` would zero is noise
-    here. The noise is drawn again in the backward pass, which keeps none of it.
-    It depends on what `draw_mask` says of masks, but for rounding: backends
-    may compute a logarithm or cosine with another last bit.
+    Var[y] = x^2 p / q, as under `dropout`. The backward pass draws the noise again
+    instead of keeping it. The noise depends on the same things as a mask of
+    `draw_mask`, except for rounding: backends may differ in the last bit of a
+    logarithm.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: the rate p of the `dropout` with this variance, in [0, 1]; may be
-        traced. At 1, where the noise has no variance, zeros come out as from
+      rate: the rate p of the `dropout` that has this variance, in [0, 1]; may be
+        traced. A rate of 1, for which no variance exists, gives zeros, as with
         `dropout`.
       broadcast_dims: axes along which the noise is shared.
 
@@ -150,18 +150,18 @@ def fixed_count_dropout(
     """Keeps exactly k = round(n (1 - rate)) of n elements, in every draw.
 
     Survivors are multiplied by n / k, so E[y] = x and Var[y_i] = x_i^2 (n/k - 1),
-    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1): the number of survivors
-    has no variance, and the sum of a constant input none either. Halves are
-    rounded to the even count. A k of 0 gives zeros. For another factor, apply
-    the mask of `draw_fixed_count_mask` by `apply_mask`.
+    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1). The number of survivors has
+    no variance, and neither has the sum of a constant input. Halves are rounded to
+    the even count. A k of 0 gives zeros. For another factor, draw a mask with
+    `draw_fixed_count_mask` and apply it with `apply_mask`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: share of elements to drop, in [0, 1]; may be traced, and is then no
-        more exact than its dtype.
-      axis: axes that elements are counted over; None for all. What lies along
-        the others is drawn independently.
+      rate: share of elements to drop, in [0, 1]; may be traced. A traced share is
+        only as exact as its dtype.
+      axis: axes along which elements are counted together; None for all. Each
+        position along the other axes has a draw of its own.
       broadcast_dims: axes along which the mask is shared; they count once.
 
     Returns:
@@ -254,7 +254,7 @@ def _apply_mask(mask: Mask, x: Array, rule: Rescale) -> Array:
 def _gaussian_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     def factor(noise: Array, threshold: Threshold) -> Array:
         q, p = threshold.probabilities(noise.dtype)
-        some_kept = q != 0
+        some_kept = q != 0  # a traced rate of 1 gives zeros, as a known one does
         spread = jnp.sqrt(p / jnp.where(some_kept, q, 1))
         return jnp.where(some_kept, 1 + spread * noise, 0)
 
@@ -267,6 +267,7 @@ def _fixed_count_dropout(
 ) -> Array:
     size = math.prod([layout.shape[axis] for axis in axes])
 
+    # One division: 1 / `keep_prob`, itself a quotient, would be rounded twice.
     def by_count(mask: Mask, x: Array) -> Array:
         return jnp.where(count == 0, 0, size / jnp.maximum(count, 1).astype(compute_dtype(x)))
 

@@ -25,7 +25,7 @@ def drop(
     shared: tuple[int, ...],
     rescale: Rescale = expected,
 ) -> Array:
-    """Zeroes elements of `x`, deciding once along the shared axes, and rescales the others."""
+    """Zeroes elements of `x` and rescales the others; shared axes share their decisions."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
     return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale))
@@ -34,19 +34,21 @@ def drop(
 def drop_on_grid(
     key: Key, x: Array, rate: GridRate, shared: tuple[int, ...], rescale: Rescale
 ) -> Array:
-    """The same with arguments that are checked."""
+    """`drop` with arguments that are checked already."""
     if rate.is_zero:
         return x
     if rate.is_one:
         return jnp.zeros_like(x)
     settings = rate, mask_layout(x.shape, shared)
+    # A rule of the user may change between calls or hold traced values. So it stays outside
+    # of the program that is cached, which then is the draw alone.
     if is_own_rule(rescale):
         return _drop(key, x, *settings, rescale)
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
 def replace_with(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> Array:
-    """Puts elements of `other` in the place of those of `x`, with probability `rate`."""
+    """Replaces elements of `x` by those of `other`, each with probability `rate`."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
     if on_grid.is_zero:

@@ -28,18 +28,18 @@ def drop_tokens(
 ) -> tuple[Shaped[Array, "*kept_shape"], Int[Array, "*batch kept"]]:
     """Keeps a random set of tokens of fixed size, in their order.
 
-    Of the n tokens behind the prefix exactly k = round(n (1 - rate)) are kept,
-    each set of k being equally likely; the prefix is always kept. Without one, k
-    may be 0. Nothing is scaled. The sequence gets shorter, so all behind it gets cheaper.
-    `restore_tokens` puts tokens back to where they were.
+    Of the n tokens after the prefix exactly k = round(n (1 - rate)) are kept, and
+    every set of k is equally likely. The prefix is always kept. Without a prefix, no
+    token may be left. Nothing is scaled. The sequence gets shorter, so later layers
+    get cheaper. `restore_tokens` puts tokens back to where they were.
 
     Args:
       key: one random key, consumed here.
       x: array of tokens, such as (batch, time, features).
       rate: share to drop, in [0, 1]. It decides a shape, so it must be known
         while tracing.
-      axis: axis of the tokens. Axes ahead of it are batches, each with a set of
-        its own; those behind it belong to the token. -1 for token ids.
+      axis: axis of the tokens; -1 for token ids. The axes before it are batches,
+        each with a set of its own; the axes after it belong to the token.
       prefix: number of first tokens that are always kept, such as a class token.
 
     Returns:
@@ -94,10 +94,10 @@ def restore_tokens(
     sequence in which a learned token stands for each dropped one.
 
     Args:
-      tokens: what `drop_tokens` returned, or what was computed from it; axes
-        behind those of `positions` may have changed.
-      positions: the positions that it returned: in [0, length), all different in
-        a sequence. Others lose tokens, and only `checkify` sees it.
+      tokens: what `drop_tokens` returned, or what was computed from it; the axes
+        after those of `positions` may have changed.
+      positions: the positions that it returned: in [0, length), all different
+        within a sequence. Other positions lose tokens, which only `checkify` reports.
       length: number of tokens before any was dropped.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
@@ -145,15 +145,15 @@ def replace_tokens(
     replacement: Any,
     where: Bool[Array, "..."] | None = None,
 ) -> Shaped[Array, "*shape"]:
-    """Puts another token in the place of each with probability `rate`: word dropout.
+    """Replaces each token by another one with probability `rate`: word dropout.
 
-    Nothing is scaled. Every place that `where` allows is replaced independently.
+    Nothing is scaled. Each token that `where` allows is replaced independently.
 
     Args:
       key: one random key, consumed here.
       ids: array of token ids, or of any numbers.
       rate: probability of replacing, in [0, 1]; may be traced. A traced rate
-        outside turns integers into the one farthest from 0, floats into NaN.
+        out of range turns integers into the one farthest from 0, floats into NaN.
       replacement: the id of the unknown or mask token, or an array that
         broadcasts to `ids`, such as random ids.
       where: booleans that broadcast to `ids`; False where a token must stay,
@@ -193,7 +193,9 @@ def _drop_tokens(
     layout = Layout((*x.shape[:axis], x.shape[axis] - prefix))
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
-    places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)  # count: nowhere
+    # Kept tokens have the places 0, 1, ... in their order. Dropped ones have the place
+    # `count`, which does not exist. The inverse says which token is at each place.
+    places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)
     chosen = _for_batches(partial(_inverse, size=count), axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
     positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
@@ -207,11 +209,11 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
     axis, kept = positions.ndim - 1, positions.shape[-1]
-    if kept == 0:
+    if kept == 0:  # there is no token that the gather below could take
         return vary_as(fill, (tokens, positions))
 
-    # A gather by the inverse of the positions. Unlike a scatter of the tokens it
-    # leaves nothing of the size of the result for the gradient.
+    # A gather by the inverse of the positions. A scatter of the tokens, the usual way,
+    # would keep something of the size of the result for the gradient.
     @partial(jax.checkpoint, prevent_cse=False)
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
         there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
@@ -223,13 +225,14 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
 
 def _inverse(places: Array, size: int) -> Array:
-    """For each of `size` places the number of the one that names it, or how many there are."""
+    """For each of `size` places, which entry of `places` names it; if none, their number."""
     number = places.shape[0]
     unnamed = jnp.full(size, number, jnp.int32)
     return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
+    """The function mapped over so many leading axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function
