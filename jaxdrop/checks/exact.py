@@ -1,5 +1,7 @@
 """Assertions that hold or fail for each key, without statistics."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -92,24 +94,14 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     def forward(x: Array) -> Array:
         return drop(unconsumed(key), x)
 
-    # A central difference errs by step^2 and, from rounding, by eps / step. The sum is
-    # least, about eps^(2/3), for a step of about eps^(1/3).
-    eps = float(jnp.finfo(x.dtype).eps)
-    step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
-    # One direction in which all elements move, by amounts that no two share: two forward
-    # passes tell of every row.
-    direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
-    moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
-    travelled = wide(moved[0]) - wide(moved[1])
-    difference = wide(forward(jnp.asarray(moved[0]))) - wide(forward(jnp.asarray(moved[1])))
+    travelled, difference = _central_difference(forward, x)
     y, pull = jax.vjp(forward, x)
     probed = np.unique(np.linspace(0, max(y.size - 1, 0), min(y.size, _ROWS_PROBED)).astype(int))
     scale = np.max(np.abs(difference), initial=0.0)
-    # 50 times that error; at most 0.1 for the dtypes of 16 bits, for which it would be large.
-    tolerance = min(0.1, 50 * eps ** (2 / 3))
+    # 50 times the error of a central difference; at most 0.1 for the dtypes of 16 bits, for which it would be large.
+    tolerance = min(0.1, 50 * float(jnp.finfo(x.dtype).eps) ** (2 / 3))
     for row in probed:
         cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)
-        # The travelled distance is what the dtype left of the step.
         slope = np.sum(wide(pull(cotangent)[0]) * travelled)
         if not abs(slope - difference.ravel()[row]) <= tolerance * scale:  # NaN fails too
             raise AssertionError(
@@ -117,6 +109,22 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
                 f" gradient predicts a change of {slope:.6g}, the forward pass with the same key"
                 f" changes by {difference.ravel()[row]:.6g}."
             )
+
+
+def _central_difference(
+    forward: Callable[[Array], Array], x: Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far `x` was moved along one direction, and by how much the result changed."""
+    # A central difference errs by step^2 and, from rounding, by eps / step. The sum is
+    # least, about eps^(2/3), for a step of about eps^(1/3).
+    eps = float(jnp.finfo(x.dtype).eps)
+    step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
+    # All elements move at once, by amounts that no two share: two passes serve every row.
+    direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
+    moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
+    ahead, behind = (wide(forward(jnp.asarray(point))) for point in moved)
+    # The distance is what the dtype has left of the step.
+    return wide(moved[0]) - wide(moved[1]), ahead - behind
 
 
 def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples: int = 64) -> None:

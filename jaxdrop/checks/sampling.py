@@ -57,7 +57,11 @@ class Deviations:
         return np.maximum(self.squares - self.count * self.bias**2, 0) / (self.count - 1)
 
     def ratio_span(self) -> float:
-        """The range of y / x over all draws and elements, with 0 and 1 in it."""
+        """The range of y / x over all draws and elements, with 0 and 1 in it.
+
+        Rare survivors may not be seen at every element. The range over all of them bounds
+        that of each element, and that of their projection on x, which is an average.
+        """
         # Where x is 0, y must be 0 as well, and its ratio counts as 0.
         x = np.where(self.expected == 0, 1, self.expected)
         ends = np.stack([(self.expected + end) / x for end in (self.low, self.high)])

@@ -1,5 +1,7 @@
 """Assertions about distributions, which hold with a stated false-alarm rate."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -50,7 +52,7 @@ def assert_expectation_kept(
     check = Check("assert_expectation_kept")
     x = check.inexact_array("x", x)
     x64 = real(x)
-    energy = np.sum(x64**2) or 1.0  # of zeros alone there is no projection to test
+    energy = np.sum(x64**2) or 1.0  # zeros have no projection to test
     elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
     for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
@@ -61,15 +63,13 @@ def assert_expectation_kept(
         raise ValueError(
             f"{check}: something must survive to be judged; got zeros in {num_samples} draws."
         )
-    # Rare survivors may not be seen at every element. So the range of y / x comes from all
-    # of them: it bounds that of each element, and that of the projection, an average.
-    ratio = elements.ratio_span()
-    rounding = float(jnp.finfo(x.dtype).eps)
+    ratio, rounding = elements.ratio_span(), float(jnp.finfo(x.dtype).eps)
     # Each of the two tests has half of the false alarms, and each element its part of that.
+    rate = false_alarm_rate / 2
     if np.any(x64):
-        allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
-        reject(check, "projection of the output on the input", whole, allowed)
-    allowed = elements.radius(false_alarm_rate / 2 / x64.size, ratio * np.abs(x64))
+        what = "projection of the output on the input"
+        reject(check, what, whole, whole.radius(rate, ratio) + rounding)
+    allowed = elements.radius(rate / x64.size, ratio * np.abs(x64))
     reject(check, "output", elements, allowed + rounding * np.abs(x64))
 
 
@@ -199,12 +199,18 @@ def assert_masks_differ_along(
             f" {num_samples}, with which independent masks agree with probability {chance:.2g}."
             " Use more draws or a rate nearer to 0.5."
         )
+    for first, second in _twins(masks):
+        raise AssertionError(
+            f"{check}: slices {first} and {second} along axis {axis} had the same"
+            f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
+        )
+
+
+def _twins(masks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of slices whose masks are equal in all draws."""
     # By hashing: comparing all pairs would take as many passes as there are slices.
     first_seen: dict[bytes, int] = {}
     for i, mask in enumerate(masks):
         twin = first_seen.setdefault(mask.tobytes(), i)
         if twin != i:
-            raise AssertionError(
-                f"{check}: slices {twin} and {i} along axis {axis} had the same"
-                f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
-            )
+            yield twin, i

@@ -1,4 +1,4 @@
-"""Mean and variance of samples, to which further samples are added without loss."""
+"""Mean and variance of samples, to which further samples can be added."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from jaxdrop.core.apply import widen
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and variance of samples, element by element, and how many they are of.
+    """Mean and variance of samples, element by element, and the number of samples.
 
-    A pytree. `variance` is that of the samples themselves: it divides by their
-    number, so that one sample has variance 0.
+    A pytree. The variance is that of the samples themselves: it divides by their
+    number, so a single sample has variance 0.
 
     Attributes:
       count: how many samples, as a uint32 scalar.
       mean: their mean, a pytree like one sample.
-      variance: their variance, the same.
+      variance: their variance, a pytree like one sample.
 
     Example:
       >>> def fn(key, x):
@@ -39,8 +39,8 @@ class Moments:
     def merge(self, other: "Moments") -> "Moments":
         """The moments of these samples and others together.
 
-        Under `vmap`, use `jax.vmap(Moments.merge)`. A single run adds up thousands
-        of terms more exactly than as many merges.
+        Under `vmap`, use `jax.vmap(Moments.merge)`. For thousands of samples a single
+        run is more exact than as many merges.
 
         Args:
           other: moments of other samples of the same function.
@@ -64,7 +64,11 @@ class Moments:
 
 
 class RunningMoments(NamedTuple):
-    """Moments, and what rounding has lost of them: a long sum of small terms needs it."""
+    """Moments that further samples are added to, and the rounding errors of these sums.
+
+    A long sum of small terms needs the errors. Each addition is rounded to the digits of
+    the large total, and the next one corrects it (Kahan).
+    """
 
     moments: Moments
     lost_mean: Any
@@ -77,13 +81,19 @@ class RunningMoments(NamedTuple):
         return cls(moments, *zeros)
 
     def add(self, other: Moments) -> "RunningMoments":
-        """With other samples, by Chan's formula and Kahan's summation."""
+        """With other samples, by Chan's formula and Kahan's summation.
+
+        With w = n_b / (n_a + n_b) and d = mean_b - mean_a, the mean grows by w d and the
+        variance by w (var_b - var_a + (1 - w) d^2). All are small corrections of totals.
+        """
         moments = self.moments
         count = moments.count + other.count
 
         def share_of(x: Array) -> Array:
             return other.count.astype(x.dtype) / jnp.maximum(count, 1).astype(x.dtype)
 
+        # The zeros at the start have no weight. But where d^2 is infinite, 1 - w = 0 times it
+        # would be NaN.
         is_first = moments.count == 0
         apart = jax.tree.map(_apart, moments.mean, other.mean)
         to_mean = jax.tree.map(lambda d: d * share_of(d), apart)
@@ -102,15 +112,16 @@ class RunningMoments(NamedTuple):
 
 
 def _apart(a: Array, b: Array) -> Array:
-    """What is to be added to `a` for `b`: 0 for equal infinities."""
+    """The difference `b - a`; of equal infinities it is 0."""
     return jnp.where(jnp.isinf(a) & (a == b), 0, b - a)
 
 
 def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:
-    """Totals with the terms added, and what is now too large in them."""
+    """Totals with the terms added, and by how much rounding has made them too large."""
     terms = jax.tree.map(lambda term, excess: term - excess, terms, lost)
     sums = jax.tree.map(lambda x, term: x + term, total, terms)
 
+    # What was really added, less what should have been. XLA does not simplify it to 0.
     def excess(x: Array, y: Array, term: Array) -> Array:
         return jnp.where(jnp.isfinite(y), (y - x) - term, 0)
 
@@ -118,8 +129,9 @@ def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:
 
 
 def moments_of(samples: Any, count: Array) -> Moments:
-    """Moments of the first samples along the first axis, exact where all are equal."""
+    """Moments of the first `count` samples along the first axis, exact where all are equal."""
 
+    # The last batch may be filled up with samples that are not used.
     def average(x: Array) -> Array:
         kept = lax.expand_dims(lax.iota(jnp.uint32, len(x)) < count, range(1, x.ndim))
         return jnp.sum(jnp.where(kept, x, 0), 0) / count.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Many runs of a function with a key: stacked, or as moments that take the memory of one run."""
+"""Many runs of a function with a key: all results, or their moments in the memory of one run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from jaxdrop.core.words import fold_in_all, mark_consumed
 from jaxdrop.transforms.moments import Moments, RunningMoments, moments_of
 
 Progress: TypeAlias = Callable[[int], object]
-"""Is told on the host how many samples have just been finished, such as `tqdm.update`."""
+"""A function, such as `tqdm.update`, that is told how many samples were just finished."""
 
 Carry: TypeAlias = tuple[Array, RunningMoments]
 """Between batches: the number of the next sample, and the moments of all before it."""
@@ -30,11 +30,11 @@ def monte_carlo(
 ) -> Callable[..., Any]:
     """Runs a function with many keys and stacks what it returns.
 
-    Sample i uses `jax.random.fold_in(key, i)`. So its masks depend neither on how
-    many samples there are nor on `batch_size`, and a run is extended with `start`.
-    (XLA may round the products of another batch size differently. And what `fn`
-    itself draws by `jax.random` from an `rbg` key depends on the batch, as always
-    under `vmap`; the drops of jaxdrop do not.)
+    Sample i uses `jax.random.fold_in(key, i)`. So its masks depend neither on the
+    number of samples nor on `batch_size`, and `start` extends a run. (With another
+    batch size, XLA may round products differently. Numbers that `fn` itself draws by
+    `jax.random` from an `rbg` key depend on the batch, as always under `vmap`; the
+    drops of jaxdrop do not.)
 
     The samples of a network with dropout say how much its answer depends on the
     units it drops. That is a heuristic for the uncertainty of a posterior: the
@@ -44,14 +44,14 @@ def monte_carlo(
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
       num_samples: how many samples, at least 1.
-      batch_size: how many run at once at most, under `vmap`; None for all. Batches
-        are of equal size, the last one filled up with samples that are not used.
+      batch_size: the most samples that run at once, under `vmap`; None for all. All
+        batches have one size; the last is filled up with samples that are not used.
       start: the number of the first sample. To extend a run, pass a
         `jax.random.clone` of its key if the key reuse checker is on.
       progress: called on the host after each batch with the number of its
         samples, such as `tqdm.update`; None for no calls. It may lag behind the
-        result (`jax.effects_barrier` waits for it), and under `vmap` is called for
-        each mapped element.
+        result (`jax.effects_barrier` waits for it). Under `vmap` it is called once
+        per mapped element.
 
     Returns:
       A function `(key, *args, **kwargs)` that returns the samples along a new
@@ -106,14 +106,14 @@ def monte_carlo_moments(
 
     The samples are those of `monte_carlo`, but memory does not grow with their
     number: each batch is merged into the moments and forgotten. (A gradient keeps
-    what it needs of each sample, or its inputs alone if `fn` is wrapped in
-    `jax.checkpoint`.) Return whatever has a mean that you need, such as
+    what it needs of each sample; if `fn` is wrapped in `jax.checkpoint`, this is its
+    inputs alone.) Let `fn` return everything whose mean you need, such as
     probabilities and their entropy.
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
       num_samples: how many samples, at least 1.
-      batch_size: how many run at once at most, under `vmap`; None for all.
+      batch_size: the most samples that run at once, under `vmap`; None for all.
       start: the number of the first sample; `Moments.merge` joins runs.
       progress: called on the host after each batch with the number of its
         samples, as by `monte_carlo`; None for no calls.
@@ -171,12 +171,13 @@ class _Batches(NamedTuple):
     progress: Progress | None
 
     def left(self, first: Array) -> Array:
-        """How many samples the batch from this number on has: all but the last are full."""
+        """How many samples the batch that starts with this number has."""
+        # Modulo 2^32: the last number may be 2^32 - 1, and the difference wraps back.
         end = jnp.uint32((self.start + self.samples) % 2**32)
         return jnp.minimum(end - first, jnp.uint32(self.size))
 
     def tell(self, samples: Any, first: Array) -> None:
-        """Tells the host, after the batch is there, how many samples it has."""
+        """Tells the host how many samples a batch has, once it is computed."""
         progress = self.progress
         if progress is None:
             return
@@ -184,7 +185,8 @@ class _Batches(NamedTuple):
         def tell(count: Array, _: list[Array]) -> None:
             progress(int(count))
 
-        # The host waits for its operands, of which a sum is small however the samples are split.
+        # The call waits for its operands. Sums are given, since they are small and lie whole
+        # on one device, however the samples are split.
         leaves = [x for x in jax.tree.leaves(samples) if not _is_extended(x)]
         jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
@@ -202,6 +204,8 @@ def _batches(check: Check, samples: Any, batch: Any, start: Any, progress: Any) 
             f"{check}: progress must be a function of the number of samples just finished;"
             f" got {progress!r}."
         )
+    # Both quotients are rounded up. Of equal batches the last one wastes least: 10 samples,
+    # at most 6 at once, are 5 and 5.
     batches = -(-samples // min(batch, samples))
     return _Batches(samples, -(-samples // batches), batches, start, progress)
 
@@ -209,7 +213,7 @@ def _batches(check: Check, samples: Any, batch: Any, start: Any, progress: Any) 
 def batch_of(
     fn: Callable[..., Any], key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Array, int], Any]:
-    """A function of the first number and the count that runs so many samples side by side."""
+    """A function `(first, count)` that runs the samples from number `first` on, side by side."""
     mark_consumed(key)
 
     def run(first: Array, count: int) -> Any:

@@ -1,14 +1,13 @@
 """What samples of a prediction say: spread, its parts, and whether it is calibrated.
 
-Samples come from `jaxdrop.monte_carlo`, along the first axis; or from
-`monte_carlo_moments`, whose mean is all that the streaming forms need. Logarithms
-are natural, so that entropies are in nats.
+Samples come from `jaxdrop.monte_carlo`, along the first axis. The mean that
+`monte_carlo_moments` returns is enough for what needs no single sample. Logarithms are
+natural, so entropies are in nats.
 
 Dropout's samples are a heuristic posterior. Their spread is set by the rate and
-need not shrink with more data (Osband 2016), and with T samples the mutual
-information is low: by a factor of 1 - 1/T where it is small, and by more where
-samples disagree. Whether a spread means anything on your data is what calibration
-measures.
+need not shrink with more data (Osband 2016). With T samples the mutual information is
+too low: by a factor of 1 - 1/T where it is small, and by more where samples disagree.
+Calibration measures whether a spread means anything on your data.
 
 References:
   Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;

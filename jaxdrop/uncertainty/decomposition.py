@@ -17,12 +17,12 @@ class Classification(NamedTuple):
 
     Attributes:
       probabilities: their mean.
-      total: entropy of the mean, in nats: what is not known of the label.
-      aleatoric: mean of the entropies: what each sample leaves open.
-      epistemic: the difference, the mutual information of label and sample: how
-        much the samples disagree. In [0, min(total, ln K)].
-      variation_ratio: the share of samples whose most probable class is not
-        that of most samples.
+      total: entropy of the mean, in nats: all that is not known of the label.
+      aleatoric: mean of the entropies: what each sample by itself leaves open.
+      epistemic: the difference, which is the mutual information of label and sample:
+        how much the samples disagree. In [0, min(total, ln K)].
+      variation_ratio: the share of samples that vote for another class than the
+        class with the most votes.
 
     Example:
       >>> parts = classification(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
@@ -107,9 +107,9 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
     """Splits the uncertainty of a classifier into what is noise and what samples disagree on.
 
-    With less memory: `monte_carlo_moments` of a function that returns `(p,
-    predictive_entropy(p))` has mean probabilities and the aleatoric part as its
-    means; the total is `predictive_entropy` of the former.
+    A form that needs less memory: let a function return `(p, predictive_entropy(p))`.
+    The means of its `monte_carlo_moments` are the mean probabilities and the aleatoric
+    part, and the `predictive_entropy` of the mean probabilities is the total.
 
     Args:
       samples: probabilities, samples along the first axis, classes along the last.
@@ -137,8 +137,9 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
 def _classification(samples: Array) -> Classification:
     mean = centred_mean(samples)
     total = _entropy(mean)
-    # The mean divergence from the mean: no difference of large numbers. What rounding
-    # leaves outside of [0, total] is cut off by `where`, as `clip` halves gradients at its ends.
+    # The mean divergence from the mean. The usual difference of two entropies would cancel.
+    # `where` cuts off what rounding leaves outside [0, total]: `clip` would halve the
+    # gradient at both ends.
     epistemic = jnp.mean(jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1), 0)
     epistemic = jnp.where(epistemic > total, total, epistemic)
     epistemic = jnp.where(epistemic < 0, 0, epistemic)
@@ -154,7 +155,7 @@ def regression(
     Args:
       means: what each sample predicts, samples along the first axis.
       variances: the variance that each sample states, such as an output of the
-        network, of the same shape or one that broadcasts to it; None for 0.
+        network; it must broadcast to `means`. None for 0.
 
     Returns:
       A `Regression`.
@@ -204,6 +205,7 @@ def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch
     """
     samples = checked_samples(Check("variation_ratio"), samples)
     count = len(samples)
+    # Of equal probabilities the first class has the vote. Integers count exactly.
     votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
     against = count - jnp.max(jnp.sum(votes, 0), -1)
     return against.astype(samples.dtype) / count
@@ -214,5 +216,5 @@ def _entropy(p: Array) -> Array:
 
 
 def _log(p: Array) -> Array:
-    """Logarithm, and 0 where p is 0: such a class adds nothing, and neither does its gradient."""
+    """Logarithm, but 0 where p is 0, so that such a class adds nothing, also to gradients."""
     return jnp.log(jnp.where(p == 0, 1, p))

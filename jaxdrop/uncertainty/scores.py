@@ -46,8 +46,8 @@ def predictive_log_likelihood(
     Args:
       targets: what was observed.
       means: what each sample predicts, samples along the first axis.
-      variances: the variance of each, at least 0; one number if the noise is the
-        same everywhere (Gal's 1 / tau).
+      variances: the variance of each, at least 0; a single number if the noise is
+        the same everywhere (Gal's 1 / tau).
 
     Returns:
       ln (1/T) sum_t N(target; mean_t, variance_t), for each example.
@@ -71,6 +71,7 @@ def predictive_log_likelihood(
     errors, some_noise = targets[None] - means, variances != 0
     spread = jnp.where(some_noise, variances, 1)
     densities = -0.5 * (errors**2 / spread + jnp.log(2 * jnp.pi * spread))
+    # Without noise the density is a point: infinite at the mean, and 0 elsewhere.
     certain = jnp.where(errors == 0, jnp.inf, -jnp.inf)
     densities = jnp.where(some_noise, densities, certain)
     return jax.nn.logsumexp(densities, 0) - jnp.log(jnp.asarray(len(means), means.dtype))
@@ -86,8 +87,8 @@ def negative_log_likelihood(
       labels: the right class of each example, in [0, K).
 
     Returns:
-      A scalar; infinite where a right class was given probability 0, and NaN if
-      a label is out of range.
+      A scalar; infinite if a right class was given probability 0, and NaN if a label
+      is out of range.
 
     Raises:
       TypeError: `probabilities` is not real and floating, or `labels` are not integers.
@@ -102,6 +103,7 @@ def negative_log_likelihood(
     """
     p, labels, is_class = _labelled(Check("negative_log_likelihood"), probabilities, labels)
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
+    # A sum over one term: the other classes have ln 1 = 0, also in the gradient.
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
     return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
 
@@ -139,13 +141,13 @@ def brier_score(
 def expected_calibration_error(
     probabilities: Float[Array, "*batch K"], labels: Int[Array, "*batch"], *, bins: int = 15
 ) -> Calibration:
-    """How far confidence lies from accuracy: the mean over bins, by their examples.
+    """How far confidence lies from accuracy: the mean over bins, weighted by examples.
 
     The confidence of an example is its largest probability. Bin i of n holds
-    confidences in (i / n, (i + 1) / n], the first one 0 too. The error depends on the
-    number of bins and is biased upwards for few examples, so state both. A
-    calibrated model does not have 0: see what labels that are drawn from the
-    probabilities themselves (`jax.random.categorical`) give.
+    confidences in (i / n, (i + 1) / n], and the first bin holds 0 too. The error
+    depends on the number of bins and is biased upwards for few examples, so state both
+    numbers. Even a calibrated model does not have error 0. To see what it has, draw
+    labels from the probabilities themselves (`jax.random.categorical`).
 
     Args:
       probabilities: classes along the last axis.
@@ -153,8 +155,8 @@ def expected_calibration_error(
       bins: how many bins, of equal width.
 
     Returns:
-      A `Calibration`, which also draws a reliability diagram; NaN if a label is out
-      of range.
+      A `Calibration`, whose bins make a reliability diagram; NaN if a label is out of
+      range.
 
     Raises:
       TypeError: `probabilities` is not real and floating, `labels` or `bins` are
@@ -177,7 +179,8 @@ def expected_calibration_error(
     right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
     right = jnp.where(is_class, right, jnp.nan)
 
-    # A pass for each bin: adding up by bin, one by one, would lose the small terms.
+    # A pass per bin. A scatter of all examples into the bins, the usual way, adds one by one
+    # and loses the small terms.
     def of_bin(edges: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         above, upto = edges
         inside = ~((confidence <= above) | (confidence > upto))  # a NaN is in every bin
@@ -185,9 +188,11 @@ def expected_calibration_error(
         gap = jnp.sum(jnp.where(inside, right - confidence, 0))
         return count, jnp.sum(jnp.where(inside, right, 0)), gap
 
+    # What rounding puts beyond 0 or 1 belongs to the first and the last bin.
     edges = jnp.arange(bins + 1, dtype=p.dtype) / bins
     bounds = edges.at[0].set(-jnp.inf)[:-1], edges.at[-1].set(jnp.inf)[1:]
     count, rights, gap = jax.lax.map(of_bin, bounds)
+    # The gap is a sum by itself: as a difference of two sums it would cancel.
     accuracy = rights / count.astype(p.dtype)
     confidences = accuracy - gap / count.astype(p.dtype)
     return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
