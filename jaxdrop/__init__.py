@@ -15,6 +15,9 @@ from jaxdrop.core.bernoulli import draw_mask as draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_mask
 from jaxdrop.core.mask import Mask as Mask
 
+# Elements: `(key, x, rate, ...) -> y`, as all methods.
+from jaxdrop.methods.alpha import alpha_dropout as alpha_dropout
+
 # Attention.
 from jaxdrop.methods.attention.dot_product import dot_product_attention as dot_product_attention
 from jaxdrop.methods.attention.heads_and_keys import drop_heads as drop_heads, drop_key as drop_key
@@ -22,9 +25,9 @@ from jaxdrop.methods.attention.heads_and_keys import drop_heads as drop_heads, d
 # Feature maps, regions and residual branches.
 from jaxdrop.methods.blocks import drop_block as drop_block, drop_block_gamma as drop_block_gamma
 
-# Elements: `(key, x, rate, ...) -> y`, as all methods.
+# Tokens and conditions.
+from jaxdrop.methods.conditions import drop_condition as drop_condition
 from jaxdrop.methods.elementwise import (
-    alpha_dropout as alpha_dropout,
     apply_mask as apply_mask,
     dropout as dropout,
     fixed_count_dropout as fixed_count_dropout,
@@ -51,10 +54,7 @@ from jaxdrop.methods.structured import (
     shake_drop as shake_drop,
     spatial_dropout as spatial_dropout,
 )
-
-# Tokens and conditions.
 from jaxdrop.methods.tokens import (
-    drop_condition as drop_condition,
     drop_tokens as drop_tokens,
     replace_tokens as replace_tokens,
     restore_tokens as restore_tokens,
@@ -87,8 +87,8 @@ from jaxdrop.transforms.consistency import (
 )
 
 # Many runs of a function with a key.
+from jaxdrop.transforms.moments import Moments as Moments
 from jaxdrop.transforms.monte_carlo import (
-    Moments as Moments,
     monte_carlo as monte_carlo,
     monte_carlo_moments as monte_carlo_moments,
 )

@@ -1,8 +1,8 @@
 """What survivors are multiplied by: the rules behind every rescaled dropout.
 
-A rule is any function `(mask, x) -> factor` whose result broadcasts to `x`;
-survivors are multiplied by it. For n elements of which S are kept, each with
-probability q = 1 - p, x_i being fixed:
+A rule is any function `(mask, x) -> factor` whose result broadcasts to `x`.
+Survivors are multiplied by it. Let x be fixed, with n elements, of which S are kept,
+each with probability q = 1 - p:
 
 | | `expected` | `realized` | `preserve_sum` | `preserve_norm` | `none` |
 |---|---|---|---|---|---|
@@ -11,8 +11,8 @@ probability q = 1 - p, x_i being fixed:
 | Var[sum y] | (p/q) sum x^2 | (R-1) n s^2 | 0 | | p q sum x^2 |
 | E norm(y)^2 | norm(x)^2 / q | R norm(x)^2 | | norm(x)^2 | q norm(x)^2 |
 
-R = E[n/S | S > 0]; s^2 is the sample variance of x; both entries with R hold
-given S > 0, as do the zeros and norm(x)^2 of the `preserve` rules.
+R = E[n/S | S > 0], and s^2 is the sample variance of x. Both entries with R hold
+given S > 0. So do the zeros and the norm(x)^2 of the `preserve` rules.
 
 The rules made here compare equal when their settings do, so that `dropout`
 called eagerly with `realized(axis=0)` is compiled once.
@@ -21,7 +21,7 @@ called eagerly with `realized(axis=0)` is compiled once.
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def expected(mask: Mask, x: Array) -> Array:
     """Divides by the keep probability: inverted dropout, the default.
 
     Keeps the mean of every element, E[y] = x, and adds variance x^2 p / q. The
-    probability is the one drawn with, so this is exact on the grid of rates.
+    probability is that of the mask, which is on the grid of rates, so this is exact.
 
     Args:
       mask: the mask about to be applied.
@@ -81,8 +81,8 @@ def expected(mask: Mask, x: Array) -> Array:
 def none(mask: Mask, x: Array) -> Array:
     """Leaves survivors as they are, E[y] = q x: dropout as first published.
 
-    Networks trained with it need `inference_scale` on the weights behind it at
-    test time.
+    At test time, networks that were trained with it need `inference_scale` on the
+    weights that follow the dropout.
 
     Args:
       mask: the mask about to be applied.
@@ -107,10 +107,10 @@ def none(mask: Mask, x: Array) -> Array:
 def realized(axis: Axes = None) -> Rescale:
     """Divides by the fraction that was really kept: a rule with factor n / S.
 
-    Takes the randomness of the count out of the sum: a constant input keeps its
-    sum exactly. E[y] = (1 - p^n) x, since zeros come out where all n drop.
-    Counting over a whole batch couples its samples, and for many elements
-    differs little from `expected`; `axis=-1` counts within each row.
+    The sum no longer varies with the count: a constant input keeps its sum exactly.
+    E[y] = (1 - p^n) x, since the result is 0 where all n elements are dropped. A count
+    over a whole batch couples its samples, and for many elements differs little from
+    `expected`; `axis=-1` counts within each row.
 
     Args:
       axis: axes over which elements are counted; None for all.
@@ -132,15 +132,15 @@ def realized(axis: Axes = None) -> Rescale:
     References:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
-    return _Realized(_canonical("realized", axis))
+    return _Realized(_canonical(_Realized.check, axis))
 
 
 def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
     """Makes the survivors add up to the sum of the input, in every draw.
 
-    The mean of each element is biased, and gradients run through the factor.
-    The factor is undefined where the kept elements cancel and explodes near it.
-    There the rule falls back to `expected`: wherever the sum of the kept
+    The mean of each element is biased, and gradients run through the factor. The
+    factor is undefined where the kept elements cancel, and is very large where they
+    nearly do. So the rule falls back to `expected` wherever the sum of the kept
     elements is at most `tolerance` times the sum of their magnitudes.
 
     Args:
@@ -165,9 +165,10 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
     References:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
+    check = _PreserveSum.check
     if not 0 <= tolerance <= 1:
-        raise ValueError(f"preserve_sum: tolerance must lie in [0, 1]; got {tolerance}.")
-    return _PreserveSum(_canonical("preserve_sum", axis), float(tolerance))
+        raise ValueError(f"{check}: tolerance must lie in [0, 1]; got {tolerance}.")
+    return _PreserveSum(_canonical(check, axis), float(tolerance))
 
 
 def preserve_norm(axis: Axes = None) -> Rescale:
@@ -196,7 +197,7 @@ def preserve_norm(axis: Axes = None) -> Rescale:
       Salimans and Kingma, "Weight normalization", arXiv:1602.07868 (2016), for
       keeping a norm apart from a direction.
     """
-    return _PreserveNorm(_canonical("preserve_norm", axis))
+    return _PreserveNorm(_canonical(_PreserveNorm.check, axis))
 
 
 def inference_scale(tree: Tree, rate: Rate) -> Tree:
@@ -226,6 +227,7 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     """
     check = Check("inference_scale")
     rate = check.probability("rate", rate)
+    # That of the grid: the masks were drawn with it, not with the rate as asked.
     keep_prob = jnp.asarray(grid_rate(rate).threshold.keep_prob)
 
     def scale(path: Any, leaf: Any) -> Array:
@@ -236,19 +238,19 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     return jax.tree_util.tree_map_with_path(scale, tree)
 
 
-def is_own(rule: Rescale) -> bool:
-    """Whether a rule is of this module: pure, and equal to others by its settings.
+def is_own_rule(rule: Rescale) -> bool:
+    """Whether a rule is of this module: pure, and equal to those with the same settings.
 
-    Only such a rule may be compiled into a cached program. Another may read
-    what has changed by the next call, or close over traced values.
+    Only such a rule may be compiled into a cached program. Another rule may read what
+    changes between calls, or close over traced values.
     """
     made_here = isinstance(rule, _Realized | _PreserveSum | _PreserveNorm)
     return made_here or rule is expected or rule is none
 
 
-def checked(check: Check, rule: Rescale) -> Rescale:
+def checked_rule(check: Check, rule: Rescale) -> Rescale:
     """Returns a rule if it can be called with (mask, x)."""
-    if is_own(rule):
+    if is_own_rule(rule):
         return rule
     if not callable(rule):
         raise TypeError(f"{check}: rescale must be a function of (mask, x); got {rule!r}.")
@@ -267,28 +269,31 @@ def checked(check: Check, rule: Rescale) -> Rescale:
 
 @dataclass(frozen=True)
 class _Realized:
+    check: ClassVar = Check("realized")
     axis: tuple[int, ...] | None
 
     def __call__(self, mask: Mask, x: Array) -> Array:
-        axes = _axes("realized", self.axis, x)
+        axes = _axes(self.check, self.axis, x)
         size = math.prod([mask.shape[axis] for axis in axes])
-        if size >= 2**32:
+        if size >= 2**32:  # counts are uint32
             raise ValueError(
-                f"realized: axis must span fewer than 2^32 elements; got {size}."
+                f"{self.check}: axis must span fewer than 2^32 elements; got {size}."
                 " Name the axes to count over."
             )
         kept = count_flags(unpack_for(mask, x), axes).astype(compute_dtype(x))
+        # 1 where nothing is kept: an infinite branch would make the gradient NaN.
         some_kept = kept != 0
         return jnp.where(some_kept, size / jnp.where(some_kept, kept, 1), 0)
 
 
 @dataclass(frozen=True)
 class _PreserveSum:
+    check: ClassVar = Check("preserve_sum")
     axis: tuple[int, ...] | None
     tolerance: float
 
     def __call__(self, mask: Mask, x: Array) -> Array:
-        axes = _axes("preserve_sum", self.axis, x)
+        axes = _axes(self.check, self.axis, x)
         x = widen(x)
         kept = jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x))
         kept_sum = jnp.sum(kept, axes, keepdims=True)
@@ -300,10 +305,11 @@ class _PreserveSum:
 
 @dataclass(frozen=True)
 class _PreserveNorm:
+    check: ClassVar = Check("preserve_norm")
     axis: tuple[int, ...] | None
 
     def __call__(self, mask: Mask, x: Array) -> Array:
-        axes = _axes("preserve_norm", self.axis, x)
+        axes = _axes(self.check, self.axis, x)
         x = widen(x)
         kept_norm = _norm(jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x)), axes)
         all_zero = kept_norm == 0
@@ -313,6 +319,8 @@ class _PreserveNorm:
 
 def _norm(x: Array, axes: tuple[int, ...]) -> Array:
     """The 2-norm, without overflow or underflow and differentiable at 0."""
+    # In units of the largest element, all squares lie in [0, 1]. The unit has no gradient,
+    # since the result does not depend on it.
     largest = jnp.max(lax.stop_gradient(jnp.abs(x)), axes, keepdims=True, initial=0)
     unit = jnp.where(largest == 0, 1, largest)
     parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
@@ -320,9 +328,9 @@ def _norm(x: Array, axes: tuple[int, ...]) -> Array:
     return jnp.where(largest == 0, 0, unit * jnp.sqrt(jnp.where(largest == 0, 1, squares)))
 
 
-def _canonical(rule: str, axis: Axes) -> tuple[int, ...] | None:
-    return None if axis is None else Check(rule).integers("axis", axis)
+def _canonical(check: Check, axis: Axes) -> tuple[int, ...] | None:
+    return None if axis is None else check.integers("axis", axis)
 
 
-def _axes(rule: str, axis: tuple[int, ...] | None, x: Array) -> tuple[int, ...]:
-    return tuple(range(x.ndim)) if axis is None else Check(rule).axes("axis", axis, x.ndim)
+def _axes(check: Check, axis: tuple[int, ...] | None, x: Array) -> tuple[int, ...]:
+    return tuple(range(x.ndim)) if axis is None else check.axes("axis", axis, x.ndim)

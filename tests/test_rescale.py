@@ -11,6 +11,7 @@ from modes import enable_x64
 
 import jaxdrop
 from jaxdrop import Mask, rescale
+from jaxdrop.base.validate import Check
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 RATES = [0.1, 0.25, 0.5, 0.8]
@@ -319,3 +320,11 @@ class TestInferenceScale:
     def test_rejects_a_bad_rate(self):
         with pytest.raises(ValueError, match=r"inference_scale: rate must lie in \[0, 1\]; got 2"):
             rescale.inference_scale(jnp.ones(2), 2)
+
+
+def test_rule_is_a_function_of_two():
+    for rule in (max, lambda mask, x: 1, lambda *a: 1, dict.get):
+        assert rescale.checked_rule(Check("f"), rule) is rule
+    for rule in (None, 1, lambda mask: 1, lambda mask, x, y: 1):
+        with pytest.raises(TypeError, match=r"^f: rescale must be a function of \(mask, x\)"):
+            rescale.checked_rule(Check("f"), rule)

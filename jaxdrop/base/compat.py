@@ -20,13 +20,14 @@ CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
 
 
 def debug_check(predicate: Any, message: str, **values: Any) -> None:
-    """An assertion that fails under `checkify` and is nothing elsewhere, nor before JAX 0.8."""
+    """An assertion that fails under `checkify`. Elsewhere, and before JAX 0.8, it does nothing."""
     if CHECKS_LEAVE_CHECKPOINT_WORKING:
         checkify.debug_check(predicate, message, **values)
 
 
 def varying_axes(x: Any) -> frozenset[str]:
     """The manual mesh axes over which a value, or its type, varies."""
+    # Types have this attribute, values do not. The name `mat` came with newer versions.
     aval = x if hasattr(x, "strip_weak_type") else jax.typeof(x)
     return aval.mat.varying if hasattr(aval, "mat") else aval.vma
 
@@ -48,7 +49,8 @@ def vary_as(tree: Tree, operands: Any) -> Tree:
 
 
 def zeros_of(fn: Callable[[], Tree]) -> Tree:
-    """Zeros of the type of what a function returns, split and varying as that; it is not run."""
+    """Zeros of the type of what a function returns, with its sharding; it is not run."""
+    # `eval_shape` returns shapes alone. The full types are noted while it traces.
     types: list[Any] = []
 
     def typed() -> Any:

@@ -21,7 +21,7 @@ def fold_in_name(key: Key, name: str) -> Key:
     return _fold_in_both(key, *np.frombuffer(digest, "<u4"))
 
 
-@jax.jit  # one program for all names
+@jax.jit  # the words are operands, so that one program serves all names
 def _fold_in_both(key: Key, first: UInt32[Array, ""], second: UInt32[Array, ""]) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, first), second)
 

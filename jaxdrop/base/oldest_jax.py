@@ -1,4 +1,4 @@
-"""The oldest JAX that jaxdrop runs on; asked before all else, which would fail less clearly."""
+"""The oldest JAX that jaxdrop runs on. It is asked for first, so that its error is the one seen."""
 
 import jax
 

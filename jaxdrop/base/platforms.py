@@ -1,4 +1,4 @@
-"""Which form of a computation a program has, by the platform that it is lowered for."""
+"""Two forms of one computation, of which the platform decides."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,8 +9,9 @@ Out = TypeVar("Out")
 
 
 def by_platform(on_gpu: Callable[..., Out], elsewhere: Callable[..., Out], *operands: Any) -> Out:
-    """What one of two functions that mean the same returns; only that one is compiled.
+    """Calls the one of two functions of equal meaning that suits the platform.
 
-    Both are traced, since what is traced on one platform may be lowered for another.
+    Both are traced, since a program may be lowered for another platform than it is traced
+    on. Only one is compiled.
     """
     return lax.platform_dependent(*operands, cuda=on_gpu, rocm=on_gpu, default=elsewhere)

@@ -1,7 +1,7 @@
 """Sharding in types: what Explicit mesh axes say about an array and its mask.
 
-Auto axes need nothing of this, since XLA partitions masks by itself. All that
-depends on how JAX spells Explicit axes is here.
+Auto axes need none of this, since XLA partitions masks by itself. All that depends on
+how JAX spells Explicit axes is in this file.
 """
 
 import math
@@ -25,7 +25,7 @@ def explicit_part(aval: Any) -> NamedSharding | None:
 
 
 def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
-    """One value for each slice of `x` along axes, sharded like these axes."""
+    """One value per slice of `x` along the axes, sharded like these axes."""
     sharding = explicit_sharding(x)
     if sharding is None or not axes:
         return batch
@@ -36,7 +36,7 @@ def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
 
 
 def spread_to(value: jax.Array, x: jax.Array) -> jax.Array:
-    """A value of size 1 or that of `x` along each axis, split as `x` is where it is not 1."""
+    """A value that broadcasts to `x`, split as `x` along the axes where its size is not 1."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return value
@@ -46,18 +46,18 @@ def spread_to(value: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """The same array, not split along any axis where its type says how it is."""
+    """The same array, not split along any axis that its type says is split."""
     sharding = explicit_sharding(x)
     return x if sharding is None else jax.sharding.reshard(x, with_spec(sharding, ()))
 
 
 def whole_along(x: jax.Array, axis: int) -> jax.Array:
-    """The same array, not split along an axis where its type says how it is."""
+    """The same array, not split along one axis if its type says that it is."""
     return laid_like(x, x, axis)
 
 
 def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Array:
-    """The value split as `x` is where the type of `x` says how, but whole along an axis."""
+    """The value split as `x` is, except along one axis, where it is whole."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return value

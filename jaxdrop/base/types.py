@@ -1,4 +1,4 @@
-"""Types shared by all modules: what a key, a rate and a drop are."""
+"""Types that all modules share: what a key, a rate and a drop are."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias

@@ -28,9 +28,10 @@ def describe(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Checks the arguments of one function, whose name each message begins with.
+    """Checks the arguments of one function; each message begins with its name.
 
-    Each method returns the argument in canonical form.
+    A public function makes one and hands it to what it calls, so that a helper names the
+    function that the user called. Each method returns the argument in canonical form.
     """
 
     function: str
@@ -50,7 +51,7 @@ class Check:
             else:
                 batch = None
             if batch == ():
-                # `jax.random` takes four raw words for a key only if told what they are.
+                # `jax.random` takes four raw words as a key only if it is told their kind.
                 return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
             if batch is not None:
                 raise TypeError(
@@ -71,7 +72,7 @@ class Check:
                 f"{self}: {name} must be floating or complex; got {x.dtype}."
                 f" Cast it, as in {name}.astype(jnp.float32)."
             )
-        if x.dtype.name == "float8_e8m0fnu":
+        if x.dtype.name == "float8_e8m0fnu":  # an exponent alone: 2^n, and never 0
             raise TypeError(f"{self}: {name} must have a dtype with a zero; got {x.dtype}.")
         return x
 
@@ -106,7 +107,8 @@ class Check:
         if isinstance(value, int | np.integer | np.ndarray) and not _holds(dtype, value):
             raise ValueError(f"{self}: {name} must fit into {dtype}; got {value}.")
         given = self.any_array(name, value)
-        is_flag = isinstance(value, int) and value in (0, 1)  # 0 is for booleans too
+        # `fill=0` is meant for booleans too, and 0 and 1 are in every kind.
+        is_flag = isinstance(value, int) and value in (0, 1)
         if _kind(given.dtype) > _kind(dtype) and not is_flag:
             raise TypeError(
                 f"{self}: {name} must be of the kind of {x_name}; got {given.dtype} for {dtype}."
@@ -141,7 +143,7 @@ class Check:
         return spread_to(whole(given).reshape((1,) * (x.ndim - given.ndim) + given.shape), x)
 
     def amount(self, name: str, value: Any, *, positive: bool = False) -> float | Array:
-        """Returns a number that is not negative, known and checked or a traced scalar."""
+        """Returns a known number as a checked float, any other as a scalar array."""
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value[()]
         if isinstance(value, jax.Array) and _is_real(value.dtype):
@@ -243,7 +245,7 @@ class Check:
         return number
 
     def edges(self, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
-        """Returns `count` integers, given as so many or as one for all."""
+        """Returns `count` integers; a single one stands for all of them."""
         given = self.integers(name, value)
         if not isinstance(value, Sequence | np.ndarray):
             given *= count
@@ -287,7 +289,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _is_real_number(value: Any) -> bool:
-    if isinstance(value, np.generic):  # bfloat16 and its like are no numbers to NumPy
+    if isinstance(value, np.generic):  # bfloat16 is not registered as a `numbers.Real`
         return _is_real(value.dtype)
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -299,7 +301,7 @@ def _kind(dtype: Any) -> int:
 
 def _holds(dtype: Any, value: Any) -> bool:
     """Whether known integers fit into an integer dtype; other values are judged by their kind."""
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) >= 2**63:  # NumPy would make it an object
         return False
     integers = np.issubdtype(np.asarray(value).dtype, np.integer)
     if not integers or not jnp.issubdtype(dtype, jnp.integer) or np.size(value) == 0:

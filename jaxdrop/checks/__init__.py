@@ -6,9 +6,9 @@ where it cannot tell. They run the drop, so call them in tests and not under
 `jit`.
 
 The statistical ones reject a correct drop with at most the probability
-`false_alarm_rate`, whatever its distribution. They take y_i / x_i to reach the
-same extremes at every element, so that survivors seen anywhere tell how large
-they may be.
+`false_alarm_rate`, whatever its distribution. They assume that y_i / x_i has the same
+range at every element, so that the survivors at some elements tell how large those
+at others may be.
 """
 
 from jaxdrop.checks.exact import (

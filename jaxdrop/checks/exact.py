@@ -1,5 +1,7 @@
 """Assertions that hold or fail for each key, without statistics."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import outputs, require_finite, wide
 from jaxdrop.core.words import unconsumed
 
-_ROWS_PROBED = 256
+_ROWS_PROBED = 256  # of the Jacobian, each of which takes a backward pass
 
 
 def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
@@ -29,12 +31,11 @@ def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
       >>> drop = partial(dropout, rate=0.1)
       >>> assert_shape_and_dtype_kept(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
+    check = Check("assert_shape_and_dtype_kept")
     y = jax.eval_shape(drop, key, x)
-    chex.assert_shape(y, x.shape, custom_message="assert_shape_and_dtype_kept")
+    chex.assert_shape(y, x.shape, custom_message=str(check))
     if y.dtype != x.dtype:
-        raise AssertionError(
-            f"assert_shape_and_dtype_kept: the output is {y.dtype}, the input {x.dtype}."
-        )
+        raise AssertionError(f"{check}: the output is {y.dtype}, the input {x.dtype}.")
 
 
 def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
@@ -62,18 +63,18 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
         raise AssertionError(
             f"{check}: {share:.3g} of the elements are dropped eagerly or under jit, but not both."
         )
-    tolerance = 4 * float(jnp.finfo(x.dtype).eps)
+    tolerance = 4 * float(jnp.finfo(x.dtype).eps)  # `jit` may fuse a few roundings into one
     chex.assert_trees_all_close(
-        wide(eager), wide(jitted), rtol=tolerance, custom_message="assert_same_under_jit"
+        wide(eager), wide(jitted), rtol=tolerance, custom_message=str(check)
     )
 
 
 def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     """Asserts that reverse mode differentiates the forward pass of the same key.
 
-    Compares rows of the Jacobian, from `jax.vjp`, with central differences of
-    the forward pass under one key: a backward pass that draws a fresh mask
-    differs. All rows are compared up to 256 elements, evenly spread ones beyond.
+    Compares rows of the Jacobian, from `jax.vjp`, with central differences of the
+    forward pass under one key. A backward pass that draws a fresh mask differs from
+    them. Up to 256 elements, all rows are compared; beyond, 256 evenly spread ones.
 
     Args:
       drop: a function `(key, x) -> y`, differentiable in x.
@@ -93,24 +94,37 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     def forward(x: Array) -> Array:
         return drop(unconsumed(key), x)
 
-    eps = float(jnp.finfo(x.dtype).eps)
-    step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
-    direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
-    moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
-    travelled = wide(moved[0]) - wide(moved[1])
-    difference = wide(forward(jnp.asarray(moved[0]))) - wide(forward(jnp.asarray(moved[1])))
+    travelled, difference = _central_difference(forward, x)
     y, pull = jax.vjp(forward, x)
     probed = np.unique(np.linspace(0, max(y.size - 1, 0), min(y.size, _ROWS_PROBED)).astype(int))
     scale = np.max(np.abs(difference), initial=0.0)
+    # 50 times the error of a central difference; at most 0.1 for the dtypes of 16 bits, for which it would be large.
+    tolerance = min(0.1, 50 * float(jnp.finfo(x.dtype).eps) ** (2 / 3))
     for row in probed:
         cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)
         slope = np.sum(wide(pull(cotangent)[0]) * travelled)
-        if not abs(slope - difference.ravel()[row]) <= min(0.1, 50 * eps ** (2 / 3)) * scale:
+        if not abs(slope - difference.ravel()[row]) <= tolerance * scale:  # NaN fails too
             raise AssertionError(
                 f"{check}: at output {np.unravel_index(row, y.shape)} the"
                 f" gradient predicts a change of {slope:.6g}, the forward pass with the same key"
                 f" changes by {difference.ravel()[row]:.6g}."
             )
+
+
+def _central_difference(
+    forward: Callable[[Array], Array], x: Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far `x` was moved along one direction, and by how much the result changed."""
+    # A central difference errs by step^2 and, from rounding, by eps / step. The sum is
+    # least, about eps^(2/3), for a step of about eps^(1/3).
+    eps = float(jnp.finfo(x.dtype).eps)
+    step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
+    # All elements move at once, by amounts that no two share: two passes serve every row.
+    direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
+    moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
+    ahead, behind = (wide(forward(jnp.asarray(point))) for point in moved)
+    # The distance is what the dtype has left of the step.
+    return wide(moved[0]) - wide(moved[1]), ahead - behind
 
 
 def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples: int = 64) -> None:
@@ -124,8 +138,8 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
 
     Raises:
       AssertionError: one key gave two outputs, or all keys the same output. A
-        right drop fails with the probability that all draws agree: (1 - p)^(n
-        num_samples) for n independent elements, if all are kept.
+        right drop fails with the probability that all draws agree. For n independent
+        elements, all draws keep everything with probability (1 - p)^(n num_samples).
 
     Example:
       >>> drop = partial(dropout, rate=0.5)
@@ -138,7 +152,7 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
     chex.assert_trees_all_equal(
         wide(first),
         wide(again),
-        custom_message="assert_key_determines_output: one key gave two outputs",
+        custom_message=f"{check}: one key gave two outputs",
     )
     draws = outputs(check, drop, key, x, num_samples)
     samples = np.concatenate([wide(samples) for samples in draws])

@@ -21,10 +21,10 @@ from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.words import unconsumed
 
-_ELEMENTS_AT_ONCE = 2**22
+_ELEMENTS_AT_ONCE = 2**22  # 32 MB in double precision
 
 
-class Moments:
+class Deviations:
     """Sums of deviations from an expected value, over draws."""
 
     def __init__(self, expected: np.ndarray) -> None:
@@ -32,7 +32,8 @@ class Moments:
         self.count = 0
         self.total = np.zeros(expected.shape)
         self.squares = np.zeros(expected.shape)
-        self.low = np.minimum(0.0, -expected)  # so that the range spans 0 and what is expected
+        # The range spans 0, for dropped elements that no draw has shown yet, and x itself.
+        self.low = np.minimum(0.0, -expected)
         self.high = np.maximum(0.0, -expected)
 
     def add(self, samples: np.ndarray) -> None:
@@ -52,10 +53,16 @@ class Moments:
     @property
     def variance(self) -> np.ndarray:
         """The sample variance."""
+        # Sums of deviations from what is expected, not of values: little cancels.
         return np.maximum(self.squares - self.count * self.bias**2, 0) / (self.count - 1)
 
     def ratio_span(self) -> float:
-        """The range of y / x over all draws and elements, with 0 and 1 in it."""
+        """The range of y / x over all draws and elements, with 0 and 1 in it.
+
+        Rare survivors may not be seen at every element. The range over all of them bounds
+        that of each element, and that of their projection on x, which is an average.
+        """
+        # Where x is 0, y must be 0 as well, and its ratio counts as 0.
         x = np.where(self.expected == 0, 1, self.expected)
         ends = np.stack([(self.expected + end) / x for end in (self.low, self.high)])
         ends = np.where(self.expected == 0, 0, ends)
@@ -64,25 +71,27 @@ class Moments:
     def radius(self, false_alarm_rate: float, span: Any) -> np.ndarray:
         """How far the mean may be off: the empirical Bernstein bound."""
         log = np.log(4 / false_alarm_rate)
+        # The bound holds for the range that is possible. What was seen can only widen it.
         span = np.maximum(span, self.high - self.low)
         return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
             3 * (self.count - 1)
         )
 
 
-def reject(check: Check, what: str, moments: Moments, allowed: np.ndarray) -> None:
+def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray) -> None:
     """Raises where a mean is off by more than is allowed, naming the worst place."""
-    off = np.abs(moments.bias)
+    off = np.abs(deviations.bias)
     if np.all(off <= allowed):
         return
     at = np.unravel_index(np.argmax(off - allowed), off.shape)
-    error = float(np.sqrt(moments.variance[at] / moments.count))
-    expected = float(moments.expected[at])
+    error = float(np.sqrt(deviations.variance[at] / deviations.count))
+    expected = float(deviations.expected[at])
+    mean = expected + float(deviations.bias[at])
     place = f" at {tuple(int(i) for i in at)}" if at else ""
     errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
     raise AssertionError(
-        f"{check}: the mean {what}{place} over {moments.count} draws is"
-        f" {expected + float(moments.bias[at]):.6g}, expected {expected:.6g}: off by {errors:.3g}"
+        f"{check}: the mean {what}{place} over {deviations.count} draws is"
+        f" {mean:.6g}, expected {expected:.6g}: off by {errors:.3g}"
         f" standard errors, where {most:.3g} are allowed."
     )
 
@@ -109,7 +118,7 @@ def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> I
 def survivors(
     check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
 ) -> np.ndarray:
-    """Which elements survive, with axes (slice along `axis`, draw, the rest)."""
+    """Which elements survive, by slice along `axis`, draw and all other axes."""
     (axis,) = check.axes("axis", axis, x.ndim)
     require_no_zeros(check, x)
     draws = outputs(check, drop, key, x, num_samples)
@@ -126,7 +135,7 @@ def require_no_zeros(check: Check, x: Array) -> None:
 
 
 def require_finite(check: Check, output: np.ndarray) -> None:
-    """Raises if NaN or infinity is in an output, with which nothing compares."""
+    """Raises if an output has a NaN or an infinity, with which no mean can be compared."""
     if not np.all(np.isfinite(wide(output))):
         raise AssertionError(f"{check}: the output is not finite.")
 

@@ -1,5 +1,7 @@
 """Assertions about distributions, which hold with a stated false-alarm rate."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -7,7 +9,7 @@ from jax import Array
 from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import (
-    Moments,
+    Deviations,
     outputs,
     real,
     reject,
@@ -26,15 +28,16 @@ def assert_expectation_kept(
 ) -> None:
     """Asserts that E[y] = x, at every element and for the array as a whole.
 
-    The whole is tested by the projection of y on x, which must be 1 on average
-    and shows a wrong scale that no single element could. With the default
-    number of draws, 1000 independent elements and rate 0.1 a scale wrong by
-    0.6 % is noticed; more draws notice less, down to the rounding of the dtype.
+    The array as a whole is tested by the projection of y on x. It must be 1 on
+    average, and shows a wrong scale that no single element shows. With the default
+    number of draws, 1000 independent elements and rate 0.1, a scale that is wrong by
+    0.6 % is noticed. More draws notice smaller errors, down to the rounding of the
+    dtype.
 
     Args:
       drop: a function `(key, x) -> y`.
       key: one random key, split into one for each draw.
-      x: an input; of moderate size, since it is dropped from many times.
+      x: an input of moderate size, since many outputs are drawn for it.
       num_samples: number of draws.
       false_alarm_rate: probability of rejecting a drop that is right.
 
@@ -49,8 +52,8 @@ def assert_expectation_kept(
     check = Check("assert_expectation_kept")
     x = check.inexact_array("x", x)
     x64 = real(x)
-    energy = np.sum(x64**2) or 1.0
-    elements, whole, survived = Moments(x64), Moments(np.ones(())), not np.any(x64)
+    energy = np.sum(x64**2) or 1.0  # zeros have no projection to test
+    elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
     for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
         survived |= bool(np.any(y))
@@ -60,12 +63,13 @@ def assert_expectation_kept(
         raise ValueError(
             f"{check}: something must survive to be judged; got zeros in {num_samples} draws."
         )
-    ratio = elements.ratio_span()
-    rounding = float(jnp.finfo(x.dtype).eps)
+    ratio, rounding = elements.ratio_span(), float(jnp.finfo(x.dtype).eps)
+    # Each of the two tests has half of the false alarms, and each element its part of that.
+    rate = false_alarm_rate / 2
     if np.any(x64):
-        allowed = whole.radius(false_alarm_rate / 2, ratio) + rounding
-        reject(check, "projection of the output on the input", whole, allowed)
-    allowed = elements.radius(false_alarm_rate / 2 / x64.size, ratio * np.abs(x64))
+        what = "projection of the output on the input"
+        reject(check, what, whole, whole.radius(rate, ratio) + rounding)
+    allowed = elements.radius(rate / x64.size, ratio * np.abs(x64))
     reject(check, "output", elements, allowed + rounding * np.abs(x64))
 
 
@@ -101,8 +105,8 @@ def assert_keep_rate(
     check = Check("assert_keep_rate")
     rate = float(check.probability("rate", rate))
     require_no_zeros(check, x)
-    elements = Moments(np.full(x.shape, 1 - rate))
-    whole = Moments(np.full((), 1 - rate))
+    elements = Deviations(np.full(x.shape, 1 - rate))
+    whole = Deviations(np.full((), 1 - rate))
     for samples in outputs(check, drop, key, x, num_samples):
         kept = (samples != 0).astype(np.float64)
         elements.add(kept)
@@ -126,24 +130,25 @@ def assert_mask_shared_along(
 
     Raises:
       AssertionError: an element is dropped where another along the axis is not.
-      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell,
-        since everything was kept or everything dropped.
+      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell
+        because all elements were kept or all were dropped.
 
     Example:
       >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
       >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors(Check("assert_mask_shared_along"), drop, key, x, axis, num_samples)
+    check = Check("assert_mask_shared_along")
+    masks = survivors(check, drop, key, x, axis, num_samples)
     differs = masks != masks[:1]
     if differs.any():
         slice_, sample, *_ = np.argwhere(differs)[0]
         raise AssertionError(
-            f"assert_mask_shared_along: slices 0 and {slice_} along axis {axis} had different"
+            f"{check}: slices 0 and {slice_} along axis {axis} had different"
             f" masks in draw {sample}: {differs.mean():.3g} of all elements differ from slice 0."
         )
     if masks.all() or not masks.any():
         raise ValueError(
-            f"assert_mask_shared_along: the mask must vary to be tested; got the same everywhere"
+            f"{check}: the mask must vary to be tested; got the same everywhere"
             f" in {num_samples} draws. Use a rate nearer to 0.5 or more draws."
         )
 
@@ -159,9 +164,9 @@ def assert_masks_differ_along(
 ) -> None:
     """Asserts that no two slices along an axis always have the same mask.
 
-    Slices with independent masks agree in every draw with a probability of at
-    most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared; it
-    must be below `false_alarm_rate` for the test to be able to tell.
+    With independent masks, some two of n slices agree in every draw with a probability
+    of at most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared. The
+    test can tell only if this is below `false_alarm_rate`.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -180,22 +185,32 @@ def assert_masks_differ_along(
       >>> drop = partial(dropout, rate=0.5)
       >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
-    masks = survivors(Check("assert_masks_differ_along"), drop, key, x, axis, num_samples)
+    check = Check("assert_masks_differ_along")
+    masks = survivors(check, drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()
+    # Two independent decisions agree if both keep or both drop. A slice may share a single
+    # decision, so one per draw is counted; and any two of the slices may be the twins.
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
     if chance > false_alarm_rate:
         raise ValueError(
-            f"assert_masks_differ_along: num_samples must be large enough to tell; got"
+            f"{check}: num_samples must be large enough to tell; got"
             f" {num_samples}, with which independent masks agree with probability {chance:.2g}."
             " Use more draws or a rate nearer to 0.5."
         )
+    for first, second in _twins(masks):
+        raise AssertionError(
+            f"{check}: slices {first} and {second} along axis {axis} had the same"
+            f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
+        )
+
+
+def _twins(masks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of slices whose masks are equal in all draws."""
+    # By hashing: comparing all pairs would take as many passes as there are slices.
     first_seen: dict[bytes, int] = {}
     for i, mask in enumerate(masks):
         twin = first_seen.setdefault(mask.tobytes(), i)
         if twin != i:
-            raise AssertionError(
-                f"assert_masks_differ_along: slices {twin} and {i} along axis {axis} had the same"
-                f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
-            )
+            yield twin, i

@@ -22,12 +22,12 @@ Rescale: TypeAlias = Callable[[Mask, Array], Array]
 def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
     """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`.
 
-    Under `checkpoint` the backward pass keeps the inputs it needs, which are
-    the packed words, and unpacks them again. Unlike a custom derivative this
-    leaves forward mode working.
+    Under `checkpoint` the backward pass keeps only the inputs that it needs, which are
+    the packed words, and unpacks them again. A custom derivative would do so too, but
+    would have no forward mode.
     """
 
-    def select(mask: Mask, x: Array) -> Array:
+    def rescaled(mask: Mask, x: Array) -> Array:
         mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
         factor = _checked_factor(rule(mask, x), x)
         # A bad traced rate must show, whatever the rule makes of it.
@@ -36,7 +36,7 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
         keep = unpack_for(mask, x)
         return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
 
-    return jax.checkpoint(select, prevent_cse=False)(mask, x)
+    return jax.checkpoint(rescaled, prevent_cse=False)(mask, x)
 
 
 def _checked_factor(factor: Any, x: Array) -> Array:
@@ -52,6 +52,7 @@ def _checked_factor(factor: Any, x: Array) -> Array:
         raise ValueError(
             f"rescale: the rule's factor must broadcast to {x.shape}; got shape {factor.shape}."
         )
+    # A scalar stays a scalar, since it broadcasts anyway.
     missing = (1,) * (x.ndim - factor.ndim) if factor.ndim else ()
     return factor.reshape(missing + factor.shape)
 
@@ -66,7 +67,7 @@ def select(mask: Mask, x: Array, other: Array) -> Array:
 
 
 def poisoned(mask: Mask, y: Array) -> Array:
-    """The result, or what nobody takes for one if the mask was drawn at a bad rate."""
+    """The result; if the mask was drawn at a bad rate, a value that nobody takes for one."""
     return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
 
 
@@ -88,8 +89,8 @@ def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:
 def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Array, "..."]:
     """How many are True over the axes, which are kept.
 
-    One axis goes first, in the narrowest type that holds its size: XLA on a CPU
-    writes out what it sums, and 32 bits for each flag took ten times as long.
+    One axis is summed first, in the narrowest type that holds its size. XLA on a CPU
+    stores the flags in the type of the sum, and 32 bits per flag took ten times as long.
     """
     for dtype in (jnp.uint8, jnp.uint16):
         fitting = [axis for axis in axes if flags.shape[axis] <= jnp.iinfo(dtype).max]
@@ -103,6 +104,7 @@ def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Arra
 def inverse_keep_prob(keep_prob: Array, dtype: jnp.dtype) -> Array:
     """1 / q, and 0 where nothing is kept."""
     keep_prob = keep_prob.astype(dtype)
+    # Divided by 1 there: an infinite branch would make the gradient NaN, selected or not.
     some_kept = keep_prob != 0
     return jnp.where(some_kept, 1 / jnp.where(some_kept, keep_prob, 1), 0)
 

@@ -27,7 +27,7 @@ from jaxdrop.core.words import (
 )
 
 _PAIRS_A_TRIP = 2  # measured: half the traffic of one pair, and no slower to compile
-_PAIRS_A_KERNEL = 8  # of a GPU; the time to compile one grows with their square
+_PAIRS_A_KERNEL = 8  # on a GPU; the time to compile a kernel grows with their square
 
 
 def draw_mask(
@@ -112,16 +112,16 @@ def bernoulli_mask(
 def fold_words(key: ThreefryKey, rate: GridRate, address: Address) -> Words:
     """Compares the 32 uniform numbers of each word with the threshold, lowest digit first.
 
-    A number of which a higher digit is below the threshold's is kept, whatever
-    its lower digits said: where the threshold's digit is 1, `m = m | ~r`, and
-    where it is 0, `m = m & ~r`. That is the majority of `m`, `~r` and the digit.
+    The higher of two digits decides, and a lower one counts only where they are equal.
+    So, from the lowest digit r to the highest: where the threshold's digit is 1,
+    `m = m | ~r`, and where it is 0, `m = m & ~r`. Both are the majority of `m`, `~r`
+    and the digit.
 
-    Each word must be computed once and written out. On a CPU that takes a
-    loop: XLA would fuse what is written out pair by pair into the selection,
-    and compute it again for each element. On a GPU it is the other way round:
-    written out it is one large kernel that reads next to nothing, while a loop
-    would start some ten kernels a trip, and pass all words and addresses between
-    them through memory.
+    Each word must be computed once and stored. On a CPU this takes a loop: without
+    one, XLA would fuse the pairs into the selection and compute them again for each
+    element. A GPU is better off without a loop: the pairs then are one large kernel
+    that reads next to nothing. A loop would start some ten kernels per trip, which
+    pass all words and addresses to each other through memory.
     """
     threshold = rate.threshold
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
@@ -141,6 +141,7 @@ def _fold_written_out(start: Words, source: Source, *, pairs: int) -> Words:
     kept = start
     for pair in reversed(range(pairs)):
         kept = _fold_pair(kept, source, np.uint32(pair))
+        # XLA fuses nothing across a barrier, so no kernel has more pairs than this.
         if pair and pair % _PAIRS_A_KERNEL == 0:
             kept = lax.optimization_barrier(kept)
     return kept
@@ -170,10 +171,11 @@ def _fold_pair(kept: Words, source: Source, pair: UInt32[Array, ""]) -> Words:
 
 
 def _majority(a: Words, b: Words, c: Words) -> Words:
+    # Four operations; the usual form, the union of three intersections, has five.
     return (a & c) | (b & (a | c))
 
 
 def _digit(digits: UInt32[Array, ""], place: UInt32[Array, ""]) -> UInt32[Array, ""]:
     """One of the digits (0 is the highest), spread over a word."""
     bit = (digits >> (np.uint32(31) - place)) & np.uint32(1)
-    return np.uint32(0) - bit
+    return np.uint32(0) - bit  # 0 - 1 is a word of ones

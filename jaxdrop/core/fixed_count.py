@@ -30,16 +30,16 @@ def draw_fixed_count_mask(
 ) -> Mask:
     """Draws a mask in which exactly `count` elements survive.
 
-    Every set of `count` elements is equally likely, to within 2^-32 for each element.
-    The count holds over the given axes together; what lies along the other
-    axes is drawn independently.
+    Every set of `count` elements is equally likely, to within 2^-32 per element.
+    The elements along `axis` are counted together; each position along the other
+    axes has a draw of its own.
 
     Args:
       key: one random key, consumed here.
       shape: sizes of the array to drop from.
       count: how many survive, from 0 to the number of elements along `axis`
-        (shared axes count once); may be traced, and then a count outside
-        poisons what the mask is applied to with NaN and fails under `checkify`.
+        (shared axes count once). It may be traced: a traced count out of range
+        turns what the mask is applied to into NaN, and fails under `checkify`.
       axis: axes that the count is taken over; None for all.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
 
@@ -75,7 +75,7 @@ def count_axes(check: Check, axis: Axes, layout: Layout) -> tuple[tuple[int, ...
     over = tuple(range(len(layout.shape))) if axis is None else axis
     over = check.axes("axis", over, len(layout.shape))
     size = math.prod([layout.shape[i] for i in over])
-    if size >= 2**31:
+    if size >= 2**31:  # counts are compared as int32
         raise ValueError(f"{check}: axis must span fewer than 2^31 elements; got {size}.")
     return over, size
 
@@ -99,11 +99,12 @@ def nearest_count(expected: float) -> int: ...
 @overload
 def nearest_count(expected: Float[Array, ""]) -> Float[Array, ""]: ...
 def nearest_count(expected: float | Float[Array, ""]) -> int | Float[Array, ""]:
-    """The nearest integer, the even one from halves.
+    """The nearest integer; halves are rounded to the even one.
 
-    What lies within 2^-11 of a half counts as one: `5 * (1 - 0.7)` is no
-    half in float64 and is one in float32, and both are to give one count.
+    A number within 2^-11 of a half counts as that half. `5 * (1 - 0.7)` is a half
+    in float32 but not in float64, and both must give the same count.
     """
+    # First to a multiple of 2^-10, which moves what is near a half onto it.
     if isinstance(expected, Array):
         return jnp.rint(jnp.rint(expected * 1024) / 1024)
     return round(round(expected * 1024) / 1024)
@@ -124,6 +125,7 @@ def fixed_count_mask(
     count = jnp.asarray(count, jnp.result_type(int))
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
+    # An empty mask has the share 0 / 1.
     share = jnp.where(valid, count.astype(jnp.result_type(float)) / max(size, 1), jnp.nan)
     count = jnp.where(valid, count, size).astype(jnp.int32)  # so that NaN reaches every element
     keep = _smallest(draw_words(key, layout.shape), count, axes)
@@ -131,14 +133,17 @@ def fixed_count_mask(
 
 
 def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Bool[Array, "..."]:
-    """True at the `count` smallest words over `axes`; equal ones by position."""
+    """True at the `count` smallest words over `axes`; of equal words, the first ones."""
     shape = [words.shape[axis] if axis in axes else 1 for axis in range(words.ndim)]
     position = jnp.broadcast_to(grid_address(shape).low, shape)
     words, position = jnp.broadcast_arrays(words, position)
     bound = _order_statistic(words, 32, jnp.ones_like(words, bool), count, axes)
+    # Words may be equal, though they seldom are. Of those that equal the bound, only as
+    # many survive as are left to keep: the first ones, so the count is exact.
     below, tied = words < bound, words == bound
     left = count - count_flags(below, axes).astype(jnp.int32)
     last = _order_statistic(position, max(math.prod(shape), 1).bit_length(), tied, left, axes)
+    # For a count of 0 the bound is 0, which a word may equal.
     return (count > 0) & (below | (tied & (position <= last)))
 
 
@@ -151,8 +156,9 @@ def _order_statistic(
 ) -> UInt32[Array, "..."]:
     """The `rank`-th smallest value over `axes`, found bit by bit from the highest.
 
-    It is the largest number that fewer than `rank` values lie below. A sort took
-    many times as long as 32 counts (CPU, rows of 256 to 10^6).
+    It is the largest number with fewer than `rank` values below it. So a bit is 1 if
+    fewer than `rank` values lie below the number with that bit set. The usual way, a
+    sort, took many times as long as 32 counts (CPU, rows of 256 to 10^6).
     """
 
     def try_bit(i: UInt32[Array, ""], found: Words) -> Words:
@@ -160,7 +166,8 @@ def _order_statistic(
         below = count_flags(among & (values < candidate), axes)
         return jnp.where(below.astype(jnp.int32) < rank, candidate, found)
 
-    # For its type alone: that of a count, on whatever devices it differs.
+    # The loop needs zeros of the type of its result, with the sharding and the mesh axes
+    # over which it varies. A total of both operands has that type; XLA folds the zeros.
     total = jnp.sum(jnp.where(among, values, 0), axes, jnp.uint32, keepdims=True)
     total = total + rank.astype(jnp.uint32)
     return lax.fori_loop(np.uint32(0), np.uint32(bits), try_bit, total ^ total)

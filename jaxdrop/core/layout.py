@@ -29,8 +29,8 @@ class Layout:
 
     Attributes:
       shape: sizes of the mask, 1 along axes where it is shared.
-      apart: axes that lie ahead of all others in the words and are never merged,
-        so that words can be shifted along them.
+      apart: axes that come first in the words and are never merged, so that whole
+        words can be shifted along them.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +49,8 @@ class Layout:
     @cached_property
     def leading(self) -> int:
         """How many axes are not merged."""
+        # From the last axis alone to all of them: the first group that wastes at most one
+        # bit in 25, which is 4 %. If none does, all are merged, with one incomplete word.
         for leading in reversed(range(len(self.apart), len(self.shape))):
             size = math.prod(self.stored[leading:])
             if (-size % WORD_BITS) * 25 <= size:
@@ -71,14 +73,16 @@ class Layout:
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes ahead of the layout's own are kept."""
         batch = words.shape[: words.ndim - len(self.words_shape)]
+        # Each of 32 lanes shifts its own bit to the lowest place.
         bits = (words[..., None] >> lanes(words.ndim)) & jnp.uint32(1)
         packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
-        if packed != self.merged:
+        if packed != self.merged:  # the last word of a row has spare bits
             rows = (*batch, *self.stored[: self.leading])
             bits = bits.reshape(*rows, packed)[..., : self.merged]
         if sharding is not None:
             sharding = with_spec(sharding, self._stored_spec(sharding))
         bits = lax.reshape(bits, (*batch, *self.stored), out_sharding=sharding)
+        # Axes that lie apart in the words return to their places in the array.
         places = [len(batch) + self.order.index(axis) for axis in range(len(self.shape))]
         return jnp.transpose(bits, (*range(len(batch)), *places)) != 0
 
@@ -88,6 +92,7 @@ class Layout:
         spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
         bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
+        # No two lanes share a bit, so their sum is their union.
         return jnp.sum(bits << lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
 
     def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:
@@ -108,6 +113,8 @@ class Layout:
             return None
         spec = self._stored_spec(sharding)
         first, *rest = spec[self.leading :] or [None]
+        # Only the first of the merged axes may be split. Were another one split, the parts
+        # of a device would lie scattered over the words.
         merged: list[Any] = [None] * (len(self.words_shape) - self.leading)
         part = WORD_BITS * shard_count(sharding, first)
         if len(merged) == 1 and not any(rest) and self.merged % part == 0:

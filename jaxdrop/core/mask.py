@@ -23,7 +23,7 @@ class Mask:
 
     Attributes:
       words: uint32 words of 32 decisions each.
-      keep_prob: scalar, the keep probability drawn with, in [0, 1].
+      keep_prob: scalar, the keep probability that it was drawn with, in [0, 1].
       layout: the static part: the mask's shape and how it is packed.
 
     Example:

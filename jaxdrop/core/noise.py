@@ -1,4 +1,4 @@
-"""Noise with an address, as words have: any part can be drawn again alone."""
+"""Noise with an address, like words: any part can be drawn again alone."""
 
 import math
 from collections.abc import Callable
@@ -31,15 +31,16 @@ def standard_normal(
     """Independent normal numbers, one from the two words of a block each.
 
     By Box and Muller: the square root of -2 log u times the sine of an angle,
-    which has the law of the sine of an angle in [-pi / 2, pi / 2]. So it is an
-    odd function of t in (-1, 1), and the mean is exactly 0; the largest is 6.7
-    standard deviations. Up to rounding, numbers are the same for each dtype.
+    where angles in [-pi / 2, pi / 2] suffice for the law of the sine. So each number is
+    an odd function of t in (-1, 1), and the mean is exactly 0. The largest is 6.7
+    standard deviations. Up to rounding, all dtypes give the same numbers.
 
     References:
       Box and Muller, "A note on the generation of random normal deviates",
       Annals of Mathematical Statistics 29 (1958).
     """
     first, second = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
+    # The middle of each of 2^32 steps, so that no logarithm is of 0 and t is symmetric.
     u = (first.astype(dtype) + 0.5) * 2.0**-32
     t = (lax.bitcast_convert_type(second, jnp.int32).astype(dtype) + 0.5) * 2.0**-31
     # A polynomial: XLA's cosine would take longer than all the rest on a CPU.
@@ -54,9 +55,9 @@ def standard_logistic(
 ) -> Array:
     """Independent logistic numbers, ln u - ln(1 - u) with u of 32 bits.
 
-    Both halves of the law have equal tails, up to 33 ln 2 = 22.9, and
-    an event of logarithmic odds a has happened where the number exceeds -a.
-    Up to rounding, numbers are the same for each dtype.
+    Both tails reach 33 ln 2 = 22.9. An event whose logarithmic odds are a has
+    happened where the number exceeds -a. Up to rounding, all dtypes give the same
+    numbers.
     """
     word, _ = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
     below, above = (half.astype(dtype) + 0.5 for half in (word, ~word))  # u and 1 - u, by 2^32
@@ -74,9 +75,9 @@ def multiply_by_noise(
 ) -> Array:
     """`x` times `factor(noise, *parameters)`, drawn again in the backward pass; for use in `jit`.
 
-    Consumes the key. The factor is computed in float32 or wider; where it is 0, so
-    is the product, even for what is infinite or NaN. If the parameters are learned,
-    XLA may keep the noise.
+    Consumes the key. The factor is computed in float32 or wider. Where it is 0 the
+    product is 0, even if `x` is infinite or NaN. If the parameters are learned, XLA
+    may keep the noise.
     """
     words_key = threefry_key(key)
     sharding = layout.sharding(explicit_sharding(x))

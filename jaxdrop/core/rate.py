@@ -15,7 +15,7 @@ from jaxdrop.core.threshold import ALL_PAIRS, Threshold, known_threshold, traced
 class GridRate:
     """A rate on the grid if it is known, or a traced one that is not there yet.
 
-    A pytree of a few scalars, so that a program serves all rates with as many digits.
+    A pytree of a few scalars, so that one program serves all rates with equally many digits.
 
     Attributes:
       value: the threshold of a known rate, or the traced rate as it came.

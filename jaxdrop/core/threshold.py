@@ -16,11 +16,11 @@ from jaxtyping import Float, UInt32
 
 from jaxdrop.base.compat import debug_check
 
-ALL_PAIRS = 16
+ALL_PAIRS = 16  # of the 32 binary digits
 _ONES = 0xFFFFFFFF
 
-# Half a step of the coarse grid. A traced rate that lies outside [0, 1] by no
-# more, as schedules do that end at 0 up to rounding, is rounded like any other.
+# Half a step of the coarse grid. A traced rate may lie outside [0, 1] by as much: a
+# schedule that ends at 0 may miss it by rounding.
 _SLACK = 2.0**-17
 
 
@@ -39,8 +39,9 @@ class Threshold(NamedTuple):
     start: UInt32[Array, ""] | np.uint32
 
     def probabilities(self, dtype: jnp.dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Those of keeping and of dropping, each exact near 0 too."""
+        """The probabilities of keeping and of dropping, both exact near 0 too."""
         keep_prob = jnp.asarray(self.keep_prob, dtype)
+        # 2^32 - digits by wrapping. `1 - keep_prob` would have no digits left near 0.
         units = jnp.uint32(0) - self.digits
         nothing = (self.digits == 0) & (self.start == 0)
         share = jnp.where(nothing, 1, units.astype(dtype) * 2.0**-32)
@@ -56,6 +57,7 @@ def known_threshold(rate: float) -> tuple[Threshold, int]:
 
 
 def _known_from_units(rate: float, units: int) -> Threshold:
+    # A keep probability of 1 has no 32 digits: all are ones, and equality keeps too.
     if rate < 0.5:
         digits, start = ((2**32 - units) & _ONES, 0) if units else (_ONES, _ONES)
         return Threshold(1 - units / 2**32, np.uint32(digits), np.uint32(start))
@@ -92,6 +94,7 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
     valid = ~jnp.isnan(rate)
     share = units.astype(jnp.result_type(float)) * 2.0**-32
     is_drop_share = rate < 0.5
+    # Where the rate is bad all is kept, so that the NaN of `keep_prob` reaches every element.
     all_kept = (is_drop_share & (units == 0)) | ~valid
     ones = jnp.uint32(_ONES)
     return Threshold(
@@ -104,12 +107,13 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
 def _grid_units(rate: Any, xp: ModuleType) -> Any:
     """The smaller of the rate and its complement, in units of 2^-32.
 
-    The coarse grid is decided on in float32, where known and traced rates
-    agree; numbers that float32 does not represent well go to the fine grid.
+    Which grid it is, is decided in float32, where known and traced rates agree. A rate
+    that float32 misses by more than 0.1 %, as one near 1 in float64, takes the fine grid.
     """
     single = rate.astype(xp.float32)
     near, exact = xp.minimum(single, 1 - single), xp.minimum(rate, 1 - rate)
     coarse = xp.rint(near * 2.0**16)
+    # 1 % is what the coarse grid may miss the rate by.
     suffices = abs(coarse * 2.0**-16 - near) <= 0.01 * near
     faithful = abs(near.astype(rate.dtype) - exact) <= 0.001 * exact
     fine = xp.rint(exact * 2.0**32)

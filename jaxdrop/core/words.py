@@ -25,13 +25,14 @@ from jaxdrop.base.types import Key
 ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 Words: TypeAlias = UInt32[Array, "..."]
 
+# Both are from the paper. The parity keeps a key of zeros from a schedule of zeros.
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
-# `jax.random` counts from 0, so with the highest bit set words differ from what
-# it draws, even for a user who breaks the rule and draws from the same key.
+# `jax.random` counts from 0. With the highest bit set, no word equals what it draws,
+# even if a user breaks the rule and draws from the same key.
 _DOMAIN = 1 << 31
-_PAIR_BITS = 4
+_PAIR_BITS = 4  # for 16 pairs of digits
 
 
 class Address(NamedTuple):
@@ -59,8 +60,8 @@ def threefry_key(key: Key) -> ThreefryKey:
     """Consumes `key` and returns a Threefry key made of its data.
 
     Two words of data are taken as they are. Data of other lengths (rbg and
-    others) are hashed down, so that what follows is the same for all keys:
-    independent under `vmap`, which rbg itself is not, and of the backend.
+    others) are hashed to two words, so that all kinds of keys are alike from here on:
+    independent under `vmap`, which rbg itself is not, and the same on every backend.
     """
     mark_consumed(key)
     return _two_words(key)
@@ -76,6 +77,8 @@ def _two_words(key: Key) -> ThreefryKey:
     words = [data[i] for i in range(data.size)]
     if len(words) == 2:
         return words[0], words[1]
+    # Each two words are encrypted under what came before. The length comes first, so that
+    # data that differ only in zeros at the end do not give the same key.
     state = (jnp.uint32(len(words)), jnp.uint32(0))
     for i in range(0, len(words), 2):
         second = words[i + 1] if i + 1 < len(words) else jnp.uint32(0)
@@ -86,8 +89,8 @@ def _two_words(key: Key) -> ThreefryKey:
 def mark_consumed(key: Key) -> None:
     """Makes the key reuse checker count a use of `key`.
 
-    It counts none for `key_data` and `fold_in`. The bits are never read, and
-    under `jit` they compile to nothing.
+    By itself it does not count `key_data` and `fold_in`. The bits drawn here are never
+    read, and under `jit` they compile to nothing.
     """
     if _is_typed(key):
         jax.random.bits(key, (), jnp.uint32)
@@ -99,7 +102,7 @@ def fold_in_all(key: Key, numbers: UInt32[Array, "n"]) -> Array:
     def fold(number: Array) -> Key:
         return jax.random.fold_in(key, number)
 
-    # Other kinds of keys may fold in otherwise under `vmap`, as unsafe_rbg does.
+    # Other kinds of keys, such as unsafe_rbg, may give other results under `vmap`.
     side_by_side = not _is_typed(key) or str(jax.random.key_impl(key)) == "threefry2x32"
     return jax.vmap(fold)(numbers) if side_by_side else lax.map(fold, numbers)
 
@@ -129,12 +132,13 @@ def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
         return Address(zero, zero)
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     if math.prod(shape) <= 2**32:
+        # The low half suffices. A stride of 2^32 belongs to an axis of size 1 (index 0).
         terms = [i * np.uint32(s) for i, s in zip(indices, strides, strict=True) if s < 2**32]
         return Address(zero, sum(terms[1:], terms[0]))
     high = low = zero
     for index, stride in zip(indices, strides, strict=True):
         term = _multiply(index, stride)
-        total = low + term.low
+        total = low + term.low  # a sum that is below its term has wrapped: carry 1
         high = high + term.high + (total < low).astype(jnp.uint32)
         low = total
     return Address(high, low)
@@ -148,6 +152,7 @@ def _multiply(index: Words, stride: int) -> Address:
 
 def _product(a: Words, b: Words | np.uint32) -> Address:
     """`a * b` in 64 bits, by limbs of 16."""
+    # (2^16 - 1)^2 + 2^16 - 1 < 2^32: no sum on the way overflows.
     half, mask = np.uint32(16), np.uint32(0xFFFF)
     a1, a0, b1, b0 = a >> half, a & mask, b >> half, b & mask
     middle = a1 * b0 + ((a0 * b0) >> half)
@@ -157,6 +162,7 @@ def _product(a: Words, b: Words | np.uint32) -> Address:
 
 def below(words: Words, bound: Words | np.uint32) -> Words:
     """Uniform integers in [0, bound), to within 2^-32, from one word each."""
+    # floor(word * bound / 2^32) takes no division, and no rejection of words.
     return _product(words, bound).high
 
 

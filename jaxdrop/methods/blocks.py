@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.sharding import explicit_sharding, with_spec
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -24,9 +23,10 @@ from jaxdrop.core.layout import Layout
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, checked_rate, fine_threshold
 from jaxdrop.core.words import Words
+from jaxdrop.rescale import realized
 
-_NEWTON_STEPS = 64  # at a rate of 1 - 2^-32, t takes 22 steps of about 1
-_LEAST_SLOPE = 1e-30  # where everything is dropped already
+_NEWTON_STEPS = 64  # a rate of 1 - 2^-32 takes 22, in which t grows by about 1 each
+_LEAST_SLOPE = 1e-30  # a step divides by the slope, which is 0 where everything is dropped
 
 
 def drop_block(
@@ -41,13 +41,13 @@ def drop_block(
 ) -> Inexact[Array, "*shape"]:
     """Drops contiguous blocks of each feature map, a share `rate` of it on average.
 
-    Where a seed falls, with probability gamma, a block is dropped; blocks
-    overlap and lie wholly inside. Gamma is solved for, so that the expected
-    share of dropped elements is `rate`; the paper's gamma misses it, and drops
+    A position is a seed with probability gamma, and each seed drops a block. Blocks may
+    overlap, and each lies wholly inside. Gamma is computed such that the expected
+    share of dropped elements is `rate`. The paper's gamma misses that share: it drops
     .386 instead of .5 for blocks of 3 x 3 in 8 x 8. Elements near the border are
     covered by fewer blocks and dropped less often.
 
-    Gamma is found in float64 for a known rate and in float32 for a traced one, so
+    Gamma is computed in float64 for a known rate and in float32 for a traced one, so
     their masks may differ at one seed in millions.
 
     Survivors are multiplied by size / kept for each sample and channel: a
@@ -107,10 +107,10 @@ def drop_block_gamma(
 ) -> Float[Array, ""] | float:
     """The probability of a seed with which `drop_block` drops a share `rate`.
 
-    A position that c seeds can cover is kept with probability (1 - gamma)^c, so
-    the exact gamma solves mean of (1 - gamma)^c = 1 - rate over all positions.
-    The paper's, rate / block^d * prod of f / (f - block + 1), takes blocks for
-    disjoint.
+    A position that c seeds can cover is kept with probability (1 - gamma)^c. The exact
+    gamma is the one for which the mean of this over all positions is 1 - rate. The
+    paper's, rate / block^d * prod of f / (f - block + 1), is that of blocks that never
+    overlap.
 
     Args:
       rate: share to drop, in [0, 1]; may be traced.
@@ -167,24 +167,25 @@ def _drop_block(
     words = mask.words
     for axis, block in enumerate(blocks):
         words = _spread(words, axis, block)
-    # Of the seeds' `keep_prob` nothing is used, but that it is NaN for a bad rate.
+    # The seeds' `keep_prob` is not used, except that NaN tells of a bad rate.
     mask = replace(mask, words=words, layout=Layout(x.shape, apart=spatial))
-    return rescale_and_select(mask, x, rules.realized(spatial))
+    return rescale_and_select(mask, x, realized(spatial))
 
 
 def _spread(words: Words, axis: int, block: int) -> Words:
     """Clears each element that lies up to `block - 1` behind a cleared one.
 
-    The axis grows by as much. Each trip doubles what a seed clears, and the
-    last one adds what is missing. A loop, so that XLA computes each trip's
-    words once; of one trip it would make none.
+    The axis grows by as much. Each trip doubles what a seed clears, and the last one
+    adds what is missing. It is a loop so that XLA computes the words of each trip once.
     """
     shifts = []
     while sum(shifts) < block - 1:
         shifts.append(min(sum(shifts) + 1, block - 1 - sum(shifts)))
+    # At least two trips, since XLA inlines a loop of one; a shift by 0 changes nothing.
     shifts = np.array([*shifts, 0, 0][: max(len(shifts), 2)])
     ones = [(0, 0)] * words.ndim
     ones[axis] = (0, block - 1)
+    # `roll` wraps around. What it brings in are the ones put here, which clear nothing.
     words = jnp.pad(words, ones, constant_values=np.uint32(0xFFFFFFFF))
 
     def trip(i: Array, words: Words) -> Words:
@@ -241,7 +242,8 @@ def _disjoint_share(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> float:
 def _newton_step(t: Any, rate: Any, cover: Any, share: Any, xp: ModuleType) -> Any:
     """One step to the t = -log(1 - gamma) at which a share `rate` is dropped.
 
-    The share dropped is a concave function of t, so steps from 0 never pass it.
+    The share dropped, 1 - mean of exp(-c t), is a concave function of t that rises. So
+    Newton's steps from 0 approach the root from below and need no bracket.
     """
     dropped = -xp.sum(share * xp.expm1(-cover * t))
     slope = xp.sum(share * cover * xp.exp(-cover * t))
@@ -252,9 +254,11 @@ def _coverage(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[np.ndarr
     """How many seeds can cover a position: the numbers, and the share that has each."""
     axes = []
     for f, b in zip(sizes, blocks, strict=True):
-        i = np.arange(f)
+        i = np.arange(f)  # covered by seeds i - b + 1 to i, of those from 0 to f - b
         counts = np.minimum.reduce([i + 1, f - i, np.full(f, b), np.full(f, f - b + 1)])
         axes.append(np.unique(counts, return_counts=True))
+    # Axes are independent, so numbers and shares multiply; equal numbers are taken together
+    # along each axis, which keeps the lists short.
     cover = [math.prod(numbers) for numbers in itertools.product(*[values for values, _ in axes])]
     share = [math.prod(numbers) for numbers in itertools.product(*[c / c.sum() for _, c in axes])]
     return np.array(cover, float), np.array(share)

@@ -6,22 +6,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float, Inexact
+from jax import Array
+from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Axes, Key, Rate
 from jaxdrop.base.validate import Check, describe
-from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, times, unpack_for
+from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.noise import multiply_by_noise, standard_normal
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold, checked_rate
-from jaxdrop.methods.masked import draw_for, drop
-
-_SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * alpha
+from jaxdrop.methods.masked import drop
+from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
 
 def dropout(
@@ -30,26 +28,26 @@ def dropout(
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Zeroes elements of `x` independently with probability `rate`.
 
-    Survivors are multiplied by `1 / keep_prob`, where `keep_prob` is the
-    probability drawn with, so that each element keeps its mean: with
-    q = 1 - p, E[y] = x and Var[y] = x^2 p / q. Dropped places are exactly 0,
-    and so is their gradient, even where `x` is infinite or NaN.
+    Survivors are multiplied by `1 / keep_prob`, where `keep_prob` is the probability
+    that the mask was drawn with. So each element keeps its mean: with q = 1 - p,
+    E[y] = x and Var[y] = x^2 p / q. Dropped elements are exactly 0, and so is their
+    gradient, even where `x` is infinite or NaN.
 
     The mask is that of `draw_mask(key, x.shape, rate)`, whose docstring says
     what it depends on. The product is computed in float32 (float64 for 64-bit
-    input) and rounded once. The backward pass keeps one bit per element; `x`
-    too if the rule's own derivative needs it, as that of `preserve_sum` does.
+    input) and rounded once. The backward pass keeps one bit per element. It keeps `x`
+    too if the derivative of the rule needs it, as with `preserve_sum`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself, whatever the rule. A traced rate outside, by more
-        than rounding, turns the result into NaN and fails under `checkify`.
+        0 returns `x` itself, whatever the rule. A traced rate that is out of range
+        by more than rounding turns the result into NaN, and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared.
       rescale: rule for the factor of the survivors, `(mask, x) -> factor`. With
         one of `jaxdrop.rescale` eager calls are compiled and cached; your own
@@ -69,7 +67,7 @@ def dropout(
       >>> bool(jnp.all((y == 0) | (y == 2)))
       True
 
-      One mask a sample, and one mask for the batch:
+      One mask per sample, and one mask for the batch:
 
       >>> xs, key = jnp.ones((8, 4)), jax.random.key(0)
       >>> drop = partial(dropout, rate=0.5)
@@ -98,16 +96,16 @@ def gaussian_dropout(
     """Multiplies `x` by normal noise of mean 1, with the variance of `dropout`.
 
     y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and
-    Var[y] = x^2 p / q, as under `dropout`; what `dropout` would zero is noise
-    here. The noise is drawn again in the backward pass, which keeps none of it.
-    It depends on what `draw_mask` says of masks, but for rounding: backends
-    may compute a logarithm or cosine with another last bit.
+    Var[y] = x^2 p / q, as under `dropout`. The backward pass draws the noise again
+    instead of keeping it. The noise depends on the same things as a mask of
+    `draw_mask`, except for rounding: backends may differ in the last bit of a
+    logarithm.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: the rate p of the `dropout` with this variance, in [0, 1]; may be
-        traced. At 1, where the noise has no variance, zeros come out as from
+      rate: the rate p of the `dropout` that has this variance, in [0, 1]; may be
+        traced. A rate of 1, for which no variance exists, gives zeros, as with
         `dropout`.
       broadcast_dims: axes along which the noise is shared.
 
@@ -141,59 +139,6 @@ def gaussian_dropout(
     return _gaussian_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 
-def alpha_dropout(
-    key: Key,
-    x: Float[Array, "*shape"],
-    rate: Rate,
-    *,
-    broadcast_dims: int | Sequence[int] = (),
-) -> Float[Array, "*shape"]:
-    """Sets elements to the negative limit of SELU, keeping mean 0 and variance 1.
-
-    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is what SELU tends to,
-    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. For x of mean 0 and variance 1, y
-    has them too, exactly; other means and variances are not kept. For use with
-    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` for whole
-    features, as in `(1, 2)` for images with the channels last.
-
-    Args:
-      key: one random key, consumed here.
-      x: real floating array.
-      rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself; 1 gives the limit, zeros.
-      broadcast_dims: axes along which the mask is shared.
-
-    Returns:
-      An array with the shape and dtype of `x`.
-
-    Raises:
-      TypeError: `x` is not real floating, `key` is not one key, or `rate` is
-        not a number.
-      ValueError: a known `rate` lies outside [0, 1], or `broadcast_dims` are
-        out of range or repeated.
-
-    Example:
-      >>> x = jax.random.normal(jax.random.key(0), (100_000,))
-      >>> y = alpha_dropout(jax.random.key(1), x, 0.3)
-      >>> abs(float(y.mean())) < 0.02, abs(float(y.var()) - 1) < 0.02
-      (True, True)
-
-    References:
-      Klambauer et al., "Self-normalizing neural networks", arXiv:1706.02515
-      (2017), section 2 on alpha dropout.
-    """
-    check = Check("alpha_dropout")
-    key = check.one_key(key)
-    x = check.real_array("x", x)
-    on_grid = grid_rate(check.probability("rate", rate))
-    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
-    if on_grid.is_zero:
-        return x
-    if on_grid.is_one:
-        return jnp.zeros_like(x)
-    return _alpha_dropout(key, x, on_grid, mask_layout(x.shape, shared))
-
-
 def fixed_count_dropout(
     key: Key,
     x: Inexact[Array, "*shape"],
@@ -205,18 +150,18 @@ def fixed_count_dropout(
     """Keeps exactly k = round(n (1 - rate)) of n elements, in every draw.
 
     Survivors are multiplied by n / k, so E[y] = x and Var[y_i] = x_i^2 (n/k - 1),
-    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1): the number of survivors
-    has no variance, and the sum of a constant input none either. Halves are
-    rounded to the even count. A k of 0 gives zeros. For another factor, apply
-    the mask of `draw_fixed_count_mask` by `apply_mask`.
+    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1). The number of survivors has
+    no variance, and neither has the sum of a constant input. Halves are rounded to
+    the even count. A k of 0 gives zeros. For another factor, draw a mask with
+    `draw_fixed_count_mask` and apply it with `apply_mask`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: share of elements to drop, in [0, 1]; may be traced, and is then no
-        more exact than its dtype.
-      axis: axes that elements are counted over; None for all. What lies along
-        the others is drawn independently.
+      rate: share of elements to drop, in [0, 1]; may be traced. A traced share is
+        only as exact as its dtype.
+      axis: axes along which elements are counted together; None for all. Each
+        position along the other axes has a draw of its own.
       broadcast_dims: axes along which the mask is shared; they count once.
 
     Returns:
@@ -246,14 +191,14 @@ def fixed_count_dropout(
     layout = mask_layout(x.shape, shared)
     over, size = count_axes(check, axis, layout)
     if isinstance(rate, Array):
-        return _fixed_count_dropout(key, x, _survivors(rate, size), layout, over)
+        return _fixed_count_dropout(key, x, _traced_count(rate, size), layout, over)
     if rate in (0, 1):
         return x if rate == 0 else jnp.zeros_like(x)
     return _fixed_count_dropout(key, x, nearest_count(size * (1 - rate)), layout, over)
 
 
 def apply_mask(
-    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = rules.expected
+    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = expected
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 
@@ -296,8 +241,8 @@ def apply_mask(
             f"{check}: mask must have the shape of x, or 1 where it is shared;"
             f" got {mask.shape} for {x.shape}."
         )
-    rescale = rules.checked(check, rescale)
-    return (_apply_mask if rules.is_own(rescale) else rescale_and_select)(mask, x, rescale)
+    rescale = checked_rule(check, rescale)
+    return (_apply_mask if is_own_rule(rescale) else rescale_and_select)(mask, x, rescale)
 
 
 @partial(jax.jit, static_argnames="rule")
@@ -309,27 +254,11 @@ def _apply_mask(mask: Mask, x: Array, rule: Rescale) -> Array:
 def _gaussian_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     def factor(noise: Array, threshold: Threshold) -> Array:
         q, p = threshold.probabilities(noise.dtype)
-        some_kept = q != 0
+        some_kept = q != 0  # a traced rate of 1 gives zeros, as a known one does
         spread = jnp.sqrt(p / jnp.where(some_kept, q, 1))
         return jnp.where(some_kept, 1 + spread * noise, 0)
 
     return multiply_by_noise(key, x, layout, standard_normal, factor, rate.threshold)
-
-
-@partial(jax.jit, static_argnames="layout")
-def _alpha_dropout(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
-    rate = rate.settle()
-    mask = draw_for(key, x, rate, layout)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def select(mask: Mask, threshold: Threshold, x: Array) -> Array:
-        q, p = threshold.probabilities(compute_dtype(x))
-        a = lax.rsqrt(jnp.where(q == 0, 1, q * (1 + _SELU_LIMIT**2 * p)))
-        kept = times(x, a) - a * p * _SELU_LIMIT
-        dropped = a * q * _SELU_LIMIT  # a a' + b
-        return jnp.where(unpack_for(mask, x), kept, dropped).astype(x.dtype)
-
-    return select(mask, rate.threshold, x)
 
 
 @partial(jax.jit, static_argnames=("layout", "axes"))
@@ -338,6 +267,7 @@ def _fixed_count_dropout(
 ) -> Array:
     size = math.prod([layout.shape[axis] for axis in axes])
 
+    # One division: 1 / `keep_prob`, itself a quotient, would be rounded twice.
     def by_count(mask: Mask, x: Array) -> Array:
         return jnp.where(count == 0, 0, size / jnp.maximum(count, 1).astype(compute_dtype(x)))
 
@@ -345,7 +275,7 @@ def _fixed_count_dropout(
 
 
 @partial(jax.jit, static_argnames="size")
-def _survivors(rate: Array, size: int) -> Array:
+def _traced_count(rate: Array, size: int) -> Array:
     """The count for a traced rate; -1, which poisons, for a bad one."""
     rate = checked_rate(rate)
     return jnp.where(jnp.isnan(rate), -1, nearest_count(size * (1 - rate))).astype(jnp.int32)

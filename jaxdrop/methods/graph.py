@@ -3,11 +3,11 @@
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
 from jaxdrop.methods.masked import drop
+from jaxdrop.rescale import expected
 
 
 def drop_edges(
@@ -16,24 +16,24 @@ def drop_edges(
     rate: Rate,
     *,
     axis: int = 0,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops edges of a graph, by setting their weights to zero.
 
-    One decision an edge; E[y] = weights, so a sum over neighbours keeps its
-    mean. The number of edges stays, so that it compiles once. DropEdge as
-    published does not rescale, but normalises the adjacency again: pass
-    `rescale.none` and normalise after. In an undirected graph, drop one weight
-    for each undirected edge and gather: `drop_edges(key, weights, rate)[edge]`.
-    For a dense adjacency matrix use `dropout`: here its rows would be edges.
+    There is one decision per edge. E[y] = weights, so a sum over neighbours keeps its
+    mean. The number of edges stays the same, so that programs compile once. DropEdge
+    as published does not rescale, but normalises the adjacency again: pass
+    `rescale.none` and normalise afterwards. In an undirected graph, drop from one
+    weight per undirected edge and gather: `drop_edges(key, weights, rate)[edge]`.
+    For a dense adjacency matrix use `dropout`, since here its rows would be edges.
 
     Args:
       key: one random key, consumed here.
       weights: floating or complex array of edge weights, such as (edges,) or
         (edges, heads); padding is dropped like any other edge.
       rate: probability of dropping, in [0, 1]; may be traced.
-      axis: axis of the edges. Those behind it share the decision, those ahead
-        of it are batches with their own.
+      axis: axis of the edges. The axes after it share its decisions; the axes
+        before it are batches, each with decisions of its own.
       rescale: rule for the factor of the survivors.
 
     Returns:
@@ -65,19 +65,19 @@ def drop_nodes(
     rate: Rate,
     *,
     axis: int = -2,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops nodes of a graph, by setting all their features to zero.
 
-    One decision a node; E[y] = x and Var[y] = x^2 p / q at each element, and
-    what is propagated from it keeps its mean.
+    There is one decision per node. E[y] = x and Var[y] = x^2 p / q at each element,
+    and so what is propagated from a node keeps its mean.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array of node features, such as (nodes, features).
       rate: probability of dropping, in [0, 1]; may be traced.
-      axis: axis of the nodes. Those behind it share the decision, those ahead
-        of it are batches with their own.
+      axis: axis of the nodes. The axes after it share its decisions; the axes
+        before it are batches, each with decisions of its own.
       rescale: rule for the factor of the survivors.
 
     Returns:

@@ -17,8 +17,9 @@ from jaxdrop.core.apply import compute_dtype, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
 
-_FARTHEST = 80.0  # of a logit from 0 that is told from others; float32 has exponentials up to 88
+_FARTHEST = 80.0  # logits beyond it count as this: in float32, exp(89) is infinite
 
+# Coefficients that the papers fitted: k1, k2, k3 and c1, c2, c3 of the docstring below.
 _MOLCHANOV = (0.63576, 1.87320, 1.48695)
 _KINGMA = (1.16145124, -1.50204118, 0.58629921)
 
@@ -91,9 +92,9 @@ def concrete_dropout_penalty(
     weight_regularizer * sum(weights^2) / (1 - p)
       + dropout_regularizer * num_features * (p ln p + (1 - p) ln(1 - p))
 
-    The first part, over the weights that follow the dropout, makes a high rate dear;
-    the second is least at rate 1/2. For N examples, a prior of length-scale l and a
-    loss that is a mean over examples, they come from the evidence lower bound with
+    The first part, over the weights that follow the dropout, makes a high rate costly.
+    The second part is least at rate 1/2. Both follow from the evidence lower bound, for
+    N examples, a prior of length-scale l and a loss that is a mean over examples, with
 
       weight_regularizer = l^2 / (2 N), dropout_regularizer = 1 / N for a negative
       log-likelihood in nats, such as the cross-entropy;
@@ -143,15 +144,10 @@ def concrete_dropout_penalty(
         jnp.sum(widen(check.real_array("weights", leaf)) ** 2) for leaf in jax.tree.leaves(weights)
     ]
     total = sum((square.astype(logit.dtype) for square in squares), jnp.zeros((), logit.dtype))
-    # 1 / (1 - p) = 1 + e^a, and -ln p = softplus(-a) stays exact where p is near 0 or 1.
-    finite = jnp.where(jnp.isinf(logit), 0, logit)
-    negative_entropy = -jax.nn.sigmoid(finite) * jax.nn.softplus(-finite)
-    negative_entropy -= jax.nn.sigmoid(-finite) * jax.nn.softplus(finite)
-    negative_entropy = jnp.where(jnp.isinf(logit), 0, negative_entropy)
     decay = of_weights * total
-    # Without weights nothing is dear, however near to 1 the rate is.
-    decay *= 1 + jnp.exp(jnp.where(decay == 0, 0, logit))
-    return decay + of_rate * count * negative_entropy
+    # Without weights no rate is costly: 0, where 0 times infinity would be NaN.
+    decay *= 1 + jnp.exp(jnp.where(decay == 0, 0, logit))  # 1 / (1 - p) = 1 + e^logit
+    return decay + of_rate * count * _negative_entropy(logit)
 
 
 def variational_dropout(
@@ -164,12 +160,12 @@ def variational_dropout(
     """Multiplies `x` by normal noise of mean 1 and a variance that is learned.
 
     y = x (1 + sqrt(alpha) e) with e standard normal, so E[y] = x and
-    Var[y] = alpha x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and under
-    one key has its noise. `x` may be a layer's input, or the weights themselves with
-    one alpha each, which sparsifies: those whose alpha has become large (the paper
-    takes ln alpha > 3) are noise and can be set to 0. The gradient to a weight then
-    varies as alpha does, so begin with a small one. The spread is learned by
-    minimising the loss plus `variational_dropout_kl`; with the loss alone it would
+    Var[y] = alpha x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and one key
+    gives both the same noise. `x` may be a layer's input, or the weights themselves with
+    one alpha each. The latter sparsifies: weights whose alpha has become large (the
+    paper takes ln alpha > 3) are noise and can be set to 0. The gradient to a weight
+    then has a variance that grows with alpha, so begin with a small one. The spread is
+    learned by minimising the loss plus `variational_dropout_kl`; with the loss alone it would
     fall to 0. At test time leave it out, or run the network under `monte_carlo`.
 
     Args:
@@ -225,11 +221,11 @@ def variational_dropout_kl(
 
     "kingma": (gamma + ln 2 - ln alpha) / 2 - c1 alpha - c2 alpha^2 - c3 alpha^3
     with (1.16145124, -1.50204118, .58629921), for alpha <= 1 only, where it is off
-    by at most .041 nats. Above, its value at 1 is given and the gradient is 0, so
-    bound alpha by 1 as the paper does.
+    by at most .041 nats. For larger alpha the result is the value at 1, and the
+    gradient is 0. So bound alpha by 1, as the paper does.
 
-    The log-uniform prior is improper, and so may be the posterior: read this as a
-    regularizer with a published form rather than as a bound of the evidence.
+    The log-uniform prior is improper, and the posterior may be improper too. So read
+    this as a regularizer with a published form, not as a bound of the evidence.
 
     Args:
       log_alpha: ln alpha, any shape.
@@ -265,8 +261,17 @@ def variational_dropout_kl(
     log_alpha = jnp.where(log_alpha > 0, 0, log_alpha)  # `minimum` would halve the slope at 0
     alpha = jnp.exp(log_alpha)
     c1, c2, c3 = _KINGMA
-    polynomial = alpha * (c1 + alpha * (c2 + alpha * c3))
+    polynomial = alpha * (c1 + alpha * (c2 + alpha * c3))  # Horner's form
     return (np.euler_gamma + math.log(2) - log_alpha) / 2 - polynomial
+
+
+def _negative_entropy(logit: Array) -> Array:
+    """The sum p ln p + (1 - p) ln(1 - p) for p = sigmoid(logit), and 0 where p is 0 or 1."""
+    finite = jnp.where(jnp.isinf(logit), 0, logit)
+    # -ln p = softplus(-logit), which stays exact where p is near 0 or 1.
+    entropy = -jax.nn.sigmoid(finite) * jax.nn.softplus(-finite)
+    entropy -= jax.nn.sigmoid(-finite) * jax.nn.softplus(finite)
+    return jnp.where(jnp.isinf(logit), 0, entropy)
 
 
 def _arguments(
@@ -284,6 +289,7 @@ def _concrete_dropout(
     key: Key, x: Array, logit: Array, temperature: Array, layout: Layout
 ) -> Array:
     def factor(noise: Array, logit: Array, temperature: Array) -> Array:
+        # z / q, where z = 1 - sigmoid(v) = sigmoid(-v) and 1 / q = 1 + e^logit.
         near = jnp.clip(logit, -_FARTHEST, _FARTHEST)
         kept = jax.nn.sigmoid(-(near + noise) / temperature)
         return jnp.where(logit == jnp.inf, 0, kept * (1 + jnp.exp(near)))
@@ -296,7 +302,7 @@ def _concrete_dropout(
 def _variational_dropout(key: Key, x: Array, log_alpha: Array, layout: Layout) -> Array:
     def factor(noise: Array, log_alpha: Array) -> Array:
         some_kept = log_alpha != jnp.inf
-        spread = jnp.exp(jnp.where(some_kept, log_alpha, 0) / 2)
+        spread = jnp.exp(jnp.where(some_kept, log_alpha, 0) / 2)  # the root of alpha
         return jnp.where(some_kept, 1 + spread * noise, 0)
 
     return multiply_by_noise(key, x, layout, standard_normal, factor, log_alpha, learned=True)

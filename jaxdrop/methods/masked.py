@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -15,6 +14,7 @@ from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
+from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
 
 def drop(
@@ -23,30 +23,32 @@ def drop(
     x: Array,
     rate: Rate,
     shared: tuple[int, ...],
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Array:
-    """Zeroes elements of `x`, deciding once along the shared axes, and rescales the others."""
+    """Zeroes elements of `x` and rescales the others; shared axes share their decisions."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
-    return drop_on_grid(key, x, on_grid, shared, rules.checked(check, rescale))
+    return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale))
 
 
 def drop_on_grid(
     key: Key, x: Array, rate: GridRate, shared: tuple[int, ...], rescale: Rescale
 ) -> Array:
-    """The same with arguments that are checked."""
+    """`drop` with arguments that are checked already."""
     if rate.is_zero:
         return x
     if rate.is_one:
         return jnp.zeros_like(x)
     settings = rate, mask_layout(x.shape, shared)
-    if rules.is_own(rescale):
+    # A rule of the user may change between calls or hold traced values. So it stays outside
+    # of the program that is cached, which then is the draw alone.
+    if is_own_rule(rescale):
         return _drop(key, x, *settings, rescale)
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
-def replace(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> Array:
-    """Puts elements of `other` in the place of those of `x`, with probability `rate`."""
+def replace_with(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> Array:
+    """Replaces elements of `x` by those of `other`, each with probability `rate`."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
     if on_grid.is_zero:

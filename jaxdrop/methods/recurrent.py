@@ -1,16 +1,16 @@
-"""Methods for recurrent networks: masks that last over time, and states that do."""
+"""Methods for recurrent networks: one mask for all times, and states that stay."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, times
 from jaxdrop.core.rate import GridRate, grid_rate
-from jaxdrop.methods.masked import drop, replace
+from jaxdrop.methods.masked import drop, replace_with
+from jaxdrop.rescale import expected
 
 
 def locked_dropout(
@@ -19,17 +19,16 @@ def locked_dropout(
     rate: Rate,
     *,
     time_axis: int,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops the same elements at all time steps: variational dropout of a sequence.
 
-    E[y] = x and Var[y] = x^2 p / q at each element; what is dropped at one step
-    is dropped at all.
+    E[y] = x and Var[y] = x^2 p / q at each element. An element that is dropped at
+    one step is dropped at all steps.
 
-    For the state of a recurrent network, which is not there before the `scan`,
-    draw the mask outside and apply it inside, as in the second example. Drawing
-    inside from a closed-over key would give the same mask, but draw it anew at
-    each step.
+    The state of a recurrent network does not exist before the `scan`. Draw its mask
+    outside and apply it inside, as in the second example. A draw inside, from a key
+    that the step closes over, gives the same mask but repeats the work at each step.
 
     Args:
       key: one random key, consumed here.
@@ -84,8 +83,8 @@ def zoneout(
 ) -> Inexact[Array, "*shape"]:
     """Leaves elements of a recurrent state as they were, with probability `rate`.
 
-    y = m new + (1 - m) old. Nothing is scaled: E[y] = q new + p old, which is
-    what comes out at test time, without a key.
+    y = m new + (1 - m) old. Nothing is scaled: E[y] = q new + p old. At test time,
+    without a key, this mean is returned.
 
     Args:
       key: one random key, consumed here; None for the mean, at test time.
@@ -118,13 +117,13 @@ def zoneout(
     new = check.inexact_array("new", new)
     old = check.like("old", old, new, "new")
     if key is not None:
-        return replace(check, key, new, old, rate)
+        return replace_with(check, key, new, old, rate)
     return _mean(new, old, grid_rate(check.probability("rate", rate)))
 
 
 @jax.jit
 def _mean(new: Array, old: Array, rate: GridRate) -> Array:
     keep_prob, drop_prob = rate.threshold.probabilities(compute_dtype(new))
-    # Selected, so that at rates 0 and 1 what has no weight may be infinite.
+    # `where`, since 0 times infinity is NaN: at rates 0 and 1 one state counts nothing.
     kept = jnp.where(keep_prob == 0, 0, times(new, keep_prob))
     return (kept + jnp.where(drop_prob == 0, 0, times(old, drop_prob))).astype(new.dtype)

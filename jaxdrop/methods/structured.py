@@ -34,10 +34,10 @@ def spatial_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Drops whole feature maps: one decision for each sample and channel.
 
-    E[y] = x and Var[y] = x^2 p / q at each element, as under `dropout`; the
-    elements of one feature map live and die together. Only batch x channels
-    decisions are drawn. For signals, images and volumes alike: all axes but the
-    two named ones are spatial.
+    E[y] = x and Var[y] = x^2 p / q at each element, as under `dropout`. All elements
+    of a feature map share one decision, so only batch x channels decisions are drawn.
+    It serves signals, images and volumes alike: all axes except the two named ones are
+    spatial.
 
     Args:
       key: one random key, consumed here.
@@ -86,11 +86,11 @@ def drop_path(
     batch_axis: int | None = 0,
     rescale: Rescale = rules.expected,
 ) -> Inexact[Array, "*shape"]:
-    """Drops a residual branch whole: stochastic depth, one decision a sample.
+    """Drops a residual branch whole: stochastic depth, one decision per sample.
 
     Use it as `x + drop_path(key, branch(x), rate)`. E[y] = x and
-    Var[y] = x^2 p / q at each element; a sample's elements live and die
-    together. At rate 1 the identity path alone is left.
+    Var[y] = x^2 p / q at each element. All elements of a sample share one decision. At
+    rate 1 only the identity path is left.
 
     Args:
       key: one random key, consumed here.
@@ -280,9 +280,9 @@ def cutout(
     """Sets one square of each sample to zero, in all channels.
 
     The centre is uniform over all positions, and the square is cut off at the
-    border. Nothing is rescaled, and no mean is kept: a position is zeroed with
-    the probability that the square's edge covers it along each axis, which is
-    `size / n` inside and about half of that at the border.
+    border. Nothing is rescaled, and no mean is kept. Along an axis of n positions, the
+    square covers a position with probability `size / n` inside, and about half of that
+    at the border. A position is zeroed where it is covered along all axes.
 
     Args:
       key: one random key, consumed here.

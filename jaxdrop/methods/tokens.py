@@ -1,28 +1,21 @@
-"""Methods for sequences and conditions: tokens are left out or replaced whole."""
+"""Methods for sequences: tokens are left out or replaced whole."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Shaped
 
-from jaxdrop.base.axes import other_axes
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import select
-from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.fixed_count import fixed_count_mask, nearest_count
-from jaxdrop.core.layout import Layout, mask_layout
-from jaxdrop.core.rate import GridRate, grid_rate
-from jaxdrop.methods.masked import replace
-
-Tree = TypeVar("Tree")
+from jaxdrop.core.layout import Layout
+from jaxdrop.methods.masked import replace_with
 
 
 def drop_tokens(
@@ -35,18 +28,18 @@ def drop_tokens(
 ) -> tuple[Shaped[Array, "*kept_shape"], Int[Array, "*batch kept"]]:
     """Keeps a random set of tokens of fixed size, in their order.
 
-    Of the n tokens behind the prefix exactly k = round(n (1 - rate)) are kept,
-    each set of k being equally likely; the prefix is always kept. Without one, k
-    may be 0. Nothing is scaled. The sequence gets shorter, so all behind it gets cheaper.
-    `restore_tokens` puts tokens back to where they were.
+    Of the n tokens after the prefix exactly k = round(n (1 - rate)) are kept, and
+    every set of k is equally likely. The prefix is always kept. Without a prefix, no
+    token may be left. Nothing is scaled. The sequence gets shorter, so later layers
+    get cheaper. `restore_tokens` puts tokens back to where they were.
 
     Args:
       key: one random key, consumed here.
       x: array of tokens, such as (batch, time, features).
       rate: share to drop, in [0, 1]. It decides a shape, so it must be known
         while tracing.
-      axis: axis of the tokens. Axes ahead of it are batches, each with a set of
-        its own; those behind it belong to the token. -1 for token ids.
+      axis: axis of the tokens; -1 for token ids. The axes before it are batches,
+        each with a set of its own; the axes after it belong to the token.
       prefix: number of first tokens that are always kept, such as a class token.
 
     Returns:
@@ -101,10 +94,10 @@ def restore_tokens(
     sequence in which a learned token stands for each dropped one.
 
     Args:
-      tokens: what `drop_tokens` returned, or what was computed from it; axes
-        behind those of `positions` may have changed.
-      positions: the positions that it returned: in [0, length), all different in
-        a sequence. Others lose tokens, and only `checkify` sees it.
+      tokens: what `drop_tokens` returned, or what was computed from it; the axes
+        after those of `positions` may have changed.
+      positions: the positions that it returned: in [0, length), all different
+        within a sequence. Other positions lose tokens, which only `checkify` reports.
       length: number of tokens before any was dropped.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
@@ -152,15 +145,15 @@ def replace_tokens(
     replacement: Any,
     where: Bool[Array, "..."] | None = None,
 ) -> Shaped[Array, "*shape"]:
-    """Puts another token in the place of each with probability `rate`: word dropout.
+    """Replaces each token by another one with probability `rate`: word dropout.
 
-    Nothing is scaled. Every place that `where` allows is replaced independently.
+    Nothing is scaled. Each token that `where` allows is replaced independently.
 
     Args:
       key: one random key, consumed here.
       ids: array of token ids, or of any numbers.
       rate: probability of replacing, in [0, 1]; may be traced. A traced rate
-        outside turns integers into the one farthest from 0, floats into NaN.
+        out of range turns integers into the one farthest from 0, floats into NaN.
       replacement: the id of the unknown or mask token, or an array that
         broadcasts to `ids`, such as random ids.
       where: booleans that broadcast to `ids`; False where a token must stay,
@@ -190,92 +183,7 @@ def replace_tokens(
     if where is not None:
         where = check.flags("where", where, ids, "ids")
         other = jnp.where(where, other, ids)
-    return replace(check, key, ids, other, rate)
-
-
-def drop_condition(
-    key: Key,
-    condition: Tree,
-    rate: Rate,
-    *,
-    null: Any,
-    batch_axis: int | None = 0,
-) -> Tree:
-    """Replaces whole conditions by the null condition: classifier-free guidance.
-
-    One decision for each sample, the same for all leaves of its condition.
-    Nothing is scaled. Gradients reach both the conditions and the null, which
-    may be learned.
-
-    Args:
-      key: one random key, consumed here.
-      condition: a pytree of arrays, each with the samples along `batch_axis`.
-      rate: probability of replacing a sample's condition, in [0, 1]; may be
-        traced. A traced rate outside turns floats into NaN, integers into the
-        one farthest from 0 and booleans into False.
-      null: what stands for no condition: a pytree prefix of `condition` whose
-        leaves broadcast to its leaves, such as 0 or a learned embedding.
-      batch_axis: axis of the samples; None for one decision in all, as for one
-        sample under `vmap`.
-
-    Returns:
-      A pytree with the structure, shapes and dtypes of `condition`.
-
-    Raises:
-      TypeError: a leaf is not an array, a leaf of `null` is of another kind,
-        `key` is not one key, or `rate` is not a number.
-      ValueError: a known `rate` lies outside [0, 1], `null` is no prefix or
-        does not broadcast, `batch_axis` is out of range, or leaves differ in
-        their number of samples.
-
-    Example:
-      >>> condition = {"text": jnp.ones((6, 2)), "label": jnp.arange(1, 7)}
-      >>> y = drop_condition(jax.random.key(0), condition, 0.5, null=0)
-      >>> bool(jnp.all((y["label"] == 0) == (y["text"][:, 0] == 0)))
-      True
-
-    References:
-      Ho and Salimans, "Classifier-free diffusion guidance", arXiv:2207.12598
-      (2022).
-    """
-    check = Check("drop_condition")
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
-    leaves, structure = jax.tree.flatten_with_path(condition)
-    names = ["condition" + jax.tree_util.keystr(path) for path, _ in leaves]
-    arrays = [check.any_array(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-    axes = [
-        None if batch_axis is None else check.axis("batch_axis", batch_axis, array.ndim)
-        for array in arrays
-    ]
-    samples = {1 if axis is None else x.shape[axis] for x, axis in zip(arrays, axes, strict=True)}
-    if len(samples) > 1:
-        raise ValueError(
-            "drop_condition: condition must have as many samples in each leaf; got"
-            f" {sorted(samples)}. Pass batch_axis=None for one sample."
-        )
-    if not arrays:
-        return condition
-    nulls = [
-        check.like("null", other, array, name)
-        for other, array, name in zip(_prefix_leaves(null, condition), arrays, names, strict=True)
-    ]
-    if on_grid.is_zero:
-        return condition
-    if on_grid.is_one:
-        return structure.unflatten(nulls)
-    return structure.unflatten(
-        _drop_condition(key, arrays, nulls, on_grid, samples.pop(), tuple(axes))
-    )
-
-
-def _prefix_leaves(prefix: Any, tree: Any) -> list[Any]:
-    try:
-        return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
-    except ValueError as error:
-        raise ValueError(
-            f"drop_condition: null must be a pytree prefix of condition; {error}"
-        ) from None
+    return replace_with(check, key, ids, other, rate)
 
 
 @partial(jax.jit, static_argnames=("count", "axis", "prefix"))
@@ -285,7 +193,9 @@ def _drop_tokens(
     layout = Layout((*x.shape[:axis], x.shape[axis] - prefix))
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
-    places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)  # count: nowhere
+    # Kept tokens have the places 0, 1, ... in their order. Dropped ones have the place
+    # `count`, which does not exist. The inverse says which token is at each place.
+    places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)
     chosen = _for_batches(partial(_inverse, size=count), axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
     positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
@@ -299,11 +209,11 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
     axis, kept = positions.ndim - 1, positions.shape[-1]
-    if kept == 0:
+    if kept == 0:  # there is no token that the gather below could take
         return vary_as(fill, (tokens, positions))
 
-    # A gather by the inverse of the positions. Unlike a scatter of the tokens it
-    # leaves nothing of the size of the result for the gradient.
+    # A gather by the inverse of the positions. A scatter of the tokens, the usual way,
+    # would keep something of the size of the result for the gradient.
     @partial(jax.checkpoint, prevent_cse=False)
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
         there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
@@ -315,32 +225,14 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
 
 def _inverse(places: Array, size: int) -> Array:
-    """For each of `size` places the number of the one that names it, or how many there are."""
+    """For each of `size` places, which entry of `places` names it; if none, their number."""
     number = places.shape[0]
     unnamed = jnp.full(size, number, jnp.int32)
     return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
+    """The function mapped over so many leading axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function
-
-
-@partial(jax.jit, static_argnames=("samples", "axes"))
-def _drop_condition(
-    key: Key,
-    arrays: list[Array],
-    nulls: list[Array],
-    rate: GridRate,
-    samples: int,
-    axes: tuple[int | None, ...],
-) -> list[Array]:
-    mask = bernoulli_mask(key, rate, Layout((samples,)))
-
-    def choose(x: Array, null: Array, axis: int | None) -> Array:
-        layout = mask_layout(x.shape, other_axes(x.ndim, (axis,)))
-        words = mask.words.reshape(layout.words_shape)
-        return select(dataclasses.replace(mask, words=words, layout=layout), x, null)
-
-    return [choose(*each) for each in zip(arrays, nulls, axes, strict=True)]

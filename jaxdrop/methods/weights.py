@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.types import Key, Rate
@@ -22,6 +21,7 @@ from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.words import mark_consumed
 from jaxdrop.methods.masked import draw_for, drop
+from jaxdrop.rescale import checked_rule, expected
 
 Tree = TypeVar("Tree")
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
@@ -34,16 +34,16 @@ def drop_connect(
     rate: Rate,
     *,
     where: Where | None = None,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Tree:
     """Drops single weights of the leaves of a pytree.
 
     E[W'] = W and Var[W'] = W^2 p / q for each weight, so the pre-activation W' v
     has mean W v and, with independent entries, variance (p / q) (W o W) (v o v).
 
-    Each leaf has a key of its own, derived from its path: adding, removing or
-    filtering leaves does not change the masks of the others, which are those of
-    `per_leaf(dropout)`. Draw a mask for each sample by
+    Each leaf has a key of its own, derived from its path. So adding, removing or
+    filtering leaves does not change the masks of the others. The masks are those of
+    `per_leaf(dropout)`. For one mask per sample, use
     `jax.vmap(drop_connect, in_axes=(0, None, None))` over keys.
 
     Args:
@@ -77,7 +77,7 @@ def drop_connect(
     check = Check("drop_connect")
     key = check.one_key(key)
     rate = check.probability("rate", rate)
-    rescale = rules.checked(check, rescale)
+    rescale = checked_rule(check, rescale)
     if grid_rate(rate).is_zero:
         return params
 
@@ -91,9 +91,9 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
     """Replaces weights by those of a target, and rescales so that the mean is kept.
 
     W' = (m W + (1 - m) U - p U) / q = U + m (W - U) / q: dropout of the
-    difference from the target U. E[W'] = W. With U the pretrained weights, it
-    keeps fine-tuning close to them; with U = 0 it is `drop_connect`, whose keys
-    it uses.
+    difference from the target U. E[W'] = W. If U are the pretrained weights, this
+    keeps fine-tuning close to them. With U = 0 it is `drop_connect`, with the same
+    keys.
 
     Args:
       key: one random key, consumed here.
@@ -149,13 +149,13 @@ def embedding_dropout(
     rate: Rate,
     *,
     axis: int = 0,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops whole rows of an embedding table, so a word vanishes everywhere at once.
 
-    One decision for each word of the vocabulary; E[y] = table and
-    Var[y] = table^2 p / q at each element. All occurrences of a word in what is
-    looked up afterwards live and die together.
+    There is one decision per word of the vocabulary, and it holds for all occurrences
+    of the word that are looked up afterwards. E[y] = table and Var[y] = table^2 p / q
+    at each element.
 
     Args:
       key: one random key, consumed here.
@@ -223,7 +223,8 @@ def _is_inexact(leaf: Any) -> bool:
 def _mix(key: Key, x: Array, target: Array, rate: GridRate, layout: Layout) -> Array:
     @partial(jax.checkpoint, prevent_cse=False)
     def add(mask: Mask, threshold: Threshold, x: Array, target: Array) -> Array:
-        # W + (W - U) p / q where kept: exact where p is 0, and no cancellation near it.
+        # Where kept, U + (W - U) / q = W + (W - U) p / q. The second form is exactly W at
+        # p = 0, and near it no large terms cancel.
         q, p = threshold.probabilities(compute_dtype(x))
         wide, target = widen(x), widen(target)  # once, so that gradients are rounded once
         more = times(wide - target, p / jnp.where(q == 0, 1, q))

@@ -1,4 +1,4 @@
-"""Several masks in one training step: views that should agree, and losses averaged over masks.
+"""Several masks in one training step: views that should agree, and averages over masks.
 
 Sample i has the key `jax.random.fold_in(key, i)`, as in `monte_carlo`.
 """
@@ -22,10 +22,10 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Runs a function with two keys, for losses that compare two masks of one input.
 
     For R-Drop take `symmetric_kl` of two views of the logits; for contrastive
-    learning, as in SimCSE, two views of the embeddings, whose pairs along the batch
-    are the positives. Both run side by side, under `vmap`. (The paper of R-Drop adds
-    the two cross-entropies, where the example takes their mean: its weight is half of
-    the paper's.)
+    learning, as in SimCSE, take two views of the embeddings: the two of one example
+    are a positive pair. Both run side by side, under `vmap`. (The example takes the
+    mean of the two cross-entropies where the paper of R-Drop adds them, so its weight
+    is half of the paper's.)
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
@@ -65,9 +65,9 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
     """Averages a function over several masks, as multi-sample dropout does with the loss.
 
-    Let `fn` be the part behind the dropout, which is drawn several times: the body
-    of the network then runs once. The samples run side by side, under `vmap`; for
-    more than fit into memory take `monte_carlo_moments(...).mean`.
+    Let `fn` be the dropout and what follows it, so that the body of the network runs
+    only once. The samples run side by side, under `vmap`. If they do not fit into
+    memory, take `monte_carlo_moments(...).mean`.
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays, such
@@ -77,7 +77,7 @@ def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]
     Returns:
       A function `(key, *args, **kwargs)` that returns the mean over the samples of
       `monte_carlo(fn, num_samples)`. It is computed in float32 or wider and rounded
-      once to the dtype of the samples; of integers the mean is float32.
+      once to the dtype of the samples; the mean of integers is float32.
 
     Raises:
       TypeError: `num_samples` is not an integer; or when called, if `key` is not
@@ -117,12 +117,12 @@ def symmetric_kl(
 
     (KL(p || r) + KL(r || p)) / 2 = sum (p - r)(ln p - ln r) / 2, the consistency
     loss of R-Drop. It is never negative, exactly 0 for equal logits, and accurate
-    where they nearly agree. For logits with small independent noise of covariance
-    S it is about trace(F S), F = diag(p) - p p^T.
+    where they nearly agree. If the logits have small independent noise of covariance
+    S, it is about trace(F S) with F = diag(p) - p p^T.
 
     Args:
-      logits: real floating array of scores, not normalised. A class of score -inf
-        in both counts nothing, in one only it makes the divergence infinite.
+      logits: real floating array of scores, not normalised. A class with score -inf
+        in both counts nothing; in only one, it makes the divergence infinite.
       other_logits: the same for the other view.
       axis: the axis of the classes.
 
@@ -160,7 +160,8 @@ def symmetric_kl(
         jax.nn.log_softmax(jnp.where(no_class, 0, scores), axis) for scores in (logits, other)
     )
     apart = jnp.where(in_neither, 0, log_p) - jnp.where(in_neither, 0, log_r)
-    # p - r by the smaller of the two ratios: nothing cancels and nothing overflows.
+    # p - r = -p (e^-d - 1) = r (e^d - 1) with d = ln p - ln r. The form whose exponent is
+    # negative is taken: it neither cancels nor overflows.
     p_is_larger = apart > 0
     below = -jnp.exp(log_p) * jnp.expm1(jnp.where(p_is_larger, -apart, 0))
     above = jnp.exp(log_r) * jnp.expm1(jnp.where(p_is_larger, 0, apart))

@@ -1,8 +1,7 @@
 """Combinators over drops: how one drop is used on batches, trees and schedules.
 
-One mask for a whole batch needs no combinator: `jax.vmap(drop, in_axes=(None,
-0))` is a drop already. Nor does a fixed rate: `functools.partial(dropout,
-rate=0.1)` is one.
+Two things need no combinator. One mask for a whole batch is `jax.vmap(drop,
+in_axes=(None, 0))`, and a fixed rate is `functools.partial(dropout, rate=0.1)`.
 """
 
 from collections.abc import Callable
@@ -26,9 +25,9 @@ Schedule: TypeAlias = Callable[[Any], Any]
 def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
     """Draws an independent mask for each sample of a batch.
 
-    The key is split over the batch axis, so sample i is dropped with
-    `jax.random.split(key, batch)[i]`. Use it for drops that would otherwise
-    share something over the batch, or to make samples separable.
+    The key is split along the batch axis, so sample i has the key
+    `jax.random.split(key, batch)[i]`. Use it if the samples must not share anything,
+    or if each must be reproducible alone.
 
     Args:
       drop: a function `(key, sample) -> sample`.
@@ -62,9 +61,9 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
 def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
     """Drops from every array of a pytree, with a key for each.
 
-    A leaf's key is derived from its path, so adding or removing leaves does not
-    change the masks of the others. Dictionary keys enter the path by their
-    `repr`, so use strings or numbers.
+    The key of a leaf is derived from its path, so adding or removing leaves does not
+    change the masks of the others. The path contains the `repr` of dictionary keys,
+    so use strings or numbers.
 
     Args:
       drop: a function `(key, array) -> array`.
@@ -88,7 +87,7 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
 
     def drop_tree(key: Key, tree: Tree) -> Tree:
         key = check.one_key(key)
-        mark_consumed(key)
+        mark_consumed(key)  # `fold_in` is no use of a key to the key reuse checker
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: drop(fold_in_name(key, path_name(path)), leaf), tree
         )
@@ -133,7 +132,7 @@ def scheduled(
 ) -> Callable[[Key, Array, Any], Array]:
     """Takes the rate from a schedule, at a step that may be traced.
 
-    Any Optax schedule serves. The rate is traced where the step is, so a
+    Any Optax schedule will do. If the step is traced then so is the rate, and a
     training step is compiled once for all rates.
 
     Args:
@@ -236,7 +235,7 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
     rate = check.known_probability("rate", rate)
     if not gamma >= 0:
         raise ValueError(f"{check}: gamma must not be negative; got {gamma}.")
-    return lambda step: -rate * jnp.expm1(-gamma * step)
+    return lambda step: -rate * jnp.expm1(-gamma * step)  # exact for small gamma * step too
 
 
 def _step_schedule(before: float, after: float, step: int) -> optax.Schedule:

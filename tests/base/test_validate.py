@@ -107,8 +107,6 @@ def test_value_must_broadcast_to_the_array(shape):
     refuses(ValueError, r"p must broadcast to x; got \(", Check.parameter, "p", value, X)
     flags = value > 0
     refuses(ValueError, r"m must broadcast to x; got \(", Check.flags, "m", flags, X, "x")
-    with pytest.raises(ValueError, match=r"factor must broadcast to \(2, 3\); got shape"):
-        Check.factor(value, X)
 
 
 def test_flags_are_booleans():
@@ -194,43 +192,6 @@ def test_shapes_have_no_negative_sizes():
     assert F.shape((0, 3)) == (0, 3)
     assert F.shape(5) == (5,)
     refuses(ValueError, r"shape must have no negative sizes; got \(3, -1\)", Check.shape, (3, -1))
-
-
-def test_count_of_survivors_is_known_and_in_range_or_a_scalar_of_integers():
-    for count in (0, 4, np.int8(4)):
-        assert F.survivors(count, 4) == count
-    for count in (-1, 5):
-        refuses(ValueError, r"count must lie in \[0, 4\]", Check.survivors, count, 4)
-    assert_array(F.survivors(jnp.int32(9), 4), 9, jnp.int32)
-    refuses(ValueError, "count must be a scalar", Check.survivors, jnp.ones(1, int), 4)
-    for count in (2.0, jnp.float32(2), "2"):
-        refuses(TypeError, "count must be integers", Check.survivors, count, 4)
-
-
-def test_mask_fits_where_sizes_are_equal_or_shared():
-    for mask_shape in ((2, 3), (1, 3), (2, 1), (1, 1)):
-        F.fits(mask_shape, (2, 3))
-    long = tuple([1] * 300)
-    F.fits(long, long)
-    for mask_shape in ((3,), (2, 3, 1), (2, 2), (4, 3), ()):
-        refuses(ValueError, "mask must have the shape of x", Check.fits, mask_shape, (2, 3))
-
-
-def test_rule_is_a_function_of_two():
-    for rule in (max, lambda mask, x: 1, lambda *a: 1, dict.get):
-        assert F.rule(rule) is rule
-    for rule in (None, 1, lambda mask: 1, lambda mask, x, y: 1):
-        refuses(TypeError, r"rescale must be a function of \(mask, x\)", Check.rule, rule)
-
-
-def test_factor_has_as_many_axes_as_the_array_or_none():
-    assert_array(Check.factor(2, X), 2, jnp.int32)
-    assert_array(Check.factor(np.array([1.0, 2, 3], "f4"), X), [[1, 2, 3]], jnp.float32)
-    assert Check.factor(1j, X.astype(jnp.complex64)) == 1j
-    with pytest.raises(TypeError, match="factor must be real for float32; got complex64"):
-        Check.factor(1j, X)
-    with pytest.raises(TypeError, match="factor must be an array; got None"):
-        Check.factor(None, X)
 
 
 def test_wide_integers_fit_in_double_precision_too():

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from jaxdrop import Mask
-from jaxdrop.core.apply import count_flags, inverse_keep_prob, poisoned, times, widen
+from jaxdrop.core.apply import (
+    _checked_factor,
+    count_flags,
+    inverse_keep_prob,
+    poisoned,
+    times,
+    widen,
+)
+
+X = jnp.ones((2, 3))
 
 
 @pytest.mark.parametrize(
@@ -67,3 +76,26 @@ def test_complex_values_are_scaled_by_parts():
     np.testing.assert_array_equal(times(x, jnp.float32(0.5)).imag, [-2, 0.5])
     turned = times(jnp.array([2 + 1j], jnp.complex64), jnp.complex64(1j))
     np.testing.assert_array_equal(turned, [-1 + 2j])
+
+
+def assert_factor(factor, expected, dtype):
+    checked = _checked_factor(factor, X)
+    assert isinstance(checked, jax.Array)
+    assert checked.dtype == dtype
+    np.testing.assert_array_equal(checked, expected)
+
+
+def test_factor_has_as_many_axes_as_the_array_or_none():
+    assert_factor(2, 2, jnp.int32)
+    assert_factor(np.array([1.0, 2, 3], "f4"), [[1, 2, 3]], jnp.float32)
+    assert _checked_factor(1j, X.astype(jnp.complex64)) == 1j
+
+
+def test_factor_that_is_refused():
+    with pytest.raises(TypeError, match=r"^rescale: .*factor must be real for float32; got compl"):
+        _checked_factor(1j, X)
+    with pytest.raises(TypeError, match=r"^rescale: .*factor must be an array; got None"):
+        _checked_factor(None, X)
+    for shape in [(2,), (3, 3), (1, 2, 3), (2, 3, 1)]:
+        with pytest.raises(ValueError, match=r"^rescale: .*factor must broadcast to \(2, 3\); got"):
+            _checked_factor(jnp.ones(shape), X)

@@ -8,9 +8,12 @@ from modes import assert_check_failed, enable_x64
 from reference import masks as reference
 
 import jaxdrop
+from jaxdrop.base.validate import Check
 from jaxdrop.checks import assert_keep_rate
-from jaxdrop.core.fixed_count import _smallest, count_axes, nearest_count
+from jaxdrop.core.fixed_count import _checked_count, _smallest, count_axes, nearest_count
 from jaxdrop.core.layout import Layout
+
+F = Check("f")
 
 
 def drawn(seed, shape, count, **options):
@@ -119,7 +122,7 @@ def test_counts_beyond_31_bits_are_refused():
         ValueError, match=r"axis must span fewer than 2\^31 elements; got 2147483648"
     ):
         jaxdrop.draw_fixed_count_mask(jax.random.key(0), (2**16, 2**15), 1)
-    assert count_axes("f", None, Layout((1, 2**31 - 1))) == ((0, 1), 2**31 - 1)
+    assert count_axes(F, None, Layout((1, 2**31 - 1))) == ((0, 1), 2**31 - 1)
 
 
 @pytest.mark.parametrize(
@@ -165,3 +168,23 @@ def test_bad_arguments_are_refused(options, error):
     assert raised.match(error.split(": ", 1)[1])
     assert type(raised.value).__name__ == error.split(":")[0]
     assert str(raised.value).startswith("draw_fixed_count_mask: ")
+
+
+def test_count_is_known_and_in_range_or_a_scalar_of_integers():
+    for count in (0, 4, np.int8(4)):
+        assert _checked_count(F, count, 4) == count
+    traced = _checked_count(F, jnp.int32(9), 4)
+    assert isinstance(traced, jax.Array)
+    assert traced.dtype == jnp.int32
+    assert traced == 9
+
+
+def test_counts_that_are_refused():
+    for count in (-1, 5):
+        with pytest.raises(ValueError, match=r"^f: count must lie in \[0, 4\]"):
+            _checked_count(F, count, 4)
+    with pytest.raises(ValueError, match=r"^f: count must be a scalar"):
+        _checked_count(F, jnp.ones(1, int), 4)
+    for count in (2.0, jnp.float32(2), "2"):
+        with pytest.raises(TypeError, match=r"^f: count must be integers"):
+            _checked_count(F, count, 4)

@@ -1,0 +1,48 @@
+"""What samples of a prediction say: spread, its parts, and whether it is calibrated.
+
+Samples come from `jaxdrop.monte_carlo`, along the first axis. The mean that
+`monte_carlo_moments` returns is enough for what needs no single sample. Logarithms are
+natural, so entropies are in nats.
+
+Dropout's samples are a heuristic posterior. Their spread is set by the rate and
+need not shrink with more data (Osband 2016). With T samples the mutual information is
+too low: by a factor of 1 - 1/T where it is small, and by more where samples disagree.
+Calibration measures whether a spread means anything on your data.
+
+References:
+  Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;
+  Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning",
+  arXiv:1710.07283 (2018), for the parts.
+"""
+
+from jaxdrop.uncertainty.decomposition import (
+    Classification,
+    Regression,
+    classification,
+    mutual_information,
+    predictive_entropy,
+    regression,
+    variation_ratio,
+)
+from jaxdrop.uncertainty.scores import (
+    Calibration,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    predictive_log_likelihood,
+)
+
+__all__ = [
+    "Calibration",
+    "Classification",
+    "Regression",
+    "brier_score",
+    "classification",
+    "expected_calibration_error",
+    "mutual_information",
+    "negative_log_likelihood",
+    "predictive_entropy",
+    "predictive_log_likelihood",
+    "regression",
+    "variation_ratio",
+]

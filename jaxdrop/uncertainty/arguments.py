@@ -1,0 +1,37 @@
+"""What is asked of probabilities and predictions before anything is computed from them."""
+
+from typing import Any
+
+from jax import Array
+
+from jaxdrop.base.validate import Check
+from jaxdrop.core.apply import widen
+
+
+def real_with_axes(check: Check, name: str, x: Any, least_axes: int) -> Array:
+    """Returns a real array in float32 or wider with at least so many axes."""
+    x = widen(check.real_array(name, x))
+    if x.ndim < least_axes:
+        raise ValueError(
+            f"{check}: {name} must have at least {least_axes} axes; got shape {x.shape}."
+        )
+    return x
+
+
+def checked_samples(check: Check, samples: Any) -> Array:
+    """Returns samples of class probabilities: at least one of at least one class."""
+    samples = real_with_axes(check, "samples", samples, 2)
+    if 0 in (samples.shape[0], samples.shape[-1]):
+        raise ValueError(
+            f"{check}: samples must have at least one sample and one class;"
+            f" got shape {samples.shape}."
+        )
+    return samples
+
+
+def checked_means(check: Check, means: Any) -> Array:
+    """Returns what samples predict: at least one of them."""
+    means = real_with_axes(check, "means", means, 1)
+    if len(means) == 0:
+        raise ValueError(f"{check}: means must have at least one sample; got shape {means.shape}.")
+    return means

@@ -1,0 +1,220 @@
+"""The uncertainty that samples state, split into noise and what they disagree on."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxdrop.base.averages import centred_mean
+from jaxdrop.base.validate import Check
+from jaxdrop.uncertainty.arguments import checked_means, checked_samples, real_with_axes
+
+
+class Classification(NamedTuple):
+    """What samples of class probabilities say of each example.
+
+    Attributes:
+      probabilities: their mean.
+      total: entropy of the mean, in nats: all that is not known of the label.
+      aleatoric: mean of the entropies: what each sample by itself leaves open.
+      epistemic: the difference, which is the mutual information of label and sample:
+        how much the samples disagree. In [0, min(total, ln K)].
+      variation_ratio: the share of samples that vote for another class than the
+        class with the most votes.
+
+    Example:
+      >>> parts = classification(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+      >>> parts.probabilities.tolist(), float(parts.aleatoric[0])
+      ([[0.5, 0.5]], 0.0)
+    """
+
+    probabilities: Float[Array, "*batch K"]
+    total: Float[Array, "*batch"]
+    aleatoric: Float[Array, "*batch"]
+    epistemic: Float[Array, "*batch"]
+    variation_ratio: Float[Array, "*batch"]
+
+
+class Regression(NamedTuple):
+    """What samples of a predicted normal distribution say of each example.
+
+    Attributes:
+      mean: the mean of the means.
+      epistemic: the variance of the means.
+      aleatoric: the mean of the variances.
+      total: their sum, the variance of the mixture.
+
+    Example:
+      >>> parts = regression(jnp.array([1.0, 3.0]))
+      >>> float(parts.mean), float(parts.total)
+      (2.0, 1.0)
+    """
+
+    mean: Float[Array, "*batch"]
+    epistemic: Float[Array, "*batch"]
+    aleatoric: Float[Array, "*batch"]
+    total: Float[Array, "*batch"]
+
+
+def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
+    """Entropy of class probabilities, in nats.
+
+    Args:
+      probabilities: real floating array, classes along the last axis.
+
+    Returns:
+      -sum p ln p, in float32 or wider, with 0 ln 0 = 0.
+
+    Raises:
+      TypeError: `probabilities` is not a real floating array.
+      ValueError: it has no axes.
+
+    Example:
+      >>> round(float(predictive_entropy(jnp.array([0.5, 0.5]))), 4)  # ln 2
+      0.6931
+
+    References:
+      Shannon, "A mathematical theory of communication" (1948).
+    """
+    return _entropy(real_with_axes(Check("predictive_entropy"), "probabilities", probabilities, 1))
+
+
+def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
+    """How much samples of class probabilities disagree, in nats: `classification(...).epistemic`.
+
+    Args:
+      samples: probabilities, samples along the first axis, classes along the last.
+
+    Returns:
+      Entropy of the mean less the mean of the entropies.
+
+    Raises:
+      TypeError: `samples` is not a real floating array.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
+
+    Example:
+      >>> round(float(mutual_information(jnp.eye(2))), 4)  # sure of two different classes: ln 2
+      0.6931
+
+    References:
+      Houlsby et al., "Bayesian active learning", arXiv:1112.5745 (2011).
+    """
+    return _classification(checked_samples(Check("mutual_information"), samples)).epistemic
+
+
+def classification(samples: Float[Array, "T *batch K"]) -> Classification:
+    """Splits the uncertainty of a classifier into what is noise and what samples disagree on.
+
+    A form that needs less memory: let a function return `(p, predictive_entropy(p))`.
+    The means of its `monte_carlo_moments` are the mean probabilities and the aleatoric
+    part, and the `predictive_entropy` of the mean probabilities is the total.
+
+    Args:
+      samples: probabilities, samples along the first axis, classes along the last.
+        It is not checked that they add up to 1: pass `jax.nn.softmax` of logits.
+
+    Returns:
+      A `Classification`; `total` is `aleatoric` plus `epistemic` up to rounding.
+
+    Raises:
+      TypeError: `samples` is not a real floating array.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
+
+    Example:
+      >>> unsure = classification(jnp.full((10, 4), 0.25))  # all samples say so
+      >>> round(float(unsure.aleatoric), 4), float(unsure.epistemic)
+      (1.3863, 0.0)
+
+    References:
+      Depeweg et al., arXiv:1710.07283 (2018); variation ratio: Freeman,
+      "Elementary applied statistics" (1965).
+    """
+    return _classification(checked_samples(Check("classification"), samples))
+
+
+def _classification(samples: Array) -> Classification:
+    mean = centred_mean(samples)
+    total = _entropy(mean)
+    # The mean divergence from the mean. The usual difference of two entropies would cancel.
+    # `where` cuts off what rounding leaves outside [0, total]: `clip` would halve the
+    # gradient at both ends.
+    epistemic = jnp.mean(jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1), 0)
+    epistemic = jnp.where(epistemic > total, total, epistemic)
+    epistemic = jnp.where(epistemic < 0, 0, epistemic)
+    aleatoric = jnp.mean(_entropy(samples), 0)
+    return Classification(mean, total, aleatoric, epistemic, variation_ratio(samples))
+
+
+def regression(
+    means: Float[Array, "T *batch"], variances: Float[Array, "T *batch"] | None = None
+) -> Regression:
+    """Splits the variance of a prediction into noise and what samples disagree on.
+
+    Args:
+      means: what each sample predicts, samples along the first axis.
+      variances: the variance that each sample states, such as an output of the
+        network; it must broadcast to `means`. None for 0.
+
+    Returns:
+      A `Regression`.
+
+    Raises:
+      TypeError: an array is not real and floating.
+      ValueError: `means` has no samples, or `variances` does not broadcast to it.
+
+    Example:
+      >>> parts = regression(jnp.array([1.0, 3.0]), jnp.array([0.5, 0.5]))
+      >>> [float(part) for part in parts]
+      [2.0, 1.0, 0.5, 1.5]
+
+    References:
+      Kendall and Gal, "What uncertainties do we need in Bayesian deep
+      learning?", arXiv:1703.04977 (2017).
+    """
+    check = Check("regression")
+    means = checked_means(check, means)
+    given = 0.0 if variances is None else variances
+    aleatoric = jnp.mean(check.like("variances", given, means, "means"), 0)
+    mean = centred_mean(means)
+    epistemic = jnp.mean((means - mean[None]) ** 2, 0)
+    return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
+
+
+def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
+    """The share of samples that vote against the class that most of them vote for.
+
+    Args:
+      samples: probabilities or logits, samples along the first axis, classes
+        along the last.
+
+    Returns:
+      A number in [0, 1 - 1/K] for each example; 0 where all samples agree.
+
+    Raises:
+      TypeError: `samples` is not a real floating array.
+      ValueError: it has fewer than 2 axes, no samples or no classes.
+
+    Example:
+      >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])))
+      0.25
+
+    References:
+      Freeman, "Elementary applied statistics" (1965).
+    """
+    samples = checked_samples(Check("variation_ratio"), samples)
+    count = len(samples)
+    # Of equal probabilities the first class has the vote. Integers count exactly.
+    votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
+    against = count - jnp.max(jnp.sum(votes, 0), -1)
+    return against.astype(samples.dtype) / count
+
+
+def _entropy(p: Array) -> Array:
+    return -jnp.sum(p * _log(p), -1)
+
+
+def _log(p: Array) -> Array:
+    """Logarithm, but 0 where p is 0, so that such a class adds nothing, also to gradients."""
+    return jnp.log(jnp.where(p == 0, 1, p))
