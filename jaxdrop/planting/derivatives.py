@@ -11,16 +11,22 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+from jax.custom_derivatives import (
+    CustomVJPPrimal,
+    SymbolicZero,
+    custom_vjp_primal_tree_values,
+)
 
 from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values
 from jaxdrop.planting.keys import Stream, Streams, as_operands
 from jaxdrop.planting.plan import Evaluate, Plan
-from jaxdrop.planting.tracing import trace
+from jaxdrop.planting.tracing import PyTree, trace
 
 PlanRule: TypeAlias = Callable[[AnyJaxpr], Plan]
 """Plans the jaxpr of a traced rule, in the surroundings of its function."""
+_Kept: TypeAlias = "tuple[Streams, Callable[..., Values], _Inputs]"
+"""What a backward rule gets from its forward rule."""
 
 
 def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
@@ -31,7 +37,7 @@ def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         return body(streams, *values)
 
     def differentiate(
-        primals: tuple[Streams, *tuple[Value, ...]], tangents: tuple[Any, *tuple[Value, ...]]
+        primals: tuple[Streams, *tuple[Value, ...]], tangents: tuple[object, *tuple[Value, ...]]
     ) -> tuple[Values, Values]:
         (streams, *values), (_, *tangents_of_values) = primals, tangents
         # The rule is traced for those operands alone that are differentiated. So it sees which
@@ -57,7 +63,7 @@ def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
     def planted(streams: Streams, *values: Value) -> Values:
         return body(streams, *values)
 
-    def forwards(streams: Streams, *args: Any) -> tuple[Values, Any]:
+    def forwards(streams: Streams, *args: CustomVJPPrimal) -> tuple[Values, _Kept]:
         inputs = _Inputs.of(equation, [arg.perturbed for arg in args])
         streams, values = custom_vjp_primal_tree_values((streams, args))
 
@@ -69,7 +75,7 @@ def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         results, pull = _Masked(body, streams, plan_rule).forwards(rule, inputs.take(values))
         return results, (streams, pull, inputs)
 
-    def backwards(kept: Any, cotangents: Values) -> tuple[Value, ...]:
+    def backwards(kept: _Kept, cotangents: Values) -> tuple[Value, ...]:
         streams, pull, inputs = kept
         cotangents = tuple(map(_instantiated, cotangents))
         results = _Masked(body, streams, plan_rule).backwards(pull, cotangents)
@@ -100,7 +106,7 @@ class _Inputs:
                 "plant: a function with a custom derivative was differentiated with respect to a"
                 " value that it closes over. Make the value an argument of the function."
             )
-        avals: Any = [atom.aval for atom in equation.operands]
+        avals: list[Any] = [atom.aval for atom in equation.operands]
         # JAX counts integers as differentiated too, though they have no tangent.
         floating = (jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals)
         return _Inputs(tuple(d and f for d, f in zip(is_differentiated, floating, strict=True)))
@@ -133,7 +139,7 @@ class _Masked:
     streams: Streams
     plan_rule: PlanRule
 
-    def forwards(self, rule: Callable[..., Any], *args: Any) -> Any:
+    def forwards(self, rule: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """The results of a rule that computes the function, and its derivative or residuals."""
         jaxpr, rebuild, operands = trace("plant", rule, *args)
         plan = self.plan_rule(jaxpr)
@@ -145,7 +151,7 @@ class _Masked:
         }
         return rebuild(plan(here, *operands))
 
-    def backwards(self, pull: Callable[..., Any], cotangents: Values) -> Any:
+    def backwards(self, pull: Callable[..., PyTree], cotangents: Values) -> PyTree:
         """The cotangents of a rule, which may run sites of the function again."""
         jaxpr, rebuild, operands = trace("plant", pull, cotangents)
         plan = self.plan_rule(jaxpr)

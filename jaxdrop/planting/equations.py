@@ -5,12 +5,12 @@ the names of a value, the scopes and the Python functions that were running.
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
     """A Python function that was running when an equation was traced, and where it was."""
 
     function: str
-    position: tuple[Any, int]  # its code object, and the instruction in it
+    position: tuple[Hashable, int]  # its code object, and the instruction in it
     is_internal: bool
 
 
@@ -65,7 +65,7 @@ class Equation:
         return {name: value for name, value in self.params.items() if name not in self.bodies}
 
     @property
-    def identity(self) -> tuple[Any, ...]:
+    def identity(self) -> tuple[Hashable, ...]:
         """The same for two equations that do the same with the same bodies."""
         return self.name, *sorted(self.own_params.items(), key=itemgetter(0))
 

@@ -4,9 +4,10 @@ One equation is read in `equations`, and what a rule hands to JAX in `options`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
+import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
@@ -28,8 +29,7 @@ Params: TypeAlias = Mapping[str, Any]
 
 def opened(jaxpr: AnyJaxpr) -> tuple[Jaxpr, Values]:
     """A jaxpr and its constants; some versions have two classes for it, some one."""
-    body: Any = getattr(jaxpr, "jaxpr", jaxpr)
-    return body, tuple(getattr(jaxpr, "consts", ()))
+    return cast(Jaxpr, getattr(jaxpr, "jaxpr", jaxpr)), tuple(getattr(jaxpr, "consts", ()))
 
 
 def call_of(eqn: JaxprEqn) -> tuple[str, Params]:
@@ -64,8 +64,8 @@ def bodies_in(params: Params) -> dict[str, tuple[AnyJaxpr, ...]]:
 def jaxpr_of(value: object) -> AnyJaxpr | None:
     """A jaxpr, or that of a traced function; None of anything else."""
     # A class that JAX adds for jaxprs is none of those known here, so their attribute decides.
-    body: Any = value if hasattr(value, "eqns") else getattr(value, "jaxpr", None)
-    return body if hasattr(body, "eqns") else None
+    body = value if hasattr(value, "eqns") else getattr(value, "jaxpr", None)
+    return cast(AnyJaxpr, body) if hasattr(body, "eqns") else None
 
 
 def has_primitive(jaxpr: AnyJaxpr, primitive: Primitive) -> bool:
@@ -89,7 +89,7 @@ def ambient_unchecked_axes() -> frozenset[str]:
     return frozenset(axis for axis in axes if axis not in varying_axes(lax.axis_index(axis)))
 
 
-def like_aval(aval: ShapedArray, shape: tuple[int, ...], dtype: Any) -> ShapedArray:
+def like_aval(aval: ShapedArray, shape: tuple[int, ...], dtype: np.dtype) -> ShapedArray:
     """The type of an unsharded array that varies over the same manual axes."""
     sharding = with_spec(aval.sharding, (None,) * len(shape))
     return aval.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
@@ -101,7 +101,9 @@ def save_always(primitive: Primitive) -> None:
     # JAX asks this rule which results of an equation are known before the backward pass,
     # and which the backward pass computes again. It wants the equation for the one
     # and for the other, then two lists: what is unknown, and what must be instantiated.
-    def save(saveable: Any, unknown: Any, instantiated: Any, eqn: JaxprEqn) -> Any:
+    def save(
+        saveable: object, unknown: Sequence[bool], instantiated: Sequence[bool], eqn: JaxprEqn
+    ) -> tuple[JaxprEqn | None, JaxprEqn | None, list[bool], list[bool], list[Var]]:
         del saveable, instantiated
         if any(unknown):
             return None, eqn, [True], [True], []

@@ -9,7 +9,7 @@ mask of its forward pass, by construction.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ None. The role is `value`, or for a derivative `tangent` or `cotangent`."""
 _TRANSPOSED = {"value": "cotangent", "tangent": "cotangent", "cotangent": "tangent"}
 
 
-def _blank(x: Array, *, axes: tuple[int, ...], **_: Any) -> Token:
+def _blank(x: Array, *, axes: tuple[int, ...], **_: object) -> Token:
     return jnp.zeros(_token_shape(x.shape, axes), jnp.uint32)
 
 
@@ -105,14 +105,14 @@ def _token_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ..
     return (*(shape[axis] for axis in axes), 2)
 
 
-def _token_aval(x: ShapedArray, *, axes: tuple[int, ...], **_: Any) -> ShapedArray:
+def _token_aval(x: ShapedArray, *, axes: tuple[int, ...], **_: object) -> ShapedArray:
     # On a mesh the token varies along the same manual axes as the value. Otherwise JAX
     # would not let the two meet in one equation.
     return like_aval(x, _token_shape(x.shape, axes), jnp.dtype("uint32"))
 
 
 def _batch_token(
-    args: Sequence[Array], dims: Sequence[int], *, axes: tuple[int, ...], **params: Any
+    args: Sequence[Array], dims: Sequence[int], *, axes: tuple[int, ...], **params: object
 ) -> tuple[Array, int]:
     (x,), (axis,) = args, dims
     # Batching goes from the innermost vmap outwards. The new axis of the value is put before
@@ -132,7 +132,7 @@ save_always(token_p)
 
 
 def _batch_site(
-    args: Sequence[Array], dims: Sequence[int | None], *, axes: Axes, **params: Any
+    args: Sequence[Array], dims: Sequence[int | None], *, axes: Axes, **params: object
 ) -> tuple[Array, int]:
     (x, token), (axis, token_axis) = args, dims
     # A cotangent may be the same for all examples. They have masks of their own nevertheless.
@@ -143,8 +143,8 @@ def _batch_site(
 
 
 def _differentiate_site(
-    primals: Sequence[Array], tangents: Sequence[Any], *, role: str, **params: Any
-) -> tuple[Array, Any]:
+    primals: Sequence[Array], tangents: Sequence[Array | ad.Zero], *, role: str, **params: object
+) -> tuple[Array, Array | ad.Zero]:
     # The tangent is marked with the token of the value, so it gets the same mask.
     (x, token), (tangent, _) = primals, tangents
     y = site_p.bind(x, token, role=role, **params)
@@ -154,8 +154,8 @@ def _differentiate_site(
 
 
 def _transpose_site(
-    cotangent: Any, x: ad.UndefinedPrimal, token: Array, *, role: str, **params: Any
-) -> tuple[Any, None]:
+    cotangent: Array | ad.Zero, x: ad.UndefinedPrimal, token: Array, *, role: str, **params: object
+) -> tuple[Array | ad.Zero, None]:
     # If the token depends on what is transposed, the value was never computed here. Then there
     # is no forward pass whose mask the cotangent could have.
     if ad.is_undefined_primal(token):

@@ -3,7 +3,7 @@
 The names of parameters of equations differ between versions of JAX, and are here alone.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from jax import lax
 from jax.sharding import Sharding
@@ -11,8 +11,11 @@ from jax.sharding import Sharding
 from jaxdrop.base.compat import varying_axes
 from jaxdrop.planting.jaxprs import Params, Value, Values
 
+Options: TypeAlias = dict[str, Any]
+"""Keyword arguments, which each function of JAX has of its own types."""
 
-def jit_options(params: Params) -> dict[str, Any]:
+
+def jit_options(params: Params) -> Options:
     """What to give `jax.jit` for a call with one more operand, the first."""
     donated = [i + 1 for i, is_donated in enumerate(params["donated_invars"]) if is_donated]
     options = {
@@ -41,13 +44,13 @@ def scan_arity(params: Params) -> tuple[int, int]:
     return len(list(constants)), len(list(carry))
 
 
-def scan_options(params: Params) -> dict[str, Any]:
+def scan_options(params: Params) -> Options:
     """What to give `lax.scan` besides its operands."""
     names = ("length", "reverse", "unroll", "_split_transpose")
     return {name: params[name] for name in names if name in params}
 
 
-def checkpoint_options(params: Params) -> dict[str, Any]:
+def checkpoint_options(params: Params) -> Options:
     """What to give `jax.checkpoint` for a call with one more operand, the first."""
     prevent_cse = params["prevent_cse"]
     if not isinstance(prevent_cse, bool):  # one for each operand
@@ -68,7 +71,7 @@ def barrier(values: Values) -> list[Value]:
     return kept
 
 
-def shard_map_options(params: Params) -> dict[str, Any]:
+def shard_map_options(params: Params) -> Options:
     """What to give `jax.shard_map` besides its specs."""
     return {
         "mesh": params["mesh"],

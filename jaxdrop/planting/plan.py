@@ -35,12 +35,14 @@ Name: TypeAlias = Var | Dropped
 
 @dataclass(frozen=True)
 class Step:
-    """What is evaluated at once."""
+    """One step: a drop, a call with sites inside, or a run of equations without a site."""
 
     evaluate: Evaluate
     operands: Sequence[Name | Literal]
     results: Sequence[Name]
     runs: Runs = field(default_factory=dict[str, int])
+    # Not the same as the names in `runs`: a mark whose token was drawn elsewhere is a site, but
+    # it draws no key.
     sites: tuple[Site, ...] = ()
     context: Callable[[], AbstractContextManager[None]] = nullcontext
     """Of the equation: its named scopes, its source line and JAX's configuration there."""
@@ -65,7 +67,8 @@ class Plan:
         """For each site, at any depth, where it is in this jaxpr and how often it runs."""
         self.runs = _total(step.runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
-        self.calls: dict[Hashable, Evaluate] = {}  # with this plan as body, each built once
+        # The calls with this plan as body, each built once for all equations that are alike.
+        self.calls: dict[Hashable, Evaluate] = {}
         self._unused_after = _last_uses(steps, results)
 
     def __call__(self, streams: Streams, *operands: Value) -> tuple[Value, ...]:
@@ -77,6 +80,8 @@ class Plan:
             return atom.val if isinstance(atom, Literal) else values[atom]
 
         for step, unused in zip(self.steps, self._unused_after, strict=True):
+            # A step gets the streams of its own sites alone. So the operands of a call do not
+            # change when a site is added elsewhere, and its masks do not either.
             here = {name: streams[name] for name in step.runs}
             with step.context():
                 results = step.evaluate(here, *map(read, step.operands))

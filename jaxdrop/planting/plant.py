@@ -17,7 +17,7 @@ from jaxdrop.planting.planner import Planner
 from jaxdrop.planting.report import LISTED, refuse_unmatched, table_of
 from jaxdrop.planting.rules import Rules, RulesLike
 from jaxdrop.planting.table import SiteTable
-from jaxdrop.planting.tracing import refuse_functions, trace
+from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
 
 
 def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
@@ -72,11 +72,13 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
       (3,)
     """
     _refuse_uncallable("plant", fn)
+    # Outside of `planted`, so that rules are checked at once, and calls of a jitted function
+    # inside of `fn`, which JAX traces once, are planned once too.
     matched = Rules("plant", rules)
     planner = Planner(matched)
 
     @wraps(fn, updated=())
-    def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
+    def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         key = validate.one_key("plant", key)
         mark_consumed(key)
         jaxpr, rebuild, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
@@ -130,10 +132,10 @@ def _refuse_uncallable(caller: str, fn: object) -> None:
         raise TypeError(f"{caller}: fn must be callable; got {fn!r}.")
 
 
-def _checked(caller: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function, which refuses to return a result with a site out of reach."""
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: PyTree, **kwargs: PyTree) -> PyTree:
         results = fn(*args, **kwargs)
         refuse_functions(caller, results)
         return results

@@ -34,6 +34,7 @@ def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:
         if matcher in used:
             continue
         names = known_names(jaxpr, matcher.kind)
+        # The names are there, but none was the name of a site: the values are integers, say.
         if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
             alone = len(rules.matchers) == 1
             reason = "" if alone else ", or an earlier rule or one around it takes it"
@@ -55,6 +56,7 @@ def known_names(jaxpr: AnyJaxpr, kind: str) -> list[str]:
 def _names(block: Block, kind: str) -> Iterator[str]:
     for equation in block.equations:
         yield from names_of(equation, block.around, kind)
+        # The matcher says what the surroundings must keep: scopes, if names are paths of scopes.
         inside = block.around.inside(equation, [Matcher(kind, "*")])
         for jaxprs in equation.bodies.values():
             for jaxpr in jaxprs:

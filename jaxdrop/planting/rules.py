@@ -117,6 +117,7 @@ class Rules:
             (_as_matcher(caller, pattern), _as_rule(caller, pattern, drop))
             for pattern, drop in pairs
         ]
+        # A mark keeps which axis is the batch; what a matcher finds does not.
         for matcher, rule in self.pairs:
             if rule.share_vmap and matcher.kind != "site":
                 raise ValueError(
@@ -144,12 +145,14 @@ class Rules:
         Raises:
           ValueError: two rules of a dict match.
         """
+        # Rules in the outer loop: in a list of pairs the first rule wins, not the first name.
         found = [
             Match(candidate.text + path, matcher, rule)
             for matcher, rule in self.pairs
             for candidate in candidates
             if matcher.matches(candidate)
         ]
+        # A pattern that fits two names of one value is still one rule.
         matchers = dict.fromkeys(match.matcher for match in found)
         if self.is_disjoint and len(matchers) > 1:
             patterns = " and ".join(repr(matcher.as_written) for matcher in matchers)

@@ -52,6 +52,7 @@ def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
     """Drops what an equation returned, where it is not marked but matched."""
     name = site.match.name
 
+    # A batch of an inner vmap cannot be told from other axes here, so one mask covers it all.
     def evaluate(streams: Streams, x: Value) -> Values:
         return [site.drop(x, site.draw(streams[name], x), "value", ())]
 
@@ -90,6 +91,9 @@ def arranged(
 class _Pending:
     """Equations in a row that are left to JAX, until another step comes or names change."""
 
+    # They become one jaxpr that JAX evaluates itself. So JAX alone needs to know how each
+    # primitive is bound, and tracing takes one call for many equations.
+
     def __init__(self, jaxpr: Jaxpr, matched: Mapping[Var, Site]) -> None:
         self.steps: list[Step] = []
         self._jaxpr = jaxpr
@@ -100,7 +104,7 @@ class _Pending:
             for index, eqn in enumerate(jaxpr.eqns)
             for variable in unique_variables(eqn.invars)
         }
-        # What is returned or dropped is read after any equation.
+        # What the jaxpr returns, and what is dropped, is read after all equations.
         for variable in (*unique_variables(jaxpr.outvars), *matched):
             self._last_read[variable] = len(jaxpr.eqns)
 
@@ -129,6 +133,7 @@ def _untouched(
     jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], results: Sequence[Var], names: Mapping[Var, Name]
 ) -> Step:
     """A run of equations without a site, as one step."""
+    # Inside, equations read variables as they did. Only the operands of the whole have names.
     made = {variable for eqn in eqns for variable in eqn.outvars}
     read = unique_variables(atom for eqn in eqns for atom in eqn.invars)
     operands = [variable for variable in read if variable not in made]

@@ -42,7 +42,8 @@ class SiteRow:
     source: str
 
     def inside(self, label: str, times: int | None) -> "SiteRow":
-        """The row of the same site in a body that an equation runs so many times."""
+        """The row of the same site seen from outside of an equation that runs it so often."""
+        # None stands for a number that nobody knows, and so does its product with any other.
         runs = None if self.runs is None or times is None else times * self.runs
         return replace(self, runs=runs, where=f"{label}/{self.where}" if self.where else label)
 
@@ -86,6 +87,7 @@ class SiteTable(Sequence[SiteRow]):
         return len(self._rows)
 
     def __repr__(self) -> str:
+        # Whoever sees an empty table has marked nothing yet, so it shows what matchers can find.
         if not self._rows:
             kinds = [
                 f"  match.{kind}: {', '.join(map(repr, names))}"
@@ -121,6 +123,7 @@ def row_of(equation: Equation, variable: Var, name: str, rule: str | None) -> Si
 
 def merged(rows: Sequence[SiteRow]) -> list[SiteRow]:
     """The rows with those that are alike made one, which runs as often as all together."""
+    # Two calls of one jitted function, or two layers of a Python loop, come from one line.
     runs: dict[SiteRow, int | None] = {}
     for row in rows:
         alike = replace(row, runs=0)

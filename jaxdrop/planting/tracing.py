@@ -12,11 +12,12 @@ from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values, has_primitive, jaxp
 from jaxdrop.planting.mark import is_array, planting, site_p
 
 PyTree: TypeAlias = Any
+"""Arrays, keys and whatever else a user's function takes and returns."""
 Rebuild: TypeAlias = Callable[[Values], PyTree]
 
 
 def trace(
-    caller: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    caller: str, function: Callable[..., PyTree], /, *args: PyTree, **kwargs: PyTree
 ) -> tuple[ClosedJaxpr, Rebuild, Values]:
     """The jaxpr of a call, with its marks.
 
@@ -33,6 +34,7 @@ def trace(
       The jaxpr, how its results are put together, and its operands.
     """
     fill, operands = _take_arrays((args, kwargs))
+    # Only while the function is traced are its results seen, with the leaves that are no arrays.
     rebuild: list[Rebuild] = []
 
     def flat(*operands: Value) -> Values:
@@ -77,6 +79,8 @@ def _is_traced(leaf: Value) -> bool:
 
 def refuse_functions(caller: str, results: PyTree) -> None:
     """Refuses what `jax.vjp` and `jax.linearize` return: a site in it is out of reach."""
+    # Such a function has its jaxpr already. It would run outside of the planted function, with the
+    # marks left in it, so nothing would be dropped and nobody would notice.
     for node in jax.tree.leaves(results, is_leaf=lambda node: bool(_hidden_jaxprs(node))):
         for jaxpr in _hidden_jaxprs(node):
             if has_primitive(jaxpr, site_p):
@@ -87,7 +91,7 @@ def refuse_functions(caller: str, results: PyTree) -> None:
                 )
 
 
-def _hidden_jaxprs(value: Any) -> list[AnyJaxpr]:
+def _hidden_jaxprs(value: PyTree) -> list[AnyJaxpr]:
     """The jaxprs that a function which JAX returned was made with."""
     if body := jaxpr_of(value):
         return [body]
