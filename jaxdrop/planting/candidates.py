@@ -16,7 +16,6 @@ from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.groups import Block, Found, Surroundings, leaving, paths_of
 from jaxdrop.planting.mark import site_p, token_p
 from jaxdrop.planting.rules import Candidate, Matcher, Rules
-from jaxdrop.planting.table import SiteRow, row_of
 
 _GROUPED = ("named_scope", "function")
 
@@ -30,8 +29,8 @@ class Sites(NamedTuple):
     """Results of marks, and of their derivatives, that are dropped."""
     matched: Mapping[Var, Site]
     """All other values that are dropped."""
-    rows: Mapping[Var, SiteRow]
-    """What the table of sites says of them, and of those that no rule matches."""
+    unmatched: Mapping[Var, str]
+    """The names of values that no rule matches, but that the table lists."""
 
     def take_all_of(self, equation: Equation) -> bool:
         """Whether a rule takes what a custom derivative returns, whatever is inside of it."""
@@ -45,14 +44,13 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
     Args:
       block: the jaxpr.
       rules: the rules.
-      also: matchers whose values get a row in the table even if no rule matches.
+      also: matchers whose values the table lists even if no rule matches.
 
     Returns:
       The sites, by their variables.
     """
     drawn: dict[Var, Site] = {}
     matched: dict[Var, Site] = {}
-    rows: dict[Var, SiteRow] = {}
     for names in _named(block, rules.matchers, rules.caller).values():
         if site := _site_of(names, block.around, rules):
             # If a rule matches the other name of a marked value, the mark is left alone. The
@@ -60,13 +58,12 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
             is_drawn = site.match.matcher.kind == "site"
             one = names[0] if is_drawn else names[-1]
             (drawn if is_drawn else matched)[one.variable] = site
-            name, pattern = site.match.name, site.match.matcher.as_written
-            rows[one.variable] = row_of(one.equation, one.variable, name, pattern)
-    for one in candidates_in(block, also, rules.caller):
-        if one.variable not in rows:
-            name = one.candidate.text + path_of(one.equation)
-            rows[one.variable] = row_of(one.equation, one.variable, name, None)
-    return Sites(drawn, _marked(block, rules, matched), matched, rows)
+    unmatched = {
+        one.variable: one.candidate.text + path_of(one.equation)
+        for one in candidates_in(block, also, rules.caller)
+        if one.variable not in drawn and one.variable not in matched
+    }
+    return Sites(drawn, _marked(block, rules, matched), matched, unmatched)
 
 
 def _named(block: Block, matchers: Sequence[Matcher], caller: str) -> dict[Var, list[Found]]:

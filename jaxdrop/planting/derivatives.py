@@ -141,7 +141,7 @@ class _Masked:
 
     def forwards(self, rule: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """The results of a rule that computes the function, and its derivative or residuals."""
-        jaxpr, rebuild, operands = trace("plant", rule, *args)
+        jaxpr, unflatten, operands = trace("plant", rule, *args)
         plan = self.plan_rule(jaxpr)
         self._refuse_differences(self.body.runs.keys() ^ plan.runs.keys())
         # A rule that runs a site as often as the function is taken to do so in the same order.
@@ -149,16 +149,16 @@ class _Masked:
             name: self.streams[name] if n == self.body.runs[name] else self._only_mask(name)
             for name, n in plan.runs.items()
         }
-        return rebuild(plan(here, *operands))
+        return unflatten(plan(here, *operands))
 
     def backwards(self, pull: Callable[..., PyTree], cotangents: Values) -> PyTree:
         """The cotangents of a rule, which may run sites of the function again."""
-        jaxpr, rebuild, operands = trace("plant", pull, cotangents)
+        jaxpr, unflatten, operands = trace("plant", pull, cotangents)
         plan = self.plan_rule(jaxpr)
         # It need not run all of them, and if it runs several, nothing says in which order.
         self._refuse_differences(plan.runs.keys() - self.body.runs.keys())
         here = {name: self._only_mask(name) for name in plan.runs}
-        return rebuild(plan(here, *operands))
+        return unflatten(plan(here, *operands))
 
     def _refuse_differences(self, names: set[str]) -> None:
         for name in sorted(names):

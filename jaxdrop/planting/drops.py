@@ -43,8 +43,7 @@ class Site:
         else:
             # Without a sharding, every device would make the keys and masks of all examples.
             token = sharded_along(jax.random.key_data(spread(key, sizes)), x, *axes)
-        # The token stands for one that varied over the same mesh axes as the value. JAX checks
-        # that, and so do the rules of the mark.
+        # The program was traced with a token that varies over the mesh axes of the value.
         return vary_over(token, varying_axes(x))
 
     def drop(self, x: Array, token: Token, role: str, axes: Axes) -> Array:
@@ -65,7 +64,8 @@ class Site:
             return x
         drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, role)
         pairs: list[tuple[int | None, int]] = []
-        # Outermost first, as the batches lie in the token: its axes are taken away one by one.
+        # A pair counts axes as they were before the vmaps further out added theirs. So the
+        # outermost axis is taken away first.
         for axis, token_axis in reversed(axes):
             # All examples have one key, so the first key serves for all, and one mask is drawn.
             if token_axis is not None and self.match.rule.share_vmap:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 
-from jaxdrop.planting.jaxprs import Params, Value, bodies_in, call_of, opened
+from jaxdrop.planting.jaxprs import Params, Value, bodies_in, name_and_params, opened
 from jaxdrop.planting.options import manual_axes
 
 _PACKAGE = str(Path(__file__).parent.parent)
@@ -49,7 +49,7 @@ class Equation:
         self.primitive = eqn.primitive
         self.operands = eqn.invars
         self.results = eqn.outvars
-        name, self.params = call_of(eqn)
+        name, self.params = name_and_params(eqn)
         if self.params.get("branches_platforms"):
             name = "platform_dependent"  # a `cond` to JAX, but no index chooses the branch
         self.name = _ONE_NAME.get(name, name)
@@ -84,6 +84,11 @@ class Equation:
         known = "call_jaxpr" in self.params
         body, _ = opened(self.params["call_jaxpr"] if known else self.params["traced"].jaxpr)
         return body.debug_info.func_name
+
+    @property
+    def label(self) -> str:
+        """What the table of sites calls it: its name, with that of the function it calls."""
+        return f"{self.name}({self.called})" if self.called else self.name
 
     @property
     def tag(self) -> str | None:

@@ -141,8 +141,8 @@ def _refuse_repeats(
     equations: Sequence[Equation], groups: Sequence[Group | None], caller: str
 ) -> None:
     """Refuses a group in which a line runs again on its own result: a loop, or a call in one."""
-    # For each variable, the lines of its group that led to it: a set, as the bits of an
-    # integer. A set of a large function's lines for each variable would take quadratic time.
+    # For each variable, the lines of its group that led to it, as the bits of an integer. A
+    # function may have thousands of lines and variables, for which sets would be slow.
     behind: dict[tuple[Group, Var], int] = {}
     bits: dict[Hashable, int] = {}
     for group, line, visit in _visits(equations, groups):

@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval
 from jaxdrop.base.compat import varying_axes
 from jaxdrop.base.sharding import with_spec
 
-Name = TypeVar("Name")
+Variable = TypeVar("Variable")
 
 AnyJaxpr: TypeAlias = Jaxpr | ClosedJaxpr
 Atom: TypeAlias = Var | Literal
@@ -32,7 +32,7 @@ def opened(jaxpr: AnyJaxpr) -> tuple[Jaxpr, Values]:
     return cast(Jaxpr, getattr(jaxpr, "jaxpr", jaxpr)), tuple(getattr(jaxpr, "consts", ()))
 
 
-def call_of(eqn: JaxprEqn) -> tuple[str, Params]:
+def name_and_params(eqn: JaxprEqn) -> tuple[str, Params]:
     """The name and the parameters of an equation's primitive."""
     # Under the flags jax_remat3 and jax_custom_vjp3, an equation holds one object, and
     # that object holds what the parameters are otherwise.
@@ -46,7 +46,7 @@ def call_of(eqn: JaxprEqn) -> tuple[str, Params]:
 
 def jaxprs_in(eqn: JaxprEqn) -> Iterator[AnyJaxpr]:
     """The jaxprs among the parameters of an equation, and in traced functions among them."""
-    _, params = call_of(eqn)
+    _, params = name_and_params(eqn)
     for found in bodies_in(params).values():
         yield from found
 
@@ -77,7 +77,7 @@ def has_primitive(jaxpr: AnyJaxpr, primitive: Primitive) -> bool:
     )
 
 
-def unique_variables(atoms: Iterable[Name | Literal]) -> list[Name]:
+def unique_variables(atoms: Iterable[Variable | Literal]) -> list[Variable]:
     """The variables among the atoms of a jaxpr, each once."""
     return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, Literal)))
 

@@ -88,8 +88,7 @@ class Place:
 class Stream:
     """The keys of one site: where its runs are, and where the innermost loop began."""
 
-    # The data of the site's own key. It is untyped, since JAX would take each use of a key
-    # for a use of its randomness, and complain of the second.
+    # Of the site's own key. Nothing is drawn from it: each run folds its number in first.
     data: UInt32[Array, "2"]
     now: Place
     first: Place

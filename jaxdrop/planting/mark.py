@@ -106,8 +106,8 @@ def _token_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ..
 
 
 def _token_aval(x: ShapedArray, *, axes: tuple[int, ...], **_: object) -> ShapedArray:
-    # On a mesh the token varies along the same manual axes as the value. Otherwise JAX
-    # would not let the two meet in one equation.
+    # The key that takes the token's place varies over the mesh axes of the value. The type
+    # says so from the start, since loops around are traced with it.
     return like_aval(x, _token_shape(x.shape, axes), jnp.dtype("uint32"))
 
 
@@ -115,8 +115,8 @@ def _batch_token(
     args: Sequence[Array], dims: Sequence[int], *, axes: tuple[int, ...], **params: object
 ) -> tuple[Array, int]:
     (x,), (axis,) = args, dims
-    # Batching goes from the innermost vmap outwards. The new axis of the value is put before
-    # some of those that are known, which move up by one.
+    # The new vmap is around those that are known. Their axes move up by one, if they are at
+    # the place of the new axis or behind it.
     moved = (inner + (inner >= axis) for inner in axes)
     return token_p.bind(x, axes=(axis, *moved), **params), 0
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from jaxdrop.planting.calls import CALLS, Bodies, Call
-from jaxdrop.planting.candidates import sites_in
+from jaxdrop.planting.candidates import Sites, sites_in
 from jaxdrop.planting.derivatives import DERIVATIVES, PlanRule
 from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.groups import Block, Surroundings
@@ -13,7 +14,7 @@ from jaxdrop.planting.jaxprs import AnyJaxpr
 from jaxdrop.planting.plan import Evaluate, Plan, Step
 from jaxdrop.planting.rules import Matcher, Rules
 from jaxdrop.planting.steps import arranged, mark_step
-from jaxdrop.planting.table import SiteRow
+from jaxdrop.planting.table import SiteRow, row_of
 
 
 class Planner:
@@ -43,41 +44,56 @@ class Planner:
         steps: list[Step | None] = []
         rows: list[SiteRow] = []
         for equation in block.equations:
-            if equation.bodies and not sites.take_all_of(equation):
-                inside = block.around.inside(equation, self._rules.matchers)
-                bodies = self._bodies(equation, inside)
-                steps.append(self._call_step(equation, bodies, inside))
-                rows += _rows_inside(equation, bodies)
-            else:
-                steps.append(mark_step(equation, sites))
-            rows += [sites.rows[v] for v in equation.results if v in sites.rows]
+            bodies = self._bodies(equation, sites, block.around)
+            plan_rule = partial(self._plan_rule, equation, block.around)
+            steps.append(step_of(equation, sites, bodies, plan_rule, self._rules.caller))
+            rows += rows_of(equation, sites, bodies)
         in_order, results = arranged(block, steps, sites.matched)
         return Plan(block.jaxpr, block.consts, in_order, results, rows)
 
-    def _bodies(self, equation: Equation, inside: Surroundings) -> Bodies:
+    def _bodies(self, equation: Equation, sites: Sites, around: Surroundings) -> Bodies:
+        """The plans of the bodies of an equation; none if a rule takes all that it returns."""
+        if not equation.bodies or sites.take_all_of(equation):
+            return {}
+        inside = around.inside(equation, self._rules.matchers)
         return {
             parameter: [self.plan(jaxpr, inside) for jaxpr in jaxprs]
             for parameter, jaxprs in equation.bodies.items()
         }
 
-    def _call_step(self, equation: Equation, bodies: Bodies, inside: Surroundings) -> Step | None:
-        """The step for an equation with bodies; None if no site is inside of it."""
-        plans = [plan for _, plan in _each(bodies)]
-        sites = tuple(site for plan in plans for site in plan.sites)
-        if not sites:
-            return None
-        refuse_unreachable(self._rules.caller, equation, bodies)
-        if equation.name in DERIVATIVES:
-            keep = DERIVATIVES[equation.name]
-            (body,) = bodies["call_jaxpr"]
-            evaluate = keep(equation, body, self._plan_rule(inside))
-        else:
-            evaluate = _rebuilt_once(equation, bodies)
-        runs = call_of(equation).runs(equation.params, plans)
-        return Step(evaluate, equation.operands, equation.results, runs, sites, equation.context)
+    def _plan_rule(self, equation: Equation, around: Surroundings, jaxpr: AnyJaxpr) -> Plan:
+        """The plan of a rule for a custom derivative, once the rule is traced."""
+        inside = around.inside(equation, self._rules.matchers)
+        return self.plan(jaxpr, replace(inside, in_rule=True))
 
-    def _plan_rule(self, around: Surroundings) -> PlanRule:
-        return lambda jaxpr: self.plan(jaxpr, replace(around, in_rule=True))
+
+def step_of(
+    equation: Equation, sites: Sites, bodies: Bodies, plan_rule: PlanRule, caller: str
+) -> Step | None:
+    """What to do for an equation.
+
+    Args:
+      equation: the equation.
+      sites: the sites of its jaxpr.
+      bodies: the plans of its bodies.
+      plan_rule: plans a rule for a custom derivative when it is used.
+      caller: the function of this library that the user called.
+
+    Returns:
+      A step, or None to leave the equation to JAX.
+    """
+    plans = [plan for _, plan in _each(bodies)]
+    inside = tuple(site for plan in plans for site in plan.sites)
+    if not inside:
+        return mark_step(equation, sites)
+    refuse_unreachable(caller, equation, bodies)
+    if equation.name in DERIVATIVES:
+        (body,) = bodies["call_jaxpr"]
+        evaluate = DERIVATIVES[equation.name](equation, body, plan_rule)
+    else:
+        evaluate = _rebuilt_once(equation, bodies)
+    runs = call_of(equation).runs(equation.params, plans)
+    return Step(evaluate, equation.operands, equation.results, runs, inside, equation.context)
 
 
 def call_of(equation: Equation) -> Call:
@@ -125,14 +141,20 @@ def _rebuilt_once(equation: Equation, bodies: Bodies) -> Evaluate:
     return last.calls[alike]
 
 
-def _rows_inside(equation: Equation, bodies: Bodies) -> Iterator[SiteRow]:
-    """What the table says of the sites in the bodies of an equation."""
+def rows_of(equation: Equation, sites: Sites, bodies: Bodies) -> list[SiteRow]:
+    """What the table says of the sites in the bodies of an equation, and of its results."""
     call = call_of(equation)
-    called = f"{equation.name}({equation.called})" if equation.called else equation.name
-    times = call.times(equation.params)
+    rows: list[SiteRow] = []
     for index, (_, plan) in enumerate(_each(bodies)):
-        label = call.label(equation.params, index) if call.label else called
-        yield from (row.inside(label, times) for row in plan.rows)
+        label = call.label(equation.params, index) if call.label else equation.label
+        rows += [row.within(label, call.times(equation.params)) for row in plan.rows]
+    for variable in equation.results:
+        if site := sites.drawn.get(variable) or sites.matched.get(variable):
+            pattern = site.match.matcher.as_written
+            rows.append(row_of(equation, variable, site.match.name, pattern))
+        elif name := sites.unmatched.get(variable):
+            rows.append(row_of(equation, variable, name, None))
+    return rows
 
 
 def _each(bodies: Bodies) -> Iterator[tuple[str, Plan]]:

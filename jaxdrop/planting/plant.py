@@ -72,8 +72,8 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
       (3,)
     """
     _refuse_uncallable("plant", fn)
-    # Outside of `planted`, so that rules are checked at once, and calls of a jitted function
-    # inside of `fn`, which JAX traces once, are planned once too.
+    # Rules are checked before any call. And the planner lives as long as the planted function:
+    # an inner jitted function that JAX traces once for all calls is planned once for all, too.
     matched = Rules("plant", rules)
     planner = Planner(matched)
 
@@ -81,12 +81,12 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         key = validate.one_key("plant", key)
         mark_consumed(key)
-        jaxpr, rebuild, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
+        jaxpr, unflatten, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
         refuse_unmatched(jaxpr, plan, matched)
         root = as_threefry(key)
         streams = {name: Stream.of(root, name) for name in plan.runs}
-        return rebuild([jnp.asarray(result) for result in plan(streams, *operands)])
+        return unflatten([jnp.asarray(result) for result in plan(streams, *operands)])
 
     return _with_signature(planted, fn)
 

@@ -41,7 +41,7 @@ class SiteRow:
     rule: str | None
     source: str
 
-    def inside(self, label: str, times: int | None) -> "SiteRow":
+    def within(self, label: str, times: int | None) -> "SiteRow":
         """The row of the same site seen from outside of an equation that runs it so often."""
         # None stands for a number that nobody knows, and so does its product with any other.
         runs = None if self.runs is None or times is None else times * self.runs

@@ -13,12 +13,12 @@ from jaxdrop.planting.mark import is_array, planting, site_p
 
 PyTree: TypeAlias = Any
 """Arrays, keys and whatever else a user's function takes and returns."""
-Rebuild: TypeAlias = Callable[[Values], PyTree]
+Unflatten: TypeAlias = Callable[[Values], PyTree]
 
 
 def trace(
     caller: str, function: Callable[..., PyTree], /, *args: PyTree, **kwargs: PyTree
-) -> tuple[ClosedJaxpr, Rebuild, Values]:
+) -> tuple[ClosedJaxpr, Unflatten, Values]:
     """The jaxpr of a call, with its marks.
 
     Arrays are traced. All other leaves, of arguments as of results, stay what
@@ -35,20 +35,20 @@ def trace(
     """
     fill, operands = _take_arrays((args, kwargs))
     # Only while the function is traced are its results seen, with the leaves that are no arrays.
-    rebuild: list[Rebuild] = []
+    unflatten: list[Unflatten] = []
 
     def flat(*operands: Value) -> Values:
         args, kwargs = fill(operands)
         fill_results, results = _take_arrays(function(*args, **kwargs))
-        rebuild.append(fill_results)
+        unflatten.append(fill_results)
         return results
 
     with planting(caller):
         jaxpr = jax.make_jaxpr(flat)(*operands)
-    return jaxpr, rebuild[-1], operands
+    return jaxpr, unflatten[-1], operands
 
 
-def _take_arrays(tree: PyTree) -> tuple[Rebuild, Values]:
+def _take_arrays(tree: PyTree) -> tuple[Unflatten, Values]:
     """The arrays of a pytree, and how the pytree is put together with others in their places."""
     leaves, structure = jax.tree.flatten(tree)
     others = [None if _is_traced(leaf) else _without_tracer(leaf) for leaf in leaves]
