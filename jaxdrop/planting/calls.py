@@ -33,18 +33,19 @@ class Call:
     """A primitive with bodies: how it is evaluated, and what the table of sites says of it."""
 
     rebuild: Rebuild | None = None
-    """None if no site can be inside of it."""
+    """None if no drop can be put inside."""
     times: Callable[[Params], int | None] = lambda params: 1
-    """How often its bodies run; None if nobody knows."""
+    """How often its bodies run in one call. None if nobody knows."""
     label: Callable[[Params, int], str] | None = None
-    """Of each body, by its index; None for the primitive's name with the function's."""
+    """What the table calls each body, by its index. If None, it is the label of the equation."""
     siteless: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Parameters with bodies in which no site can be, and what to say of a site there."""
+    """The parameters whose bodies can have no site, and where such a site would be, in words."""
 
     def runs(self, params: Params, bodies: Sequence[Plan]) -> Runs:
         """How often each site runs in a call, as keys count it."""
-        # All branches of a cond start at the same run, and what follows goes on at the
-        # greatest. Of an unknown number of iterations one counts: each folds its number in.
+        # All branches of a cond start at the same run, and what follows goes on after the
+        # longest. Nobody knows how many iterations a while loop has, so it counts as one: each
+        # iteration folds its own number in.
         times = self.times(params)
         counted = 1 if times is None else times
         names = {name for body in bodies for name in body.runs}
@@ -65,7 +66,7 @@ def rebuild_jit(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def rebuild_closed_call(params: Params, bodies: Bodies) -> Evaluate:
-    """What differentiating a checkpoint leaves around its loops; it has no options to keep."""
+    """A call that JAX puts around loops when it differentiates a checkpoint. It has no options."""
     del params
     (body,) = bodies["call_jaxpr"]
     return body

@@ -21,7 +21,7 @@ _GROUPED = ("named_scope", "function")
 
 
 class Sites(NamedTuple):
-    """The sites of a jaxpr itself, without those of bodies in it, by their variables."""
+    """The sites of a jaxpr, by their variables, without the sites of bodies in it."""
 
     drawn: Mapping[Var, Site]
     """Tokens that become keys."""
@@ -33,7 +33,7 @@ class Sites(NamedTuple):
     """The names of values that no rule matches, but that the table lists."""
 
     def take_all_of(self, equation: Equation) -> bool:
-        """Whether a rule takes what a custom derivative returns, whatever is inside of it."""
+        """Whether a rule matches what a custom derivative returns, so that its body stays whole."""
         returns_site = any(variable in self.matched for variable in equation.results)
         return equation.is_custom_derivative and returns_site
 
@@ -109,7 +109,7 @@ def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var
 def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Iterator[Found]:
     """The variables that may be sites.
 
-    Scopes and functions are those that match. Other names may match or not.
+    Of scopes and functions, only those that match are found; of other names, all.
     """
     matchers = [matcher for matcher in matchers if matcher not in block.around.taken]
     kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in _GROUPED)

@@ -1,10 +1,11 @@
 """Equations that belong together: those of one entry of a named scope, or of one call.
 
-What such a group makes and others use is what leaves the scope or the function.
-JAX keeps which entry of a scope an equation belongs to. Of a function it keeps the
-lines that were running. So calls from different places can be told apart, but a
-second call from the same place cannot. If a group looks like two such calls, of
-which one works on the result of the other, it is refused.
+A value leaves a scope or a function if an equation of the group makes it and an
+equation of another uses it. JAX keeps which entry of a scope an equation belongs
+to. Of a function it keeps the lines that were running. So calls from different
+places can be told apart, but a second call from the same place cannot. If a group
+looks like two such calls, of which one works on the result of the other, it is
+refused.
 """
 
 from collections import defaultdict
@@ -23,13 +24,15 @@ from jaxdrop.planting.rules import Candidate, Matcher
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is around a jaxpr: named scopes, transforms, mesh axes of unknown variance."""
+    """What is around a jaxpr."""
 
     scopes: tuple[str, ...] = ()
     transforms: frozenset[str] = frozenset()
-    unchecked_axes: frozenset[str] = frozenset()
-    in_rule: bool = False  # of a custom derivative, which has the masks of its function
-    taken: frozenset[Matcher] = frozenset()  # by a call or function around: the outermost counts
+    unchecked_axes: frozenset[str] = frozenset()  # of which JAX does not know what varies
+    in_rule: bool = False  # whether it is the rule of a custom derivative
+    # Matchers that a call or function around matches already. The outermost counts, so they
+    # find nothing here.
+    taken: frozenset[Matcher] = frozenset()
 
     def inside(self, equation: Equation, matchers: Sequence[Matcher]) -> "Surroundings":
         """What is around the bodies of an equation.

@@ -75,7 +75,7 @@ class Place:
     iterations: tuple[Count, ...] = ()  # of the while loops around
 
     def plus(self, runs: Count) -> "Place":
-        """So many runs later."""
+        """The place after some more runs."""
         return replace(self, base=self.occurrence() + runs, offset=0)
 
     def occurrence(self) -> Count:
@@ -88,7 +88,8 @@ class Place:
 class Stream:
     """The keys of one site: where its runs are, and where the innermost loop began."""
 
-    # Of the site's own key. Nothing is drawn from it: each run folds its number in first.
+    # The data of the site's own key. Nothing is drawn with that key itself: each run folds its
+    # number in first.
     data: UInt32[Array, "2"]
     now: Place
     first: Place
@@ -103,7 +104,7 @@ class Stream:
         return Stream(jax.random.key_data(fold_in_name(key, name)), start, start)
 
     def after(self, runs: int) -> "Stream":
-        """So many runs later."""
+        """The stream after some more runs."""
         if self.fixed:
             return self
         now, first = (replace(p, offset=p.offset + runs) for p in (self.now, self.first))
@@ -121,8 +122,8 @@ class Stream:
         """The stream in an iteration of a while loop."""
         if self.fixed:
             return self
-        # Nobody knows how many iterations there will be, so what follows could not count on.
-        # The iteration is folded in instead, and the count goes on as after one.
+        # Nobody knows how many iterations there will be, so the runs after the loop could not be
+        # numbered. The iteration is folded in instead, and the loop counts as one iteration.
 
         def inside(number: Array) -> Place:
             return replace(self.now, iterations=(*self.now.iterations, number))
@@ -139,7 +140,7 @@ class Stream:
         return replace(self, now=now, first=first)
 
     def next_key(self, locked: bool) -> Key:
-        """The key of the next run; if locked, its key in the first step of the loop."""
+        """The key of the next run. If locked, the key that it has in the first step of the loop."""
         place = self.first if locked else self.now
         name_key = jax.random.wrap_key_data(self.data, impl="threefry2x32")
         key = jax.random.fold_in(name_key, place.occurrence())

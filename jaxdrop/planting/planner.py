@@ -28,12 +28,12 @@ class Planner:
     def __init__(self, rules: Rules, also: Sequence[Matcher] = ()) -> None:
         self._rules = rules
         self._also = also
-        # Planted functions live as long as a program, and JAX traces new jaxprs for them at
-        # each call. So a plan goes with its jaxpr, and must not hold it.
+        # A planted function may live as long as the program, and each call traces new jaxprs.
+        # So a plan is forgotten with its jaxpr, and it must not hold the jaxpr itself.
         self._plans: WeakKeyDictionary[AnyJaxpr, dict[Surroundings, Plan]] = WeakKeyDictionary()
 
     def plan(self, jaxpr: AnyJaxpr, around: Surroundings) -> Plan:
-        """The plan of a jaxpr; the same object for the same jaxpr, so that it compiles once."""
+        """The plan of a jaxpr. The same jaxpr has the same plan, so that it compiles once."""
         plans = self._plans.setdefault(jaxpr, {})
         if around not in plans:
             plans[around] = self._planned(Block(jaxpr, around))
@@ -52,7 +52,7 @@ class Planner:
         return Plan(block.jaxpr, block.consts, in_order, results, rows)
 
     def _bodies(self, equation: Equation, sites: Sites, around: Surroundings) -> Bodies:
-        """The plans of the bodies of an equation; none if a rule takes all that it returns."""
+        """The plans of the bodies of an equation. None are needed if a rule takes its result."""
         if not equation.bodies or sites.take_all_of(equation):
             return {}
         inside = around.inside(equation, self._rules.matchers)

@@ -74,8 +74,8 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     _refuse_uncallable("plant", fn)
     # Rules are checked before any call. And the planner lives as long as the planted function:
     # an inner jitted function that JAX traces once for all calls is planned once for all, too.
-    matched = Rules("plant", rules)
-    planner = Planner(matched)
+    checked_rules = Rules("plant", rules)
+    planner = Planner(checked_rules)
 
     @wraps(fn, updated=())
     def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
@@ -83,7 +83,7 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
         mark_consumed(key)
         jaxpr, unflatten, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
-        refuse_unmatched(jaxpr, plan, matched)
+        refuse_unmatched(jaxpr, plan, checked_rules)
         root = as_threefry(key)
         streams = {name: Stream.of(root, name) for name in plan.runs}
         return unflatten([jnp.asarray(result) for result in plan(streams, *operands)])
@@ -120,10 +120,10 @@ def sites(
       [('hidden', (2, 4), 1)]
     """
     _refuse_uncallable("sites", fn)
-    matched = Rules("sites", {} if rules is None else rules)
+    checked_rules = Rules("sites", {} if rules is None else rules)
     jaxpr, _, _ = trace("sites", _checked("sites", fn), *args, **kwargs)
-    plan = Planner(matched, LISTED).plan(jaxpr, Surroundings())
-    refuse_unmatched(jaxpr, plan, matched)
+    plan = Planner(checked_rules, LISTED).plan(jaxpr, Surroundings())
+    refuse_unmatched(jaxpr, plan, checked_rules)
     return table_of(jaxpr, plan)
 
 
