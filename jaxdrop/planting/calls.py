@@ -1,144 +1,178 @@
 """Calls, loops and branches with a site inside, rebuilt by JAX's own functions.
 
-Each rule takes the planner, an equation and what is around its body. It returns
-how the equation is evaluated, and how often each site runs in it.
+Each rule takes the parameters of an equation, without its bodies, and the plans of
+its bodies by the names of their parameters. It returns how the equation is
+evaluated. The table `CALLS` at the end has one line for each primitive.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
-from jaxdrop.planting import jaxprs
-from jaxdrop.planting.groups import Surroundings
+from jaxdrop.planting import options
+from jaxdrop.planting.jaxprs import Params, Value, Values
 from jaxdrop.planting.keys import Streams, as_operands
-from jaxdrop.planting.plan import Evaluate, Plan, Planned, Planner, Runs, Values
+from jaxdrop.planting.plan import Evaluate, Plan, Runs
+
+Bodies: TypeAlias = Mapping[str, Sequence[Plan]]
+"""The plans of the jaxprs in each parameter of an equation."""
+# A rule does not get the jaxprs themselves. What it returns is kept as long as the jaxpr of
+# its body lives, and if it held that jaxpr, neither would ever be freed.
+Rebuild: TypeAlias = Callable[[Params, Bodies], Evaluate]
 
 
-def plan_jit(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
+@dataclass(frozen=True)
+class Call:
+    """A primitive with bodies: how it is evaluated, and what the table of sites says of it."""
+
+    rebuild: Rebuild | None = None
+    """None if no drop can be put inside."""
+    times: Callable[[Params], int | None] = lambda params: 1
+    """How often its bodies run in one call. None if nobody knows."""
+    label: Callable[[Params, int], str] | None = None
+    """What the table calls each body, by its index. If None, it is the label of the equation."""
+    siteless: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The parameters whose bodies can have no site, and where such a site would be, in words."""
+
+    def runs(self, params: Params, bodies: Sequence[Plan]) -> Runs:
+        """How often each site runs in a call, as keys count it."""
+        # All branches of a cond start at the same run, and what follows goes on after the
+        # longest. Nobody knows how many iterations a while loop has, so it counts as one: each
+        # iteration folds its own number in.
+        times = self.times(params)
+        counted = 1 if times is None else times
+        names = {name for body in bodies for name in body.runs}
+        return {name: counted * max(body.runs.get(name, 0) for body in bodies) for name in names}
+
+
+def rebuild_jit(params: Params, bodies: Bodies) -> Evaluate:
     """Keys are operands, so that calls with other keys share one compilation."""
-    body = planner.plan(eqn.params["jaxpr"], around)
-    call = jax.jit(_named(body, eqn.params["name"]), **jaxprs.jit_options(eqn.params))
-    return lambda streams, *values: call(as_operands(streams), *values), body.runs
+    (body,) = bodies["jaxpr"]
+
+    def function(streams: Streams, *values: Value) -> Values:
+        return body(streams, *values)
+
+    # The name is what profiles and compilation logs show.
+    function.__name__ = function.__qualname__ = params["name"]
+    call = jax.jit(function, **options.jit_options(params))
+    return lambda streams, *values: call(as_operands(streams), *values)
 
 
-def plan_call(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """What differentiating a checkpoint leaves around its loops; it has no options to keep."""
-    body = planner.plan(eqn.params["call_jaxpr"], around)
-    return body, body.runs
+def rebuild_closed_call(params: Params, bodies: Bodies) -> Evaluate:
+    """A call that JAX puts around loops when it differentiates a checkpoint. It has no options."""
+    del params
+    (body,) = bodies["call_jaxpr"]
+    return body
 
 
-def plan_scan(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """A step goes on where the one that ran before it stopped."""
-    body = planner.plan(eqn.params["jaxpr"], around)
-    num_consts, num_carry = jaxprs.scan_arity(eqn.params)
-    options = jaxprs.scan_options(eqn.params)
-    length = options["length"]
+def rebuild_scan(params: Params, bodies: Bodies) -> Evaluate:
+    """Each step goes on counting where the step that ran before it stopped."""
+    (body,) = bodies["jaxpr"]
+    num_consts, num_carry = options.scan_arity(params)
+    kept = options.scan_options(params)
 
-    def evaluate(streams: Streams, *values: Any) -> Values:
+    def evaluate(streams: Streams, *values: Value) -> Values:
         consts, init, xs = _split(values, num_consts, num_carry)
 
-        def step(carry: Values, x: Any) -> tuple[Values, Values]:
+        def step(carry: Values, x: tuple[Array, Values]) -> tuple[Values, Values]:
             number, xs = x
             here = {name: s.in_step(number, body.runs[name]) for name, s in streams.items()}
             results = body(here, *consts, *carry, *xs)
             return results[:num_carry], results[num_carry:]
 
-        numbers = lax.iota(jnp.uint32, length)
-        numbers = numbers[::-1] if options["reverse"] else numbers
-        carry, ys = lax.scan(step, init, (numbers, xs), **options)
+        # A reversed scan runs its last row first, and runs are numbered as they are executed.
+        numbers = lax.iota(jnp.uint32, kept["length"])
+        numbers = numbers[::-1] if kept["reverse"] else numbers
+        carry, ys = lax.scan(step, init, (numbers, xs), **kept)
         return [*carry, *ys]
 
-    return _compiled_once(evaluate), {name: length * runs for name, runs in body.runs.items()}
+    return _compiled_once(evaluate)
 
 
-def plan_while(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """Nobody knows how many iterations there will be, so each folds its number in."""
-    params = eqn.params
-    where = "the condition of a while_loop, which runs once more than its body"
-    planner.refuse(params["cond_jaxpr"], around, where)
-    condition = jaxpr_as_fun(params["cond_jaxpr"])
-    body = planner.plan(params["body_jaxpr"], around)
+def rebuild_while(params: Params, bodies: Bodies) -> Evaluate:
+    """The loop also counts its iterations, and each folds its number into the keys."""
+    (condition,), (body,) = bodies["cond_jaxpr"], bodies["body_jaxpr"]
     sizes = params["cond_nconsts"], params["body_nconsts"]
 
-    def evaluate(streams: Streams, *values: Any) -> Values:
+    def evaluate(streams: Streams, *values: Value) -> Values:
         consts_of_condition, consts, init = _split(values, *sizes)
 
-        def step(state: tuple[Any, Values]) -> tuple[Any, Values]:
+        def wanted(carry: Values) -> Array:
+            (going,) = condition({}, *consts_of_condition, *carry)
+            return going
+
+        def step(state: tuple[Array, Values]) -> tuple[Array, Values]:
             iteration, carry = state
             here = {name: s.in_iteration(iteration) for name, s in streams.items()}
             following = body(here, *consts, *carry)
             going = wanted(carry)
-            if going.ndim:  # of a vmap: examples that are done stay as they are
+            # In a loop that was batched, examples that are done stay as they are. The equation
+            # allows a condition for each of them; `lax.while_loop` does not.
+            if going.ndim:
                 following = tuple(
                     jnp.where(lax.broadcast_in_dim(going, new.shape, range(going.ndim)), new, old)
                     for new, old in zip(following, carry, strict=True)
                 )
             return iteration + jnp.uint32(1), following
 
-        def wanted(carry: Values) -> Any:
-            return condition(*consts_of_condition, *carry)[0]
-
         state = (jnp.uint32(0), init)
         return lax.while_loop(lambda state: wanted(state[1]).any(), step, state)[1]
 
-    return _compiled_once(evaluate), body.runs
+    return _compiled_once(evaluate)
 
 
-def plan_cond(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """All branches start at the same run, and what follows them at the greatest."""
-    if eqn.params.get("branches_platforms"):
-        for branch in eqn.params["branches"]:
-            planner.refuse(branch, around, "lax.platform_dependent, which plant cannot go into")
-    branches = [planner.plan(branch, around) for branch in eqn.params["branches"]]
+def rebuild_cond(params: Params, bodies: Bodies) -> Evaluate:
+    """All branches get the same streams."""
+    del params
+    branches = bodies["branches"]
 
-    def evaluate(streams: Streams, index: Any, *values: Any) -> Values:
-        return lax.switch(index, [partial(b, streams) for b in branches], *values)
+    def evaluate(streams: Streams, index: Array, *values: Value) -> Values:
+        return lax.switch(index, [partial(branch, streams) for branch in branches], *values)
 
-    return _compiled_once(evaluate), _greatest(*(branch.runs for branch in branches))
+    return _compiled_once(evaluate)
 
 
-def plan_checkpoint(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """One that was differentiated already is there to be computed late: its barrier stays."""
-    _, params = jaxprs.call_of(eqn)
-    body = planner.plan(params["jaxpr"], around)
-    call = jax.checkpoint(body, **jaxprs.checkpoint_options(params))
+def rebuild_checkpoint(params: Params, bodies: Bodies) -> Evaluate:
+    """The streams are operands, which the backward pass has again."""
+    (body,) = bodies["jaxpr"]
+    call = jax.checkpoint(body, **options.checkpoint_options(params))
+    # One that was differentiated already stands in the backward pass, where it computes the
+    # forward pass again. Its barrier keeps XLA from computing that early, with the forward pass.
     has_barrier = params["differentiated"] and params["prevent_cse"]
 
-    def evaluate(streams: Streams, *values: Any) -> Values:
-        held = jaxprs.barrier(values) if has_barrier else values
+    def evaluate(streams: Streams, *values: Value) -> Values:
+        held = options.barrier(values) if has_barrier else values
         return call(as_operands(streams), *held)
 
-    return evaluate, body.runs
+    return evaluate
 
 
-def plan_shard_map(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
+def rebuild_shard_map(params: Params, bodies: Bodies) -> Evaluate:
     """The keys come in replicated; a site folds in the devices over which it varies."""
-    params = eqn.params
-    body = planner.plan(params["jaxpr"], around)
+    (body,) = bodies["jaxpr"]
     call = jax.shard_map(
         body,
         in_specs=(PartitionSpec(), *params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        **jaxprs.shard_map_options(params),
+        **options.shard_map_options(params),
     )
-    return _compiled_once(call), body.runs
-
-
-def _greatest(*runs: Runs) -> Runs:
-    return {name: max(r.get(name, 0) for r in runs) for name in set().union(*runs)}
+    return _compiled_once(call)
 
 
 def _compiled_once(evaluate: Evaluate) -> Evaluate:
     """Outside of `jit`, where each call would compile again, it is put into one."""
+    # JAX's cache for a loop outside of jit goes by the body, and each evaluation makes a new
+    # one. Inside of jit another jit would only be in the way.
     compiled = jax.jit(evaluate)
 
-    def call(streams: Streams, *values: Any) -> Values:
+    def call(streams: Streams, *values: Value) -> Values:
         operands = (as_operands(streams), *values)
         is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(operands))
         return (evaluate if is_traced else compiled)(*operands)
@@ -154,9 +188,32 @@ def _split(values: Values, *sizes: int) -> tuple[Values, ...]:
     return (*parts, values)
 
 
-def _named(body: Plan, name: str) -> Evaluate:
-    def call(streams: Streams, *values: Any) -> Values:
-        return body(streams, *values)
+def _branch(params: Params, index: int) -> str:
+    del params
+    return f"cond[{index}]"
 
-    call.__name__ = call.__qualname__ = name
-    return call
+
+CALLS: Mapping[str, Call] = {
+    "jit": Call(rebuild_jit),
+    **dict.fromkeys(("closed_call", "core_call", "eval_jaxpr"), Call(rebuild_closed_call)),
+    "scan": Call(
+        rebuild_scan,
+        times=lambda params: params["length"],
+        label=lambda params, _: f"scan[{params['length']}]",
+    ),
+    "while": Call(
+        rebuild_while,
+        times=lambda params: None,
+        siteless={
+            "cond_jaxpr": "the condition of a while_loop, which runs once more than its body"
+        },
+    ),
+    "cond": Call(rebuild_cond, label=_branch),
+    "platform_dependent": Call(
+        rebuild_cond,
+        label=_branch,
+        siteless={"branches": "lax.platform_dependent, which plant cannot go into"},
+    ),
+    "checkpoint": Call(rebuild_checkpoint),
+    "shard_map": Call(rebuild_shard_map),
+}

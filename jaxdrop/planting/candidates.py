@@ -1,114 +1,175 @@
-"""Which values of a jaxpr are sites: marked ones, and those that go by another name.
+"""Which values of a jaxpr are sites: marked ones, and those that a rule finds by another name.
 
 A mark is an equation of its own. All other names are found at the equation that
 makes a value: in its parameters, its named scopes, its Python functions.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.extend.core import Var
 
-from jaxdrop.planting import jaxprs
-from jaxdrop.planting.groups import Found, Surroundings, leaving, name_of_call, paths_of
+from jaxdrop.planting.drops import Site
+from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.groups import Block, Found, Surroundings, leaving, paths_of
 from jaxdrop.planting.mark import site_p, token_p
-from jaxdrop.planting.rules import Candidate, Match, Matcher, RuleBook
+from jaxdrop.planting.rules import Candidate, Matcher, Rules
 
 _GROUPED = ("named_scope", "function")
-_OWN_NAMES: Mapping[str, Callable[[Any], str | None]] = {
-    "checkpoint_name": jaxprs.tag_of,
-    "jit": name_of_call,
-    "primitive": lambda eqn: eqn.primitive.name,
-}
 
 
-def matches_in(jaxpr: Any, around: Surroundings, book: RuleBook) -> dict[Any, Match]:
-    """The rule for each variable of a jaxpr that is a site; for a mark, that of its token."""
-    found: dict[Any, list[Found]] = defaultdict(list)
-    for one in candidates_in(jaxpr, around, book.matchers):
-        found[one.variable].append(one)
-    # A marked value may go by other names too.
-    marked = {eqn.invars[1]: eqn.outvars[0] for eqn in jaxpr.eqns if eqn.primitive is site_p}
-    for token, value in marked.items():
-        if token in found and value in found:
-            found[token] += found.pop(value)
-    matches: dict[Any, Match] = {}
-    for variable, ones in found.items():
-        eqn = ones[0].eqn
-        names = [one.candidate for one in ones]
-        if match := book.find(names, path_of(eqn), jaxprs.source_line(eqn)):
-            _refuse_derivatives(eqn, match, around)
-            insiders = (one.insiders for one in ones if match.matcher.matches(one.candidate))
-            variable = variable if match.matcher.kind == "site" else marked.get(variable, variable)
-            matches[variable] = replace(match, insiders=next(insiders))
-    return matches
+class Sites(NamedTuple):
+    """The sites of a jaxpr, by their variables, without the sites of bodies in it."""
+
+    drawn: Mapping[Var, Site]
+    """Tokens that become keys."""
+    marked: Mapping[Var, Site]
+    """Results of marks, and of their derivatives, that are dropped."""
+    matched: Mapping[Var, Site]
+    """All other values that are dropped."""
+    unmatched: Mapping[Var, str]
+    """The names of values that no rule matches, but that the table lists."""
+
+    def take_all_of(self, equation: Equation) -> bool:
+        """Whether a rule matches what a custom derivative returns, so that its body stays whole."""
+        returns_site = any(variable in self.matched for variable in equation.results)
+        return equation.is_custom_derivative and returns_site
 
 
-def candidates_in(jaxpr: Any, around: Surroundings, matchers: Sequence[Matcher]) -> Iterator[Found]:
-    """Variables that may be sites.
+def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
+    """The values of a jaxpr to which a rule applies.
 
-    Scopes and functions are those that match; other names may match or not.
+    Args:
+      block: the jaxpr.
+      rules: the rules.
+      also: matchers whose values the table lists even if no rule matches.
+
+    Returns:
+      The sites, by their variables.
     """
-    matchers = [matcher for matcher in matchers if matcher not in around.taken]
+    drawn: dict[Var, Site] = {}
+    matched: dict[Var, Site] = {}
+    for names in _named(block, rules.matchers, rules.caller).values():
+        if site := _site_of(names, block.around, rules):
+            # If a rule matches the other name of a marked value, the mark is left alone. The
+            # value is dropped like any value without a mark.
+            is_drawn = site.match.matcher.kind == "site"
+            one = names[0] if is_drawn else names[-1]
+            (drawn if is_drawn else matched)[one.variable] = site
+    unmatched = {
+        one.variable: one.candidate.text + path_of(one.equation)
+        for one in candidates_in(block, also, rules.caller)
+        if one.variable not in drawn and one.variable not in matched
+    }
+    return Sites(drawn, _marked(block, rules, matched), matched, unmatched)
+
+
+def _named(block: Block, matchers: Sequence[Matcher], caller: str) -> dict[Var, list[Found]]:
+    """The names of each variable that has any; those of a marked value are at its token."""
+    found: dict[Var, list[Found]] = defaultdict(list)
+    for one in candidates_in(block, matchers, caller):
+        found[one.variable].append(one)
+    # A mark makes two variables, a token and a value, and the value may go by other names.
+    # It is one site nevertheless, so that one rule applies.
+    for equation in block.equations:
+        if equation.primitive is site_p:
+            token, value = equation.operands[1], equation.results[0]
+            if isinstance(token, Var) and token in found and value in found:
+                found[token] += found.pop(value)
+    return found
+
+
+def _site_of(names: Sequence[Found], around: Surroundings, rules: Rules) -> Site | None:
+    equation = names[0].equation
+    match = rules.find([one.candidate for one in names], path_of(equation), equation.source)
+    if match is None:
+        return None
+    insiders = next(one.insiders for one in names if match.matcher.matches(one.candidate))
+    site = Site(match, equation.source, around.unchecked_axes, insiders)
+    _refuse_derivatives(site, around.transforms | equation.transforms, around, rules.caller)
+    return site
+
+
+def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var, Site]:
+    """The marks, each found by its own name."""
+    # The token of a mark may have been drawn in another jaxpr: around a loop, or in the forward
+    # pass of a derivative. So a mark cannot learn its rule from its token.
+    marked: dict[Var, Site] = {}
+    for equation in block.equations:
+        if equation.primitive is site_p and equation.results[0] not in matched:
+            candidates = [Candidate("site", equation.params["name"])]
+            if match := rules.find(candidates, path_of(equation), equation.source):
+                site = Site(match, equation.source, block.around.unchecked_axes)
+                marked[equation.results[0]] = site
+    return marked
+
+
+def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Iterator[Found]:
+    """The variables that may be sites.
+
+    Of scopes and functions, only those that match are found; of other names, all.
+    """
+    matchers = [matcher for matcher in matchers if matcher not in block.around.taken]
     kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in _GROUPED)
-    for eqn in jaxpr.eqns:
+    for equation in block.equations:
         for kind in kinds:
-            for name in names_of(eqn, around, kind):
-                for variable in eqn.outvars:
+            for name in names_of(equation, block.around, kind):
+                for variable in equation.results:
                     if kind == "site" or _is_floating(variable):
-                        yield Found(eqn, variable, Candidate(kind, name))
+                        yield Found(equation, variable, Candidate(kind, name))
     for matcher in matchers:
         if matcher.kind in _GROUPED:
             yield from (
-                one for one in leaving(jaxpr, around, matcher) if _is_floating(one.variable)
+                one for one in leaving(block, matcher, caller) if _is_floating(one.variable)
             )
 
 
-def names_of(eqn: Any, around: Surroundings, kind: str) -> list[str]:
-    """The names of a kind by which what an equation makes goes."""
-    if eqn.primitive is token_p:
-        return [eqn.params["name"]] if kind == "site" else []
-    if eqn.primitive is site_p or kind == "site":
+def names_of(equation: Equation, around: Surroundings, kind: str) -> list[str]:
+    """The names of one kind that the results of an equation have."""
+    if equation.primitive is token_p:
+        return [equation.params["name"]] if kind == "site" else []
+    if equation.primitive is site_p or kind == "site":
         return []
     if kind == "named_scope":
-        return paths_of(eqn, around)
+        return paths_of(equation, around)
     if kind == "function":
-        return [frame.function for frame in jaxprs.frames_of(eqn) if not frame.is_internal]
-    name = _OWN_NAMES[kind](eqn)
+        return [frame.function for frame in equation.frames if not frame.is_internal]
+    if kind == "primitive":
+        return [equation.primitive.name]
+    name = equation.tag if kind == "checkpoint_name" else equation.called
     return [name] if name else []
 
 
-def path_of(eqn: Any) -> str:
+def path_of(equation: Equation) -> str:
     """The path of a marked array in its pytree."""
-    return eqn.params["path"] if eqn.primitive in (token_p, site_p) else ""
+    return equation.params["path"] if equation.primitive in (token_p, site_p) else ""
 
 
-def is_whole(eqn: Any, matches: Mapping[Any, Match]) -> bool:
-    """Whether a rule takes what a custom derivative returns, whatever is inside of it."""
-    name, _ = jaxprs.call_of(eqn)
-    return name in jaxprs.CUSTOM and any(variable in matches for variable in eqn.outvars)
-
-
-def _is_floating(variable: Any) -> bool:
-    dtype = getattr(variable.aval, "dtype", None)
+def _is_floating(variable: Var) -> bool:
+    dtype = getattr(variable.aval, "dtype", None)  # tokens of effects have none
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
-def _refuse_derivatives(eqn: Any, match: Match, around: Surroundings) -> None:
-    transforms = around.transforms | jaxprs.transforms_of(eqn)
-    source = jaxprs.source_line(eqn)
-    if match.matcher.kind == "site":
+def _refuse_derivatives(
+    site: Site, transforms: frozenset[str], around: Surroundings, caller: str
+) -> None:
+    """Refuses sites at which a mask of a forward pass would be needed, but cannot be known."""
+    name = site.match.name
+    if site.match.matcher.kind == "site":
+        # A token is made in the forward pass and carried to the backward pass. If one is made
+        # there, the value is computed again, and it would get another mask.
         if "transpose" in transforms and not around.in_rule:
             raise NotImplementedError(
-                f"plant: site {match.name!r} at {source} runs again in a backward pass, where it"
+                f"{caller}: site {name!r} at {site.source} runs again in a backward pass, where it"
                 " would draw another mask. Differentiate the planted function instead:"
                 " grad(plant(f, rules))."
             )
     elif transforms & {"jvp", "transpose"}:
+        # The tangent of this value is computed by equations of its own, which have no token.
         raise NotImplementedError(
-            f"plant: {match.name!r} at {source} is inside of a derivative, where only marks of"
+            f"{caller}: {name!r} at {site.source} is inside of a derivative, where only marks of"
             " jaxdrop.site can be followed. Differentiate the planted function instead:"
             " grad(plant(f, rules)), or mark the value."
         )

@@ -4,140 +4,175 @@ Where a rule is used, it is traced and planned like the function, from the same
 run on. So a backward rule that computes the function again has its masks.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+from jax.custom_derivatives import (
+    CustomVJPPrimal,
+    SymbolicZero,
+    custom_vjp_primal_tree_values,
+)
 
-from jaxdrop.planting import jaxprs
-from jaxdrop.planting.groups import Surroundings
+from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values
 from jaxdrop.planting.keys import Stream, Streams, as_operands
-from jaxdrop.planting.plan import Plan, Planned, Planner, Values
-from jaxdrop.planting.tracing import trace
+from jaxdrop.planting.plan import Evaluate, Plan
+from jaxdrop.planting.tracing import PyTree, trace
+
+PlanRule: TypeAlias = Callable[[AnyJaxpr], Plan]
+"""Plans the jaxpr of a traced rule, in the surroundings of its function."""
+_Kept: TypeAlias = "tuple[Streams, Callable[..., Values], _Inputs]"
+"""What a backward rule gets from its forward rule."""
 
 
-def plan_custom_jvp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """The user's rule is kept: where it is used, it is traced and planned too."""
-    body = planner.plan(eqn.params["call_jaxpr"], around)
+def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
+    """A function of `jax.custom_jvp` again, whose rule is the user's with masks in it."""
 
     @jax.custom_jvp
-    def planted(streams: Streams, *values: Any) -> Values:
+    def planted(streams: Streams, *values: Value) -> Values:
         return body(streams, *values)
 
-    def differentiate(primals: Values, tangents: Values) -> tuple[Values, Values]:
-        (streams, *values), (_, *tangents) = primals, tangents
-        inputs = _Inputs(eqn, [not isinstance(t, SymbolicZero) for t in tangents])
+    def differentiate(
+        primals: tuple[Streams, *tuple[Value, ...]], tangents: tuple[object, *tuple[Value, ...]]
+    ) -> tuple[Values, Values]:
+        (streams, *values), (_, *tangents_of_values) = primals, tangents
+        # The rule is traced for those operands alone that are differentiated. So it sees which
+        # tangents are zero, as it would without planting.
+        is_differentiated = [not isinstance(t, SymbolicZero) for t in tangents_of_values]
+        inputs = _Inputs.of(equation, is_differentiated)
 
-        def rule(xs: Values, ts: Values) -> Any:
-            return jax.jvp(lambda *xs: jaxprs.bind(eqn, *inputs.put(xs, values)), xs, ts)
+        def rule(xs: Values, ts: Values) -> tuple[Values, Values]:
+            return jax.jvp(lambda *xs: equation.bind(*inputs.put(xs, values)), xs, ts)
 
-        args = inputs.take(values), [_instantiated(t) for t in inputs.take(tangents)]
-        return _evaluate_rule(planner, around, streams, body, rule, *args)
+        masked = _Masked(body, streams, plan_rule)
+        tangents_taken = map(_instantiated, inputs.take(tangents_of_values))
+        return masked.forwards(rule, inputs.take(values), list(tangents_taken))
 
     planted.defjvp(differentiate, symbolic_zeros=True)
-    return lambda streams, *values: planted(as_operands(streams), *values), body.runs
+    return lambda streams, *values: planted(as_operands(streams), *values)
 
 
-def plan_custom_vjp(planner: Planner, eqn: Any, around: Surroundings) -> Planned:
-    """The user's rules are kept: where they are used, they are traced and planned too."""
-    body = planner.plan(eqn.params["call_jaxpr"], around)
+def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
+    """A function of `jax.custom_vjp` again, whose rules are the user's with masks in them."""
 
     @jax.custom_vjp
-    def planted(streams: Streams, *values: Any) -> Values:
+    def planted(streams: Streams, *values: Value) -> Values:
         return body(streams, *values)
 
-    def forwards(streams: Streams, *args: Any) -> tuple[Values, Any]:
-        inputs = _Inputs(eqn, [arg.perturbed for arg in args])
+    def forwards(streams: Streams, *args: CustomVJPPrimal) -> tuple[Values, _Kept]:
+        inputs = _Inputs.of(equation, [arg.perturbed for arg in args])
         streams, values = custom_vjp_primal_tree_values((streams, args))
 
-        def rule(xs: Values) -> Any:
-            return jax.vjp(lambda *xs: jaxprs.bind(eqn, *inputs.put(xs, values)), *xs)
+        # JAX itself is asked for the user's forward rule, and returns with the results the
+        # function `pull` that holds the backward rule and what it needs.
+        def rule(xs: Values) -> tuple[Values, Callable[..., Values]]:
+            return jax.vjp(lambda *xs: equation.bind(*inputs.put(xs, values)), *xs)
 
-        results, pull = _evaluate_rule(planner, around, streams, body, rule, inputs.take(values))
+        results, pull = _Masked(body, streams, plan_rule).forwards(rule, inputs.take(values))
         return results, (streams, pull, inputs)
 
-    def backwards(kept: Any, cotangents: Values) -> tuple[Any, ...]:
+    def backwards(kept: _Kept, cotangents: Values) -> tuple[Value, ...]:
         streams, pull, inputs = kept
         cotangents = tuple(map(_instantiated, cotangents))
-        results = _evaluate_rule(planner, around, streams, body, pull, cotangents, backwards=True)
-        return None, *inputs.put(results, [None] * len(eqn.invars))
+        results = _Masked(body, streams, plan_rule).backwards(pull, cotangents)
+        return None, *inputs.put(results, [None] * len(equation.operands))
 
     planted.defvjp(forwards, backwards, symbolic_zeros=True)
-    return lambda streams, *values: planted(as_operands(streams), *values), body.runs
+    return lambda streams, *values: planted(as_operands(streams), *values)
+
+
+DERIVATIVES: Mapping[str, Callable[[Equation, Plan, PlanRule], Evaluate]] = {
+    "custom_jvp_call": keep_jvp,
+    "custom_vjp_call": keep_vjp,
+}
 
 
 @jax.tree_util.register_static
+@dataclass(frozen=True)
 class _Inputs:
     """Which operands of a custom derivative are differentiated."""
 
-    def __init__(self, eqn: Any, perturbed: Sequence[bool]) -> None:
-        if any(perturbed[: eqn.params["num_consts"]]):
+    places: tuple[bool, ...]
+
+    @staticmethod
+    def of(equation: Equation, is_differentiated: Sequence[bool]) -> "_Inputs":
+        if any(is_differentiated[: equation.params["num_consts"]]):
             # JAX refuses this itself, but here the values have become operands.
             raise ValueError(
                 "plant: a function with a custom derivative was differentiated with respect to a"
                 " value that it closes over. Make the value an argument of the function."
             )
-        floating = [jnp.issubdtype(atom.aval.dtype, jnp.inexact) for atom in eqn.invars]
-        self._places = [p and f for p, f in zip(perturbed, floating, strict=True)]
+        avals: list[Any] = [atom.aval for atom in equation.operands]
+        # JAX counts integers as differentiated too, though they have no tangent.
+        floating = (jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals)
+        return _Inputs(tuple(d and f for d, f in zip(is_differentiated, floating, strict=True)))
 
-    def take(self, values: Values) -> list[Any]:
-        return [value for value, place in zip(values, self._places, strict=True) if place]
+    def take(self, values: Values) -> list[Value]:
+        return [value for value, place in zip(values, self.places, strict=True) if place]
 
-    def put(self, taken: Values, others: Values) -> list[Any]:
+    def put(self, taken: Values, others: Values) -> list[Value]:
         remaining = iter(taken)
         return [
             next(remaining) if place else other
-            for other, place in zip(others, self._places, strict=True)
+            for other, place in zip(others, self.places, strict=True)
         ]
 
 
-def _instantiated(derivative: Any) -> Any:
+def _instantiated(derivative: Value) -> Value:
     if not isinstance(derivative, SymbolicZero):
         return derivative
     aval: Any = derivative.aval
+    # The derivative of an integer is of no size, which jax.numpy has no array for.
     zeros = np if aval.dtype == jax.dtypes.float0 else jnp
     return zeros.zeros(aval.shape, aval.dtype)
 
 
-def _evaluate_rule(
-    planner: Planner,
-    around: Surroundings,
-    streams: Streams,
-    body: Plan,
-    rule: Callable[..., Any],
-    *args: Any,
-    backwards: bool = False,
-) -> Any:
-    """Evaluates a rule for a custom derivative with the masks of its function."""
-    jaxpr, rebuild, values = trace(rule, *args)
-    plan = planner.plan(jaxpr, replace(around, in_rule=True))
-    missing = () if backwards else body.runs.keys() - plan.runs.keys()
-    for name in (*missing, *(plan.runs.keys() - body.runs.keys())):
+@dataclass(frozen=True)
+class _Masked:
+    """How the rules for a function get the masks of the function."""
+
+    body: Plan
+    streams: Streams
+    plan_rule: PlanRule
+
+    def forwards(self, rule: Callable[..., PyTree], *args: PyTree) -> PyTree:
+        """The results of a rule that computes the function, and its derivative or residuals."""
+        jaxpr, unflatten, operands = trace("plant", rule, *args)
+        plan = self.plan_rule(jaxpr)
+        self._refuse_differences(self.body.runs.keys() ^ plan.runs.keys())
+        # A rule that runs a site as often as the function is taken to do so in the same order.
+        here = {
+            name: self.streams[name] if n == self.body.runs[name] else self._only_mask(name)
+            for name, n in plan.runs.items()
+        }
+        return unflatten(plan(here, *operands))
+
+    def backwards(self, pull: Callable[..., PyTree], cotangents: Values) -> PyTree:
+        """The cotangents of a rule, which may run sites of the function again."""
+        jaxpr, unflatten, operands = trace("plant", pull, cotangents)
+        plan = self.plan_rule(jaxpr)
+        # It need not run all of them, and if it runs several, nothing says in which order.
+        self._refuse_differences(plan.runs.keys() - self.body.runs.keys())
+        here = {name: self._only_mask(name) for name in plan.runs}
+        return unflatten(plan(here, *operands))
+
+    def _refuse_differences(self, names: set[str]) -> None:
+        for name in sorted(names):
+            raise NotImplementedError(
+                f"plant: site {name!r} must run both in a function with a custom derivative and in"
+                " the rule for it, if in one of them. Mark the same values in both."
+            )
+
+    def _only_mask(self, name: str) -> Stream:
+        """The keys of a site that the function runs once: one mask, wherever a rule runs it."""
+        if self.body.runs[name] == 1 and not self.body.is_looped(name):
+            return replace(self.streams[name], fixed=True)
         raise NotImplementedError(
-            f"plant: site {name!r} must run both in a function with a custom derivative and in the"
-            " rule for it, if in one of them. Mark the same values in both."
+            f"plant: site {name!r} runs several times in a function with a custom derivative, and"
+            " again in the rule for it, so that it cannot be told which run is which. Give each a"
+            " name of its own."
         )
-    here = {name: _stream_of(name, streams, body, plan, backwards) for name in plan.runs}
-    return rebuild(plan(here, *values))
-
-
-def _stream_of(name: str, streams: Streams, body: Plan, plan: Plan, backwards: bool) -> Stream:
-    """The keys of a site in a rule: those of the function.
-
-    A forward rule that runs a site as often as the function is taken to do so in
-    the same order. A site that the function runs once has one mask, however often
-    and wherever a rule runs it.
-    """
-    if not backwards and plan.runs[name] == body.runs[name]:
-        return streams[name]
-    if body.runs[name] == 1 and name not in body.looped:
-        return replace(streams[name], fixed=True)
-    raise NotImplementedError(
-        f"plant: site {name!r} runs several times in a function with a custom derivative, and again"
-        " in the rule for it, so that it cannot be told which run is which. Give each a name of its"
-        " own."
-    )

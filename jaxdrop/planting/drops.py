@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -13,45 +14,61 @@ from jaxdrop.base.compat import vary_over, varying_axes
 from jaxdrop.base.sharding import sharded_along
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import describe
-from jaxdrop.planting import jaxprs
+from jaxdrop.planting.jaxprs import opened
 from jaxdrop.planting.keys import Stream, spread
-from jaxdrop.planting.mark import Token, is_array
+from jaxdrop.planting.mark import Axes, Token, is_array
 from jaxdrop.planting.rules import Match
 
 
+@dataclass(frozen=True)
 class Site:
-    """A matched site: how its keys are drawn, and its drop applied."""
+    """A value that a rule matches: how its keys are drawn, and its drop applied."""
 
-    def __init__(self, match: Match, source: str, unchecked_axes: frozenset[str]) -> None:
-        self.match = match
-        self.rule = match.rule
-        self.source = source
-        self._unchecked_axes = unchecked_axes
+    match: Match
+    source: str
+    unchecked_axes: frozenset[str]  # mesh axes of which JAX does not know whether it varies
+    # Equations, by `id`, that read the value before it is dropped.
+    insiders: frozenset[int] = frozenset()
 
     def draw(self, stream: Stream, x: Array, axes: Sequence[int] = ()) -> Token:
         """Key data for a value, for each example along the axes."""
+        rule = self.match.rule
         x = jnp.asarray(x)
-        key = stream.next_key(self.rule.share_loop)
+        key = stream.next_key(rule.share_loop)
         for axis in self._mesh_axes(x):
             key = jax.random.fold_in(key, lax.axis_index(axis))
         sizes = tuple(x.shape[axis] for axis in axes)
-        if self.rule.share_vmap:
+        if rule.share_vmap:
             token = jnp.broadcast_to(jax.random.key_data(key), (*sizes, 2))
         else:
+            # Without a sharding, every device would make the keys and masks of all examples.
             token = sharded_along(jax.random.key_data(spread(key, sizes)), x, *axes)
+        # The program was traced with a token that varies over the mesh axes of the value.
         return vary_over(token, varying_axes(x))
 
-    def drop(
-        self, x: Array, token: Token, role: str, axes: Sequence[tuple[int, int | None]]
-    ) -> Array:
-        """The value, or a derivative of it, with the examples along pairs of axes dropped apart."""
+    def drop(self, x: Array, token: Token, role: str, axes: Axes) -> Array:
+        """Drops a value, or a derivative of it.
+
+        Args:
+          x: the value.
+          token: its key data.
+          role: what it is to the mark: `value`, `tangent` or `cotangent`.
+          axes: for each inner `vmap`, the innermost first, the axis of the value and
+            that of the token.
+
+        Returns:
+          The value with each example dropped apart.
+        """
         x = jnp.asarray(x)
         if x.size == 0:
             return x
         drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, role)
         pairs: list[tuple[int | None, int]] = []
+        # A pair counts axes as they were before the vmaps further out added theirs. So the
+        # outermost axis is taken away first.
         for axis, token_axis in reversed(axes):
-            if token_axis is not None and self.rule.share_vmap:
+            # All examples have one key, so the first key serves for all, and one mask is drawn.
+            if token_axis is not None and self.match.rule.share_vmap:
                 token, token_axis = lax.index_in_dim(token, 0, token_axis, keepdims=False), None
             pairs.append((token_axis, axis))
         for token_axis, axis in reversed(pairs):
@@ -60,16 +77,19 @@ class Site:
             return drop_one(token, x)
 
     def _drop_one(self, role: str, token: Token, x: Array) -> Array:
+        """Drops one example, or applies the derivative of its drop to a derivative."""
         key = jax.random.wrap_key_data(token, impl="threefry2x32")
-        drop = partial(_checked, self.rule.drop)
+        drop = partial(_checked, self.match.rule.drop)
         if role == "value":
             return drop(key, x)
         if not _is_affine(drop, key, x):
             raise NotImplementedError(
                 "plant: a drop inside of a derivative must be affine in x; got"
-                f" {self.rule.drop!r}, whose derivative depends on x. Differentiate the planted"
-                " function instead: grad(plant(f, rules))."
+                f" {self.match.rule.drop!r}, whose derivative depends on x. Differentiate the"
+                " planted function instead: grad(plant(f, rules))."
             )
+        # The value at which the derivative is taken is not at hand here. Since the drop is
+        # affine, zero serves as well as any.
         at_zero = jnp.zeros_like(x)
         if role == "tangent":
             return jax.jvp(partial(drop, key), (at_zero,), (x,))[1]
@@ -77,21 +97,24 @@ class Site:
 
     def _mesh_axes(self, x: Array) -> Sequence[str]:
         """The mesh axes along which devices draw keys of their own."""
-        asked, known = self.rule.mesh_axes, varying_axes(x) | self._unchecked_axes
-        if asked is None and self._unchecked_axes:
+        asked = self.match.rule.mesh_axes
+        if asked is None and self.unchecked_axes:
             raise ValueError(
                 f"plant: site {self.match.name!r} at {self.source} is in a shard_map with"
                 " check_vma=False, so it is not known over which mesh axes it varies. Say so by"
-                f" Rule(drop, mesh_axes=...), some of {sorted(self._unchecked_axes)}."
+                f" Rule(drop, mesh_axes=...), some of {sorted(self.unchecked_axes)}."
             )
         mesh_axes = sorted(jax.sharding.get_abstract_mesh().manual_axes)
         for axis in asked or ():
+            # Outside of a shard_map no axis is wrong: a model may be used with one or without.
             if mesh_axes and axis not in mesh_axes:
                 raise ValueError(
                     f"plant: mesh_axes must be among {mesh_axes}; got {axis!r}, for site"
                     f" {self.match.name!r} at {self.source}."
                 )
-        return sorted(known if asked is None else known & set(asked))
+        # Devices that hold the same value must drop the same entries of it.
+        may_vary = varying_axes(x) | self.unchecked_axes
+        return sorted(may_vary if asked is None else may_vary & set(asked))
 
     @contextmanager
     def _noted(self) -> Generator[None]:
@@ -119,6 +142,8 @@ def _is_affine(drop: Drop, key: Key, x: Array) -> bool:
     def tangent(x: Array, key: Key, t: Array) -> Array:
         return jax.jvp(partial(drop, key), (x,), (t,))[1]
 
-    jaxpr, _ = jaxprs.opened(jax.make_jaxpr(tangent)(x, key, x))
+    # It is if the program for the tangent does not read the value. So this may refuse an affine
+    # drop that reads it in vain, but it never lets another drop pass.
+    jaxpr, _ = opened(jax.make_jaxpr(tangent)(x, key, x))
     _, used = partial_eval.dce_jaxpr(jaxpr, [True])
     return not used[0]

@@ -1,45 +1,68 @@
 """Equations that belong together: those of one entry of a named scope, or of one call.
 
-What such a group makes and others use is what leaves the scope or the function.
-A scope is entered anew each time, which JAX keeps. Of a function it keeps the
-lines that were running, so calls from different places are told apart; what
-looks like a second call from the same place on the result of the first is
+A value leaves a scope or a function if an equation of the group makes it and an
+equation of another uses it. JAX keeps which entry of a scope an equation belongs
+to. Of a function it keeps the lines that were running. So calls from different
+places can be told apart, but a second call from the same place cannot. If a group
+looks like two such calls, of which one works on the result of the other, it is
 refused.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import groupby
 from operator import or_
-from typing import Any
 
-from jax.extend.core import Literal
+from jax.extend.core import Var
 
-from jaxdrop.planting import jaxprs
+from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.jaxprs import AnyJaxpr, opened, unique_variables
 from jaxdrop.planting.rules import Candidate, Matcher
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is around a jaxpr: named scopes, transforms, mesh axes of unknown variance."""
+    """What is around a jaxpr."""
 
     scopes: tuple[str, ...] = ()
     transforms: frozenset[str] = frozenset()
-    unchecked_axes: frozenset[str] = frozenset()
-    in_rule: bool = False  # of a custom derivative, which has the masks of its function
-    taken: frozenset[Matcher] = frozenset()  # by a call or function around: the outermost counts
+    unchecked_axes: frozenset[str] = frozenset()  # of which JAX does not know what varies
+    in_rule: bool = False  # whether it is the rule of a custom derivative
+    # Matchers that a call or function around matches already. The outermost counts, so they
+    # find nothing here.
+    taken: frozenset[Matcher] = frozenset()
 
-    def inside(self, eqn: Any, matchers: Sequence[Matcher]) -> "Surroundings":
-        """What is around the bodies of an equation."""
+    def inside(self, equation: Equation, matchers: Sequence[Matcher]) -> "Surroundings":
+        """What is around the bodies of an equation.
+
+        It holds no more than these matchers depend on. Equal bodies in equal
+        surroundings have one plan, and compile once.
+        """
+        scopes = (*self.scopes, *(name for name, _ in equation.scopes))
+        reads_scopes = any(matcher.kind == "named_scope" for matcher in matchers)
+        transforms = self.transforms | equation.transforms
         return replace(
             self,
-            scopes=(*self.scopes, *(name for name, _ in jaxprs.scopes_of(eqn))),
-            transforms=self.transforms | jaxprs.transforms_of(eqn),
-            unchecked_axes=self.unchecked_axes | jaxprs.unchecked_axes(eqn),
-            taken=self.taken | {m for m in matchers if _takes(eqn, self, m)},
+            scopes=scopes if reads_scopes else (),
+            transforms=transforms & {"jvp", "transpose"},
+            unchecked_axes=self.unchecked_axes | equation.unchecked_axes,
+            taken=self.taken | {m for m in matchers if _takes(m, equation)},
         )
+
+
+class Block:
+    """The equations of a jaxpr, and what is around it."""
+
+    def __init__(self, jaxpr: AnyJaxpr, around: Surroundings) -> None:
+        self.jaxpr, self.consts = opened(jaxpr)
+        self.around = around
+
+    @cached_property
+    def equations(self) -> list[Equation]:
+        """The equations, each of which is read once."""
+        return [Equation(eqn) for eqn in self.jaxpr.eqns]
 
 
 @dataclass(frozen=True)
@@ -52,116 +75,105 @@ class Group:
 
 @dataclass(frozen=True)
 class Found:
-    """A variable that may be a site, the equation that makes it, and a name of it."""
+    """A variable that may be a site, the equation that makes it, and one of its names."""
 
-    eqn: Any
-    variable: Any
+    equation: Equation
+    variable: Var
     candidate: Candidate
+    # Equations, by `id`, that read the value before it leaves its scope or function.
     insiders: frozenset[int] = frozenset()
-    """Equations, by `id`, that read the value before it leaves its scope or function."""
 
 
-def leaving(jaxpr: Any, around: Surroundings, matcher: Matcher) -> Iterator[Found]:
-    """Variables by which values leave a matching scope or function."""
-    group_of = {"named_scope": _scope_of, "function": _function_of}[matcher.kind]
-    groups = [group_of(eqn, around, matcher) for eqn in jaxpr.eqns]
+def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
+    """The variables by which values leave a matching scope or function."""
+    groups = [group_of(matcher, equation, block.around) for equation in block.equations]
     if matcher.kind == "function":
-        _refuse_repeats(jaxpr.eqns, groups)
-    users: dict[Any, set[Group | None]] = defaultdict(set)
-    reads = [(eqn.invars, group) for eqn, group in zip(jaxpr.eqns, groups, strict=True)]
-    for atoms, group in [*reads, (jaxpr.outvars, None)]:
-        for variable in unique_variables(atoms):
-            users[variable].add(group)
+        _refuse_repeats(block.equations, groups, caller)
+    users: dict[Var, set[Group | None]] = defaultdict(set)
     members: dict[Group | None, set[int]] = defaultdict(set)
-    for eqn, group in zip(jaxpr.eqns, groups, strict=True):
-        members[group].add(id(eqn))
-    for eqn, group in zip(jaxpr.eqns, groups, strict=True):
-        for variable in eqn.outvars:
+    for equation, group in zip(block.equations, groups, strict=True):
+        members[group].add(id(equation.eqn))
+        for variable in unique_variables(equation.operands):
+            users[variable].add(group)
+    # What the jaxpr returns is used by its caller, which is in no group of this jaxpr.
+    for variable in unique_variables(block.jaxpr.outvars):
+        users[variable].add(None)
+    for equation, group in zip(block.equations, groups, strict=True):
+        for variable in equation.results:
             if group and users[variable] - {group}:
-                yield Found(eqn, variable, group.candidate, frozenset(members[group]))
+                yield Found(equation, variable, group.candidate, frozenset(members[group]))
 
 
-def paths_of(eqn: Any, around: Surroundings) -> list[str]:
+def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Group | None:
+    """The outermost scope or function that matches, around an equation and in its jaxpr."""
+    if matcher.kind == "function":
+        return _function_of(matcher, equation)
+    outside = len(around.scopes)
+    for depth, path in enumerate(paths_of(equation, around)):
+        if matcher.matches(candidate := Candidate("named_scope", path)):
+            # A scope that is open where the jaxpr is called is left there, not here.
+            inside = depth >= outside
+            return Group(candidate, equation.scopes[depth - outside][1]) if inside else None
+    return None
+
+
+def paths_of(equation: Equation, around: Surroundings) -> list[str]:
     """The paths of the scopes around an equation, outermost first."""
-    names = [*around.scopes, *(name for name, _ in jaxprs.scopes_of(eqn))]
+    names = [*around.scopes, *(name for name, _ in equation.scopes)]
     return ["/".join(names[: i + 1]) for i in range(len(names))]
 
 
-def unique_variables(atoms: Iterable[Any]) -> list[Any]:
-    """The variables among the atoms of a jaxpr, each once."""
-    return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, Literal)))
-
-
-def name_of_call(eqn: Any) -> str | None:
-    """The name of the function that an equation calls, if it keeps one."""
-    name, params = jaxprs.call_of(eqn)
-    if name in jaxprs.JIT:
-        return params["name"]
-    return jaxprs.function_name(params) if name in jaxprs.CUSTOM else None
-
-
-def _takes(eqn: Any, around: Surroundings, matcher: Matcher) -> bool:
-    """Whether all that an equation does is inside of a call or function that matches."""
-    if matcher.kind == "function":
-        return _function_of(eqn, around, matcher) is not None
-    name = name_of_call(eqn)
-    return name is not None and matcher.matches(Candidate("jit", name))
-
-
-def _scope_of(eqn: Any, around: Surroundings, matcher: Matcher) -> Group | None:
-    """The outermost scope that matches, unless it is open where the jaxpr is called."""
-    outside = len(around.scopes)
-    for depth, path in enumerate(paths_of(eqn, around)):
-        if matcher.matches(candidate := Candidate("named_scope", path)):
-            entries = jaxprs.scopes_of(eqn)
-            return Group(candidate, entries[depth - outside][1]) if depth >= outside else None
-    return None
-
-
-def _function_of(eqn: Any, around: Surroundings, matcher: Matcher) -> Group | None:
-    """The outermost function that matches, and the places that it was called from."""
-    del around
-    frames = jaxprs.frames_of(eqn)
-    for depth, frame in enumerate(frames):
+def _function_of(matcher: Matcher, equation: Equation) -> Group | None:
+    for depth, frame in enumerate(equation.frames):
         candidate = Candidate("function", frame.function)
         if matcher.matches(candidate) and not frame.is_internal:
-            return Group(candidate, tuple(frame.position for frame in frames[:depth]))
+            # A call is known by the places outside of the function that led to it.
+            return Group(candidate, tuple(frame.position for frame in equation.frames[:depth]))
     return None
 
 
-def _refuse_repeats(eqns: list[Any], groups: list[Group | None]) -> None:
-    """Refuses groups in which a line runs again on what it made: a loop, or a call in one."""
-    # For each variable, the lines of its group that led to it, as the bits of an integer.
-    behind: dict[tuple[Group, Any], int] = {}
-    bits: dict[Any, int] = {}
-    for group, line, visit in _visits(eqns, groups):
+def _takes(matcher: Matcher, equation: Equation) -> bool:
+    """Whether all that an equation does is inside of a call or function that matches."""
+    if matcher.kind == "function":
+        return _function_of(matcher, equation) is not None
+    called = equation.called
+    return called is not None and matcher.matches(Candidate("jit", called))
+
+
+def _refuse_repeats(
+    equations: Sequence[Equation], groups: Sequence[Group | None], caller: str
+) -> None:
+    """Refuses a group in which a line runs again on its own result: a loop, or a call in one."""
+    # For each variable, the lines of its group that led to it, as the bits of an integer. A
+    # function may have thousands of lines and variables, for which sets would be slow.
+    behind: dict[tuple[Group, Var], int] = {}
+    bits: dict[Hashable, int] = {}
+    for group, line, visit in _visits(equations, groups):
         bit = 1 << bits.setdefault(line, len(bits))
-        read = unique_variables(atom for eqn in visit for atom in eqn.invars)
+        read = unique_variables(atom for equation in visit for atom in equation.operands)
         before = reduce(or_, (behind.get((group, variable), 0) for variable in read), 0)
         if before & bit:
             raise NotImplementedError(
-                f"plant: {group.candidate.text!r} runs the line at {jaxprs.source_line(visit[0])}"
+                f"{caller}: {group.candidate.text!r} runs the line at {visit[0].source}"
                 " again on its own result, so that it cannot be told whether it loops or is called"
                 " in a loop. Mark the value by jaxdrop.site, or match a named_scope around it."
             )
-        for eqn in visit:
-            behind.update({(group, variable): before | bit for variable in eqn.outvars})
+        for equation in visit:
+            behind.update({(group, variable): before | bit for variable in equation.results})
 
 
 def _visits(
-    eqns: list[Any], groups: list[Group | None]
-) -> Iterator[tuple[Group, Hashable, list[Any]]]:
-    """Groups, lines of Python, and the equations that a visit of the line made.
-
-    What JAX has compiled into one call comes from one line; if it is the same
-    several times over, the line was visited as often.
-    """
-    lines = [tuple(frame.position for frame in jaxprs.frames_of(eqn)) for eqn in eqns]
-    indices = range(len(eqns))
+    equations: Sequence[Equation], groups: Sequence[Group | None]
+) -> Iterator[tuple[Group, Hashable, Sequence[Equation]]]:
+    """Groups, lines of Python, and the equations that one visit of the line made."""
+    lines = [tuple(frame.position for frame in equation.frames) for equation in equations]
+    indices = range(len(equations))
     for (group, line), run in groupby(indices, lambda index: (groups[index], lines[index])):
         if group:
-            made = [eqns[index] for index in run]
-            names = [eqn.primitive.name for eqn in made]
+            made = [equations[index] for index in run]
+            # One line may make several equations, as `jnp.var` does. If they are the same
+            # several times over, the line was visited as often.
+            names = [equation.primitive.name for equation in made]
             lengths = range(1, len(names) + 1)
             length = next(n for n in lengths if names == names[:n] * (len(names) // n))
             for start in range(0, len(made), length):

@@ -2,43 +2,48 @@
 
 `token` makes uint32[2] out of a value, and `site` is the identity of the value
 that also takes the token. Planted, the token becomes a key and the site becomes
-a drop with that key. Because the token is an array like any other, JAX itself
-carries it to wherever the site's derivative is computed: through the residuals
-of a scan, through `vmap`, `checkpoint` and `shard_map`. So a backward pass
-drops with the mask of its forward pass, by construction.
+a drop with that key. The token is an array like any other, so JAX itself carries
+it to where the site's derivative is computed: through the residuals of a scan,
+through `vmap`, `checkpoint` and `shard_map`. So a backward pass drops with the
+mask of its forward pass, by construction.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import UInt32
 
 from jaxdrop.base.compat import vary_over, varying_axes
 from jaxdrop.base.names import path_name
-from jaxdrop.planting import jaxprs
+from jaxdrop.planting.jaxprs import Params, Value, like_aval, save_always
 
 Tree = TypeVar("Tree")
 Token = UInt32[Array, "*batch 2"]
+Axes: TypeAlias = Sequence[tuple[int, int | None]]
+"""For each inner `vmap` the axis of a value, and that of its token."""
 
-# Part of the key of JAX's caches: what was traced for planting is not found by
-# what was not, so that programs without a plant have no trace of its sites.
-planting = jax.make_user_context(False)
+# The function of this library for which JAX traces, "plant" or "sites"; None outside of both.
+# It is part of the key of JAX's caches: an inner jit that was traced outside of planting is
+# traced again inside, and the other way round. So no program but a planted one has marks.
+planting = jax.make_user_context(None)
 
 
 def site(x: Tree, name: str) -> Tree:
     """Marks an activation, where `plant` may put a drop.
 
-    The identity: outside of `plant` nothing of it is left in the program.
+    It is the identity. Outside of `plant` it leaves nothing in the program.
 
     Args:
-      x: any pytree. Its arrays are marked; what is no array passes as it is.
-      name: what rules and keys know the site by. Several sites of a name are
-        its runs, as are the arrays of one pytree, each counted by itself.
+      x: any pytree. Its arrays are marked; all other leaves pass as they are.
+      name: the name by which rules and keys know the site. Sites of the same
+        name are runs of one site. Each array of a pytree counts its own runs.
 
     Returns:
       `x`.
@@ -57,7 +62,7 @@ def site(x: Tree, name: str) -> Tree:
         raise TypeError(f"site: name must be a string; got {name!r}.")
     if not name:
         raise ValueError("site: name must not be empty.")
-    if not planting.value:
+    if planting.value is None:
         return x
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
@@ -69,63 +74,78 @@ def site(x: Tree, name: str) -> Tree:
     )
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: object) -> bool:
     """Whether a leaf is an array of JAX or NumPy."""
     return isinstance(leaf, jax.Array | np.ndarray)
 
 
-def _mark(x: Any, name: str, path: str) -> Array:
+def _mark(x: Value, name: str, path: str) -> Array:
     x = jnp.asarray(x)
     token = token_p.bind(x, name=name, path=path, axes=())
     return site_p.bind(x, token, name=name, path=path, role="value", axes=())
 
 
 token_p = Primitive("jaxdrop_token")
-"""Parameters: `name`, `path` in the marked pytree, and `axes`, the axes of the
-operand that inner `vmap`s added, the outermost first. The token has them too."""
+"""Parameters: `name`, `path` in the marked pytree, and `axes`: the axes of the
+operand that inner `vmap`s added, the outermost first. The token has one axis for each."""
 
 site_p = Primitive("jaxdrop_site")
-"""Parameters: `name`, `path`, `role` and `axes`, for each inner `vmap`, the
-innermost first, the axis of the value and that of the token, or None. The role
-is `value`, or that of a derivative: `tangent` or `cotangent`."""
+"""Parameters: `name`, `path`, `role` and `axes`: a pair for each inner `vmap`, the
+innermost first, of the axis of the value and that of the token, which may be
+None. The role is `value`, or for a derivative `tangent` or `cotangent`."""
 
 _TRANSPOSED = {"value": "cotangent", "tangent": "cotangent", "cotangent": "tangent"}
 
 
-def _blank(x: Array, *, axes: tuple[int, ...], **_: Any) -> Token:
-    return jnp.zeros(_token_shape(x, axes), jnp.uint32)
+def _blank(x: Array, *, axes: tuple[int, ...], **_: object) -> Token:
+    return jnp.zeros(_token_shape(x.shape, axes), jnp.uint32)
 
 
-def _token_shape(x: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return (*(x.shape[axis] for axis in axes), 2)
+def _token_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return (*(shape[axis] for axis in axes), 2)
 
 
-def _token_aval(x: Any, *, axes: tuple[int, ...], **_: Any) -> Any:
-    return jaxprs.like_aval(x, _token_shape(x, axes), jnp.dtype("uint32"))
+def _token_aval(x: ShapedArray, *, axes: tuple[int, ...], **_: object) -> ShapedArray:
+    # The key that takes the token's place varies over the mesh axes of the value. The type
+    # says so from the start, since loops around are traced with it.
+    return like_aval(x, _token_shape(x.shape, axes), jnp.dtype("uint32"))
 
 
-def _batch_token(args: Any, dims: Any, *, axes: tuple[int, ...], **params: Any) -> Any:
+def _batch_token(
+    args: Sequence[Array], dims: Sequence[int], *, axes: tuple[int, ...], **params: object
+) -> tuple[Array, int]:
     (x,), (axis,) = args, dims
+    # The new vmap is around those that are known. Their axes move up by one, if they are at
+    # the place of the new axis or behind it.
     moved = (inner + (inner >= axis) for inner in axes)
     return token_p.bind(x, axes=(axis, *moved), **params), 0
 
 
+# The token has no derivative. A checkpoint saves its 8 bytes under every policy: if they
+# were computed again, the backward pass would draw a mask of its own.
 token_p.def_impl(_blank)
 token_p.def_abstract_eval(_token_aval)
 mlir.register_lowering(token_p, mlir.lower_fun(_blank, multiple_results=False))
 batching.primitive_batchers[token_p] = _batch_token
 ad.defjvp(token_p, None)
-jaxprs.save_always(token_p)
+save_always(token_p)
 
 
-def _batch_site(args: Any, dims: Any, *, axes: Any, **params: Any) -> Any:
+def _batch_site(
+    args: Sequence[Array], dims: Sequence[int | None], *, axes: Axes, **params: object
+) -> tuple[Array, int]:
     (x, token), (axis, token_axis) = args, dims
+    # A cotangent may be the same for all examples. They have masks of their own nevertheless.
     if axis is None:
+        assert token_axis is not None
         x, axis = jnp.broadcast_to(x, (token.shape[token_axis], *x.shape)), 0
     return site_p.bind(x, token, axes=(*axes, (axis, token_axis)), **params), axis
 
 
-def _differentiate_site(primals: Any, tangents: Any, *, role: str, **params: Any) -> Any:
+def _differentiate_site(
+    primals: Sequence[Array], tangents: Sequence[Array | ad.Zero], *, role: str, **params: object
+) -> tuple[Array, Array | ad.Zero]:
+    # The tangent is marked with the token of the value, so it gets the same mask.
     (x, token), (tangent, _) = primals, tangents
     y = site_p.bind(x, token, role=role, **params)
     if isinstance(tangent, ad.Zero):
@@ -133,10 +153,15 @@ def _differentiate_site(primals: Any, tangents: Any, *, role: str, **params: Any
     return y, _bind_linear(tangent, token, "tangent" if role == "value" else role, params)
 
 
-def _transpose_site(cotangent: Any, x: Any, token: Any, *, role: str, **params: Any) -> Any:
+def _transpose_site(
+    cotangent: Array | ad.Zero, x: ad.UndefinedPrimal, token: Array, *, role: str, **params: object
+) -> tuple[Array | ad.Zero, None]:
+    # If the token depends on what is transposed, the value was never computed here. Then there
+    # is no forward pass whose mask the cotangent could have.
     if ad.is_undefined_primal(token):
+        caller = planting.value or "plant"  # outside, it is a mark that `plant` left alone
         raise NotImplementedError(
-            f"plant: site {params['name']!r} is in a function that is transposed. Transpose the"
+            f"{caller}: site {params['name']!r} is in a function that is transposed. Transpose the"
             " planted function instead: linear_transpose(plant(f, rules), ...)."
         )
     if isinstance(cotangent, ad.Zero):
@@ -144,7 +169,8 @@ def _transpose_site(cotangent: Any, x: Any, token: Any, *, role: str, **params: 
     return _bind_linear(cotangent, token, _TRANSPOSED[role], params), None
 
 
-def _bind_linear(x: Array, token: Token, role: str, params: Any) -> Array:
+def _bind_linear(x: Array, token: Token, role: str, params: Params) -> Array:
+    # A derivative may vary along fewer mesh axes than its value.
     x = vary_over(x, varying_axes(token))
     return site_p.bind(x, token, role=role, **params)
 

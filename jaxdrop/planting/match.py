@@ -1,12 +1,13 @@
 """What a rule of `plant` may match, besides the names of marked sites.
 
-Models that nobody marked have names nevertheless: tags for `jax.checkpoint`
-policies, named scopes (flax.linen, equinox and haiku open one for each module), inner
-jitted functions, primitives, and the Python functions that computed a value.
-Patterns are those of `fnmatch`, with case: `*` is any text, with slashes too.
+The values of a model that nobody marked have names too: tags for the policies of
+`jax.checkpoint`, named scopes (flax.linen, equinox and haiku open one for each
+module), inner jitted functions, primitives, and the Python functions that computed
+a value. Patterns are those of `fnmatch`: `*` stands for any text, also with slashes
+in it. Upper and lower case are different.
 
-What such a rule finds is the value as the compiled program has it, so inside an
-inner `vmap` it has the batch, and one mask covers it.
+A matcher sees a value as the compiled program has it. In an inner `vmap` that is
+the whole batch, so one mask covers all examples.
 """
 
 from jaxdrop.planting.rules import Matcher
@@ -15,10 +16,10 @@ __all__ = ["checkpoint_name", "function", "jit", "named_scope", "primitive", "si
 
 
 def site(pattern: str) -> Matcher:
-    """Values marked by `jaxdrop.site`; what a bare string means in a rule.
+    """Values marked by `jaxdrop.site`. A bare string in a rule means the same.
 
     Args:
-      pattern: a glob over their names.
+      pattern: a glob over the names of sites.
 
     Returns:
       A matcher for the rules of `plant`.
@@ -34,7 +35,7 @@ def checkpoint_name(pattern: str) -> Matcher:
     """Values tagged by `jax.ad_checkpoint.checkpoint_name`.
 
     Args:
-      pattern: a glob over their tags.
+      pattern: a glob over the tags.
 
     Returns:
       A matcher for the rules of `plant`.
@@ -51,13 +52,13 @@ def checkpoint_name(pattern: str) -> Matcher:
 
 
 def named_scope(pattern: str) -> Matcher:
-    """Floating values computed inside of a named scope and used outside of it.
+    """Floating values computed inside a named scope and used outside of it.
 
-    Modules of flax.linen, equinox and haiku run in a scope, so these are their
-    outputs. In flax.linen and haiku its name is the module's, in equinox the
-    class's. The pattern
-    must match a whole path, as "net/*/Dense_0"; of nested scopes that match, the
-    outermost counts. Each time that a scope is entered is a run of its own.
+    Modules of flax.linen, equinox and haiku run in a scope, so these values are
+    their outputs. The scope has the name of the module in flax.linen and haiku,
+    and the name of the class in equinox. The pattern must match a whole path of
+    scopes, as "net/*/Dense_0" does. If nested scopes match, the outermost counts.
+    Each time that a scope is entered is a run of its own.
 
     Args:
       pattern: a glob over paths of scopes, with slashes between them.
@@ -79,9 +80,9 @@ def named_scope(pattern: str) -> Matcher:
 
 
 def jit(pattern: str) -> Matcher:
-    """Floating results of inner jitted functions, and of custom derivatives.
+    """Floating results of inner jitted functions, and of functions with a custom derivative.
 
-    Which functions of JAX itself are jitted depends on its version.
+    Which of its own functions JAX jits depends on its version.
 
     Args:
       pattern: a glob over the names of the functions.
@@ -119,10 +120,11 @@ def primitive(pattern: str) -> Matcher:
 def function(pattern: str) -> Matcher:
     """Floating values computed by a Python function and used outside of it.
 
-    What a function's helpers compute counts as the function's; of nested
-    functions that match, the outermost counts. Calls from different places are
-    runs of their own. A function that loops in Python over its own results, or is
-    called in such a loop, is refused: nothing tells the two apart.
+    A value that a helper of the function computes counts as the function's. If
+    nested functions match, the outermost counts. Calls from different places are
+    different runs. A function that loops in Python over its own results is
+    refused, and so is a function that is called in such a loop, because nothing
+    tells the one from the other.
 
     Args:
       pattern: a glob over the names of functions.

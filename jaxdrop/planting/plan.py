@@ -5,105 +5,97 @@ steps are drops, and calls whose bodies are plans again.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Concatenate, TypeAlias
 
-from jax.core import eval_jaxpr
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal, Var
 
 from jaxdrop.planting.drops import Site
-from jaxdrop.planting.groups import Surroundings, unique_variables
+from jaxdrop.planting.jaxprs import Value, Values, unique_variables
 from jaxdrop.planting.keys import Streams
+from jaxdrop.planting.table import SiteRow
 
-Values: TypeAlias = Sequence[Any]
 Runs: TypeAlias = Mapping[str, int]
 """How many times each site runs."""
-Evaluate: TypeAlias = Callable[..., Values]
+Evaluate: TypeAlias = Callable[Concatenate[Streams, ...], Values]
 """A function of streams of keys and of values."""
-Planned: TypeAlias = tuple[Evaluate, Runs]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is evaluated at once."""
-
-    evaluate: Evaluate
-    operands: Values
-    results: Values
-    runs: Runs = field(default_factory=dict[str, int])
-    sites: tuple[Site, ...] = ()
-    looped: frozenset[str] = frozenset()  # sites in a while loop, which run more often than known
-
-
-class Plan:
-    """What to evaluate for a jaxpr; called with the streams of its sites and its operands."""
-
-    def __init__(self, jaxpr: Any, consts: Values, steps: Sequence[Step], results: Values) -> None:
-        self.operands = [*jaxpr.constvars, *jaxpr.invars]
-        self.results = results
-        self.consts = consts
-        self.steps = steps
-        self.runs = _total(step.runs for step in steps)
-        self.sites = [site for step in steps for site in step.sites]
-        self.looped = frozenset(name for step in steps for name in step.looped)
-        self.calls: dict[Hashable, Planned] = {}  # with this plan as body, each built once
-        self._unused_after = _last_uses(steps, self.results)
-
-    def __call__(self, streams: Streams, *operands: Any) -> tuple[Any, ...]:
-        """The results of the jaxpr."""
-        values = dict(zip(self.operands, [*self.consts, *operands], strict=True))
-        streams = dict(streams)
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        for step, unused in zip(self.steps, self._unused_after, strict=True):
-            here = {name: streams[name] for name in step.runs}
-            results = step.evaluate(here, *map(read, step.operands))
-            values.update(zip(step.results, results, strict=True))
-            streams.update({name: here[name].after(n) for name, n in step.runs.items()})
-            for variable in unused:
-                del values[variable]
-        return tuple(map(read, self.results))
-
-
-class Planner(Protocol):
-    """What the rules for equations with a body ask of the planner."""
-
-    def plan(self, jaxpr: Any, around: Surroundings) -> Plan:
-        """The plan of a body."""
-        ...
-
-    def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
-        """Raises an error if there is a site in a body that cannot have one."""
-        ...
 
 
 @dataclass(frozen=True)
 class Dropped:
     """The value of a variable after its drop, where it is not marked but matched."""
 
-    variable: Any
+    variable: Var
 
 
-def untouched(jaxpr: Any, eqns: Sequence[Any], needed: set[Any], names: Mapping[Any, Any]) -> Step:
-    """A run of equations without a site, as one step.
+Name: TypeAlias = Var | Dropped
+"""What a value is known by while a plan is evaluated."""
 
-    Args:
-      jaxpr: that they are part of.
-      eqns: the equations.
-      needed: the variables that are read elsewhere.
-      names: what to read in place of a variable.
 
-    Returns:
-      A step.
-    """
-    made = {variable for eqn in eqns for variable in eqn.outvars}
-    operands = [v for v in unique_variables(a for eqn in eqns for a in eqn.invars) if v not in made]
-    results = [v for eqn in eqns for v in eqn.outvars if v in needed]
-    part = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=list(eqns))
-    read = [names.get(variable, variable) for variable in operands]
-    return Step(lambda _, *values: eval_jaxpr(part, (), *values), read, results)
+@dataclass(frozen=True)
+class Step:
+    """One step: a drop, a call with sites inside, or a run of equations without a site."""
+
+    evaluate: Evaluate
+    operands: Sequence[Name | Literal]
+    results: Sequence[Name]
+    runs: Runs = field(default_factory=dict[str, int])
+    # Not the same as the names in `runs`: a mark whose token was drawn elsewhere is a site, but
+    # it draws no key.
+    sites: tuple[Site, ...] = ()
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Of the equation: its named scopes, its source line and JAX's configuration there."""
+
+
+class Plan:
+    """What to evaluate for a jaxpr; called with the streams of its sites and its operands."""
+
+    def __init__(
+        self,
+        jaxpr: Jaxpr,
+        consts: Values,
+        steps: Sequence[Step],
+        results: Sequence[Name | Literal],
+        rows: Sequence[SiteRow],
+    ) -> None:
+        self.operands = [*jaxpr.constvars, *jaxpr.invars]
+        self.consts = consts
+        self.steps = steps
+        self.results = results
+        self.rows = rows
+        """For each site, at any depth, where it is in this jaxpr and how often it runs."""
+        self.runs = _total(step.runs for step in steps)
+        self.sites = [site for step in steps for site in step.sites]
+        # The calls with this plan as body, each built once for all equations that are alike.
+        self.calls: dict[Hashable, Evaluate] = {}
+        self._unused_after = _last_uses(steps, results)
+
+    def __call__(self, streams: Streams, *operands: Value) -> tuple[Value, ...]:
+        """The results of the jaxpr."""
+        values: dict[Name, Value] = dict(zip(self.operands, [*self.consts, *operands], strict=True))
+        streams = dict(streams)
+
+        def read(atom: Name | Literal) -> Value:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for step, unused in zip(self.steps, self._unused_after, strict=True):
+            # A step gets the streams of its own sites alone. So the operands of a call do not
+            # change when a site is added elsewhere, and its masks do not either.
+            here = {name: streams[name] for name in step.runs}
+            with step.context():
+                results = step.evaluate(here, *map(read, step.operands))
+            values.update(zip(step.results, results, strict=True))
+            streams.update({name: here[name].after(n) for name, n in step.runs.items()})
+            # Outside of jit each step runs by itself, and a value that nobody reads any more
+            # would keep its memory until the end.
+            for variable in unused:
+                del values[variable]
+        return tuple(map(read, self.results))
+
+    def is_looped(self, name: str) -> bool:
+        """Whether a site is in a while loop, so that it may run more often than `runs` says."""
+        return any(row.site == name and row.runs is None for row in self.rows)
 
 
 def _total(runs: Iterable[Runs]) -> Runs:
@@ -114,7 +106,7 @@ def _total(runs: Iterable[Runs]) -> Runs:
     return total
 
 
-def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:
+def _last_uses(steps: Sequence[Step], kept: Sequence[Name | Literal]) -> list[list[Name]]:
     """For each step, the variables that nothing reads after it."""
     last = {
         variable: index
@@ -123,7 +115,7 @@ def _last_uses(steps: Sequence[Step], kept: Values) -> list[list[Any]]:
     }
     for variable in unique_variables(kept):
         last.pop(variable, None)
-    unused: list[list[Any]] = [[] for _ in steps]
+    unused: list[list[Name]] = [[] for _ in steps]
     for variable, index in last.items():
         unused[index].append(variable)
     return unused

@@ -1,221 +1,163 @@
 """From a jaxpr and rules to a plan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
 from weakref import WeakKeyDictionary
 
-from jax.extend.core import Literal
-
-from jaxdrop.planting import calls, derivatives, jaxprs
-from jaxdrop.planting.candidates import is_whole, matches_in
-from jaxdrop.planting.drops import Site
-from jaxdrop.planting.groups import Surroundings, name_of_call, unique_variables
-from jaxdrop.planting.mark import site_p, token_p
-from jaxdrop.planting.plan import (
-    Dropped,
-    Evaluate,
-    Plan,
-    Planned,
-    Step,
-    Values,
-    untouched,
-)
-from jaxdrop.planting.rules import Candidate, Match, RuleBook
-
-Rule: TypeAlias = Callable[..., Planned]
-_RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(jaxprs.JIT, calls.plan_jit),
-    **dict.fromkeys(jaxprs.CALL, calls.plan_call),
-    "scan": calls.plan_scan,
-    "while": calls.plan_while,
-    "cond": calls.plan_cond,
-    **dict.fromkeys(jaxprs.CHECKPOINT, calls.plan_checkpoint),
-    "shard_map": calls.plan_shard_map,
-    **dict.fromkeys(jaxprs.CUSTOM_JVP, derivatives.plan_custom_jvp),
-    **dict.fromkeys(jaxprs.CUSTOM_VJP, derivatives.plan_custom_vjp),
-}
+from jaxdrop.planting.calls import CALLS, Bodies, Call
+from jaxdrop.planting.candidates import Sites, sites_in
+from jaxdrop.planting.derivatives import DERIVATIVES, PlanRule
+from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.groups import Block, Surroundings
+from jaxdrop.planting.jaxprs import AnyJaxpr
+from jaxdrop.planting.plan import Evaluate, Plan, Step
+from jaxdrop.planting.rules import Matcher, Rules
+from jaxdrop.planting.steps import arranged, mark_step
+from jaxdrop.planting.table import SiteRow, row_of
 
 
 class Planner:
-    """Plans jaxprs for one set of rules, each once."""
+    """Plans jaxprs for one set of rules, each once.
 
-    def __init__(self, book: RuleBook) -> None:
-        self.book = book
-        self._plans: WeakKeyDictionary[Any, dict[Surroundings, Plan]] = WeakKeyDictionary()
+    Args:
+      rules: the rules.
+      also: matchers whose values get a row in the table even if no rule matches.
+    """
 
-    def plan(self, jaxpr: Any, around: Surroundings) -> Plan:
-        """The plan of a jaxpr; the same object for the same jaxpr, so that it compiles once."""
+    def __init__(self, rules: Rules, also: Sequence[Matcher] = ()) -> None:
+        self._rules = rules
+        self._also = also
+        # A planted function may live as long as the program, and each call traces new jaxprs.
+        # So a plan is forgotten with its jaxpr, and it must not hold the jaxpr itself.
+        self._plans: WeakKeyDictionary[AnyJaxpr, dict[Surroundings, Plan]] = WeakKeyDictionary()
+
+    def plan(self, jaxpr: AnyJaxpr, around: Surroundings) -> Plan:
+        """The plan of a jaxpr. The same jaxpr has the same plan, so that it compiles once."""
         plans = self._plans.setdefault(jaxpr, {})
         if around not in plans:
-            body, consts = jaxprs.opened(jaxpr)
-            plans[around] = Plan(body, consts, *self._steps(body, around))
+            plans[around] = self._planned(Block(jaxpr, around))
         return plans[around]
 
-    def refuse(self, jaxpr: Any, around: Surroundings, where: str) -> None:
-        """Raises an error if there is a site in a body that cannot have one."""
-        for site in self.plan(jaxpr, around).sites:
-            raise NotImplementedError(
-                f"{self.book.function}: site {site.match.name!r} at {site.source} is in {where}."
-                " Move it out, or leave it without a rule."
-            )
+    def _planned(self, block: Block) -> Plan:
+        sites = sites_in(block, self._rules, self._also)
+        steps: list[Step | None] = []
+        rows: list[SiteRow] = []
+        for equation in block.equations:
+            bodies = self._bodies(equation, sites, block.around)
+            plan_rule = partial(self._plan_rule, equation, block.around)
+            steps.append(step_of(equation, sites, bodies, plan_rule, self._rules.caller))
+            rows += rows_of(equation, sites, bodies)
+        in_order, results = arranged(block, steps, sites.matched)
+        return Plan(block.jaxpr, block.consts, in_order, results, rows)
 
-    def _steps(self, jaxpr: Any, around: Surroundings) -> tuple[list[Step], list[Any]]:
-        """The steps of a jaxpr, and by which names its results are read."""
-        matches = matches_in(jaxpr, around, self.book)
-        last_read = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in unique_variables(eqn.invars)}
-        last_read |= dict.fromkeys(unique_variables(jaxpr.outvars), len(jaxpr.eqns))
-        last_read |= dict.fromkeys(matches, len(jaxpr.eqns))
-        steps: list[Step] = []
-        pending: list[Any] = []
-        names: dict[Any, Any] = {}
+    def _bodies(self, equation: Equation, sites: Sites, around: Surroundings) -> Bodies:
+        """The plans of the bodies of an equation. None are needed if a rule takes its result."""
+        if not equation.bodies or sites.take_all_of(equation):
+            return {}
+        inside = around.inside(equation, self._rules.matchers)
+        return {
+            parameter: [self.plan(jaxpr, inside) for jaxpr in jaxprs]
+            for parameter, jaxprs in equation.bodies.items()
+        }
 
-        def flush(end: int) -> None:
-            if pending:
-                made = (variable for eqn in pending for variable in eqn.outvars)
-                needed = {variable for variable in made if last_read.get(variable, -1) >= end}
-                steps.append(untouched(jaxpr, pending, needed, names))
-            pending.clear()
-            names.clear()
+    def _plan_rule(self, equation: Equation, around: Surroundings, jaxpr: AnyJaxpr) -> Plan:
+        """The plan of a rule for a custom derivative, once the rule is traced."""
+        inside = around.inside(equation, self._rules.matchers)
+        return self.plan(jaxpr, replace(inside, in_rule=True))
 
-        # Marks are dropped by equations of their own, other matches after the one that made them.
-        foreign = {v: match for v, match in matches.items() if match.matcher.kind != "site"}
-        for index, eqn in enumerate(jaxpr.eqns):
-            read = _names_for(eqn, foreign)
-            if own := self._step(eqn, around, matches):
-                flush(index)
-                steps.append(replace(own, operands=_renamed(eqn.invars, read)))
-            else:
-                if any(names.get(variable, name) != name for variable, name in read.items()):
-                    flush(index)
-                pending.append(eqn)
-                names.update(read)
-            for variable in filter(foreign.get, eqn.outvars):
-                flush(index + 1)
-                steps.append(self._drop_result(eqn, variable, foreign[variable], around))
-        flush(len(jaxpr.eqns))
-        return steps, _renamed(jaxpr.outvars, {v: Dropped(v) for v in foreign})
 
-    def _step(self, eqn: Any, around: Surroundings, matches: Mapping[Any, Match]) -> Step | None:
-        """What to do for an equation by itself; None to leave it to JAX."""
-        if eqn.primitive is token_p:
-            match = matches.get(eqn.outvars[0])
-            return match and self._draw(eqn, match, around)
-        if eqn.primitive is site_p:
-            return None if eqn.outvars[0] in matches else self._drop(eqn, around)
-        inner = list(jaxprs.jaxprs_in(eqn))
-        if not inner:
-            return None
-        inside = self._inside(eqn, around)
-        bodies = [self.plan(jaxpr, inside) for jaxpr in inner]
-        sites = [site for body in bodies for site in body.sites]
-        if not sites or is_whole(eqn, matches):
-            return None
-        name, _ = jaxprs.call_of(eqn)
-        self._refuse_unmarked(name, eqn, sites)
-        rule = _RULES.get(name)
-        if rule is None:
-            raise NotImplementedError(
-                f"plant: site {sites[0].match.name!r} at {sites[0].source} is inside of"
-                f" {name!r}, which plant cannot go into. Move the site out, or plant"
-                " the function before it gets there."
-            )
-        evaluate, runs = self._call(eqn, rule, bodies, inside)
-        looped = (runs.keys() if name == "while" else body.looped for body in bodies)
-        return Step(
-            _within(eqn, evaluate),
-            eqn.invars,
-            eqn.outvars,
-            runs,
-            tuple(sites),
-            frozenset().union(*looped),
-        )
+def step_of(
+    equation: Equation, sites: Sites, bodies: Bodies, plan_rule: PlanRule, caller: str
+) -> Step | None:
+    """What to do for an equation.
 
-    def _refuse_unmarked(self, name: str, eqn: Any, sites: list[Site]) -> None:
-        """In a custom derivative, whose rule has other values, only marks can be followed."""
-        for site in sites:
-            if name in jaxprs.CUSTOM and site.match.matcher.kind != "site":
+    Args:
+      equation: the equation.
+      sites: the sites of its jaxpr.
+      bodies: the plans of its bodies.
+      plan_rule: plans a rule for a custom derivative when it is used.
+      caller: the function of this library that the user called.
+
+    Returns:
+      A step, or None to leave the equation to JAX.
+    """
+    plans = [plan for _, plan in _each(bodies)]
+    inside = tuple(site for plan in plans for site in plan.sites)
+    if not inside:
+        return mark_step(equation, sites)
+    refuse_unreachable(caller, equation, bodies)
+    if equation.name in DERIVATIVES:
+        (body,) = bodies["call_jaxpr"]
+        evaluate = DERIVATIVES[equation.name](equation, body, plan_rule)
+    else:
+        evaluate = _rebuilt_once(equation, bodies)
+    runs = call_of(equation).runs(equation.params, plans)
+    return Step(evaluate, equation.operands, equation.results, runs, inside, equation.context)
+
+
+def call_of(equation: Equation) -> Call:
+    """What the table says of an equation's primitive."""
+    return CALLS.get(equation.name, Call())
+
+
+def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
+    """Raises an error if there is a site in a body where no drop can be put."""
+    call = call_of(equation)
+    for parameter, plan in _each(bodies):
+        for site in plan.sites:
+            name = site.match.name
+            # A rule for a custom derivative computes other values than its function does.
+            # Only a mark says which of them is which.
+            if equation.is_custom_derivative and site.match.matcher.kind != "site":
                 raise NotImplementedError(
-                    f"plant: {site.match.name!r} at {site.source} is inside of a function with a"
+                    f"{caller}: {name!r} at {site.source} is inside of a function with a"
                     " custom derivative, where only marks of jaxdrop.site can be followed. Match"
-                    f" the function, by match.jit({name_of_call(eqn)!r}), or mark the value."
+                    f" the function, by match.jit({equation.called!r}), or mark the value."
+                )
+            if parameter in call.siteless:
+                raise NotImplementedError(
+                    f"{caller}: site {name!r} at {site.source} is in {call.siteless[parameter]}."
+                    " Move it out, or leave it without a rule."
+                )
+            if call.rebuild is None and equation.name not in DERIVATIVES:
+                raise NotImplementedError(
+                    f"{caller}: site {name!r} at {site.source} is inside of {equation.name!r},"
+                    " which plant cannot go into. Move the site out, or plant the function before"
+                    " it gets there."
                 )
 
-    def _call(self, eqn: Any, rule: Rule, bodies: list[Plan], inside: Surroundings) -> Planned:
-        """What a rule makes of an equation; the same for equations that are alike.
 
-        It is kept with the last body, as long as that body's jaxpr lives. So it must
-        not hold that jaxpr, as the rules for custom derivatives do.
-        """
-        if rule in (derivatives.plan_custom_jvp, derivatives.plan_custom_vjp):
-            return rule(self, eqn, inside)
-        *others, last = bodies
-        alike = (*jaxprs.identity_of(eqn), *others)
-        if alike not in last.calls:
-            last.calls[alike] = rule(self, eqn, inside)
-        return last.calls[alike]
-
-    def _draw(self, eqn: Any, match: Match, around: Surroundings) -> Step:
-        site = self._site(eqn, match, around)
-
-        def evaluate(streams: Any, x: Any) -> Values:
-            return [site.draw(streams[match.name], x, eqn.params["axes"])]
-
-        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, {match.name: 1}, (site,))
-
-    def _drop(self, eqn: Any, around: Surroundings) -> Step | None:
-        params = eqn.params
-        candidates = [Candidate("site", params["name"])]
-        match = self.book.find(candidates, params["path"], jaxprs.source_line(eqn))
-        if match is None:
-            return None
-        site = self._site(eqn, match, around)
-
-        def evaluate(_: Any, x: Any, token: Any) -> Values:
-            return [site.drop(x, token, params["role"], params["axes"])]
-
-        return Step(_within(eqn, evaluate), eqn.invars, eqn.outvars, {}, (site,))
-
-    def _drop_result(self, eqn: Any, variable: Any, match: Match, around: Surroundings) -> Step:
-        """Drops what an equation returned, where it is not marked but matched."""
-        site = self._site(eqn, match, around)
-
-        def evaluate(streams: Any, x: Any) -> Values:
-            return [site.drop(x, site.draw(streams[match.name], x), "value", ())]
-
-        results = [Dropped(variable)]
-        return Step(_within(eqn, evaluate), [variable], results, {match.name: 1}, (site,))
-
-    def _site(self, eqn: Any, match: Match, around: Surroundings) -> Site:
-        return Site(match, jaxprs.source_line(eqn), around.unchecked_axes)
-
-    def _inside(self, eqn: Any, around: Surroundings) -> Surroundings:
-        """What is around the bodies of an equation.
-
-        No more than rules depend on, so that bodies are planned, and compiled, as
-        seldom as possible.
-        """
-        matchers = self.book.matchers
-        inside = around.inside(eqn, matchers)
-        scopes = inside.scopes if any(m.kind == "named_scope" for m in matchers) else ()
-        return replace(inside, scopes=scopes, transforms=inside.transforms & {"jvp", "transpose"})
+def _rebuilt_once(equation: Equation, bodies: Bodies) -> Evaluate:
+    """How an equation is evaluated: the same function for equations that are alike."""
+    # JAX's caches go by the function, so a body that is called twice is compiled once. The
+    # function is kept with the last body's plan, and so as long as that body's jaxpr lives.
+    rebuild = call_of(equation).rebuild
+    assert rebuild is not None
+    *others, last = (plan for _, plan in _each(bodies))
+    alike = (*equation.identity, *others)
+    if alike not in last.calls:
+        last.calls[alike] = rebuild(equation.own_params, bodies)
+    return last.calls[alike]
 
 
-def _names_for(eqn: Any, matches: Mapping[Any, Match]) -> dict[Any, Any]:
-    """By which name an equation reads what is dropped: before, in its group, or after."""
-    found = {v: matches[v] for v in unique_variables(eqn.invars) if v in matches}
-    return {v: v if id(eqn) in m.insiders else Dropped(v) for v, m in found.items()}
+def rows_of(equation: Equation, sites: Sites, bodies: Bodies) -> list[SiteRow]:
+    """What the table says of the sites in the bodies of an equation, and of its results."""
+    call = call_of(equation)
+    rows: list[SiteRow] = []
+    for index, (_, plan) in enumerate(_each(bodies)):
+        label = call.label(equation.params, index) if call.label else equation.label
+        rows += [row.within(label, call.times(equation.params)) for row in plan.rows]
+    for variable in equation.results:
+        if site := sites.drawn.get(variable) or sites.matched.get(variable):
+            pattern = site.match.matcher.as_written
+            rows.append(row_of(equation, variable, site.match.name, pattern))
+        elif name := sites.unmatched.get(variable):
+            rows.append(row_of(equation, variable, name, None))
+    return rows
 
 
-def _renamed(atoms: Values, names: Mapping[Any, Any]) -> list[Any]:
-    return [a if isinstance(a, Literal) else names.get(a, a) for a in atoms]
-
-
-def _within(eqn: Any, evaluate: Evaluate) -> Evaluate:
-    """Evaluates where the equation was: in its named scopes and configuration."""
-
-    def evaluate_there(*args: Any) -> Values:
-        with jaxprs.within(eqn):
-            return evaluate(*args)
-
-    return evaluate_there
+def _each(bodies: Bodies) -> Iterator[tuple[str, Plan]]:
+    for parameter, plans in bodies.items():
+        for plan in plans:
+            yield parameter, plan

@@ -10,39 +10,44 @@ import jax.numpy as jnp
 from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.words import as_threefry, mark_consumed
-from jaxdrop.planting import jaxprs
 from jaxdrop.planting.groups import Surroundings
+from jaxdrop.planting.jaxprs import ambient_unchecked_axes
 from jaxdrop.planting.keys import Stream
 from jaxdrop.planting.planner import Planner
-from jaxdrop.planting.report import SiteTable, refuse_unmatched, table_of
-from jaxdrop.planting.rules import RuleBook, Rules
-from jaxdrop.planting.tracing import refuse_functions, trace
+from jaxdrop.planting.report import LISTED, refuse_unmatched, table_of
+from jaxdrop.planting.rules import Rules, RulesLike
+from jaxdrop.planting.table import SiteTable
+from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
 
 
-def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     """Puts drops into a function that was written without them.
 
-    The planted function takes a key first, and then what `fn` takes. At test
-    time one calls `fn` itself. It is a function like any other: differentiate,
-    batch and shard it, or plant one that was differentiated already. And put
-    `jax.jit` around it, as around any training step: each call traces `fn` anew.
+    The planted function takes a key first, and then the arguments of `fn`. At
+    test time one calls `fn` itself. A planted function is a function like any
+    other: one can differentiate, batch and shard it. One can also plant a
+    function that was differentiated already. Each call of a planted function
+    traces `fn` again, so put `jax.jit` around it, as around any training step.
 
-    Every run of a site has a mask of its own: each call, step of a loop, example
-    of an inner `vmap`, and device of a `shard_map` along the axes over which the
-    value varies. `site_key` says which key it has; a `Rule` shares masks.
+    Each run of a site has a mask of its own. A run is one call, one step of a
+    loop, one example of an inner `vmap`, or one device of a `shard_map` along the
+    axes over which the value varies. `site_key` says which key each run has. With
+    a `Rule` runs share masks.
 
-    Prefer `grad(plant(f))`. Of a function that was differentiated before it is
-    planted, JAX has moved what is the same in all steps out of scans, so that it
-    has one mask; and where a rule of `jax.custom_jvp` runs a site twice, for the
-    value and for the derivative, each has a mask. In either order, a site that a
-    rule for a custom derivative runs, but the function does not, is left alone.
+    Prefer `grad(plant(f))` to `plant(grad(f))`, where two things differ. JAX has
+    then moved values that are the same in all steps of a scan out of the scan, so
+    a site on such a value has one mask for all steps. And if a rule of
+    `jax.custom_jvp` runs a site twice, for the value and for the derivative, the
+    two runs have different masks. In either order, `plant` leaves a site alone if
+    the rule for a custom derivative runs it but the function itself does not.
 
     Args:
       fn: a pure function of pytrees. Arrays are traced, all other leaves stay as
         they are.
       rules: a dict from patterns to drops `(key, x) -> y` or `Rule`s. A pattern
-        is a glob over the names that `site` gave, or from `jaxdrop.match`. No
-        two may match one site. In a list of pairs the first match wins.
+        is a glob over the names that `site` gave, or a matcher from
+        `jaxdrop.match`. No two patterns of a dict may match one site. In a list
+        of pairs the first match wins.
 
     Returns:
       A function `(key, *args, **kwargs)` with the results of `fn`.
@@ -52,8 +57,8 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
         `key` is not one key, or a drop changes the shape or dtype.
       KeyError: when called, if a rule matches nothing.
       ValueError: when called, if two rules of a dict match one site.
-      NotImplementedError: when called, if a site that a rule matches is where no
-        drop can be put; the message says where and what to do.
+      NotImplementedError: when called, if a rule matches a site where no drop
+        can be put. The message says where it is and what to do.
 
     Example:
       >>> def model(params, x):
@@ -67,45 +72,46 @@ def plant(fn: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
       (3,)
     """
     _refuse_uncallable("plant", fn)
-    planner = Planner(RuleBook("plant", rules))
+    # Rules are checked before any call. And the planner lives as long as the planted function:
+    # an inner jitted function that JAX traces once for all calls is planned once for all, too.
+    checked_rules = Rules("plant", rules)
+    planner = Planner(checked_rules)
 
     @wraps(fn, updated=())
-    def planted(key: Key, /, *args: Any, **kwargs: Any) -> Any:
+    def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         key = Check("plant").one_key(key)
         mark_consumed(key)
-        jaxpr, rebuild, operands = trace(_checked(fn), *args, **kwargs)
-        around = Surroundings(unchecked_axes=jaxprs.ambient_unchecked_axes())
-        plan = planner.plan(jaxpr, around)
-        refuse_unmatched("plant", jaxpr, plan, planner.book)
+        jaxpr, unflatten, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
+        plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
+        refuse_unmatched(jaxpr, plan, checked_rules)
         root = as_threefry(key)
         streams = {name: Stream.of(root, name) for name in plan.runs}
-        return rebuild([jnp.asarray(result) for result in plan(streams, *operands)])
+        return unflatten([jnp.asarray(result) for result in plan(streams, *operands)])
 
     return _with_signature(planted, fn)
 
 
 def sites(
-    fn: Callable[..., Any], *args: Any, rules: Rules | None = None, **kwargs: Any
+    fn: Callable[..., Any], *args: Any, rules: RulesLike | None = None, **kwargs: Any
 ) -> SiteTable:
     """Lists the sites of a function: a dry run, in which nothing is computed.
 
     Args:
       fn: the function that `plant` would be given.
-      *args: what it would be called with, without the key. Arrays may be
-        `jax.ShapeDtypeStruct`s.
-      rules: the rules that `plant` would be given. None lists all values marked
-        by `site` or tagged by `checkpoint_name`.
+      *args: the arguments of `fn`. Arrays may be `jax.ShapeDtypeStruct`s.
+      rules: the rules that `plant` would be given. None lists all values that are
+        marked by `site` or tagged by `checkpoint_name`.
       **kwargs: keyword arguments of `fn`.
 
     Returns:
-      A sequence of `SiteRow`s that prints as a table. With rules, sites that
-      none matches are listed too, with `rule` None.
+      A sequence of `SiteRow`s that prints as a table. Marked and tagged values
+      that no rule matches are listed too, with `rule` None.
 
     Raises:
       TypeError: `rules` are not rules.
       KeyError: a rule matches nothing.
       ValueError: two rules of a dict match one site.
-      NotImplementedError: a site that a rule matches is where no drop can be put.
+      NotImplementedError: a rule matches a site where no drop can be put.
 
     Example:
       >>> model = lambda x: site(jnp.tanh(x), "hidden").sum()
@@ -114,24 +120,24 @@ def sites(
       [('hidden', (2, 4), 1)]
     """
     _refuse_uncallable("sites", fn)
-    book = RuleBook("sites", {} if rules is None else rules)
-    jaxpr, _, _ = trace(_checked(fn), *args, **kwargs)
-    plan = Planner(book).plan(jaxpr, Surroundings())
-    refuse_unmatched("sites", jaxpr, plan, book)
-    return table_of(jaxpr, book)
+    checked_rules = Rules("sites", {} if rules is None else rules)
+    jaxpr, _, _ = trace("sites", _checked("sites", fn), *args, **kwargs)
+    plan = Planner(checked_rules, LISTED).plan(jaxpr, Surroundings())
+    refuse_unmatched(jaxpr, plan, checked_rules)
+    return table_of(jaxpr, plan)
 
 
-def _refuse_uncallable(function: str, fn: Any) -> None:
+def _refuse_uncallable(caller: str, fn: object) -> None:
     if not callable(fn):
-        raise TypeError(f"{function}: fn must be callable; got {fn!r}.")
+        raise TypeError(f"{caller}: fn must be callable; got {fn!r}.")
 
 
-def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, but for results in which a site would be out of reach."""
+def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The same function, which refuses to return a result with a site out of reach."""
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: PyTree, **kwargs: PyTree) -> PyTree:
         results = fn(*args, **kwargs)
-        refuse_functions(results)
+        refuse_functions(caller, results)
         return results
 
     return checked
@@ -139,7 +145,8 @@ def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_signature(planted: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Says that a key comes first, then the parameters of `fn`."""
-    del planted.__wrapped__  # which would show the signature of `fn` to some
+    # Libraries that follow `__wrapped__`, as Equinox does, would see the signature of `fn`.
+    del planted.__wrapped__
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 from jaxdrop.base.types import Drop
 
@@ -22,26 +22,32 @@ class Matcher:
     def __repr__(self) -> str:
         return f"match.{self.kind}({self.pattern!r})"
 
+    @property
+    def as_written(self) -> str:
+        """The matcher as the user wrote it in a rule."""
+        return self.pattern if self.kind == "site" else repr(self)
+
     def matches(self, candidate: "Candidate") -> bool:
         """Whether the pattern fits a name of the same kind."""
         if self.kind != candidate.kind:
             return False
+        # `layer[0]` is a name, though to fnmatch it is a pattern that `layer0` fits.
         return candidate.name == self.pattern or fnmatchcase(candidate.name, self.pattern)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A drop, and over what its masks are shared; a bare drop shares nothing.
+    """A drop, and over what its masks are shared. A bare drop shares nothing.
 
     Args:
       drop: a pure function `(key, x) -> y` that keeps the shape and dtype.
-      share_vmap: one mask for all examples of an inner `vmap`.
-      share_loop: one mask for all steps of the innermost loop, which is
-        variational dropout in a recurrent network.
-      mesh_axes: inside `shard_map`, the mesh axes along which devices draw masks
-        of their own. None means those over which the value varies, which is
-        known unless it was called with `check_vma=False`. A value that is the same
-        on all devices of an axis has one mask there in any case.
+      share_vmap: whether all examples of an inner `vmap` have one mask.
+      share_loop: whether all steps of the innermost loop have one mask. In a
+        recurrent network this is variational dropout.
+      mesh_axes: the mesh axes of a `shard_map` along which each device draws a
+        mask of its own. None means the axes over which the value varies. JAX
+        knows them, except in a `shard_map` with `check_vma=False`. A value that is
+        the same on all devices of an axis has one mask there in any case.
 
     Raises:
       TypeError: `drop` is not callable, or `mesh_axes` is a string.
@@ -68,7 +74,10 @@ class Rule:
             raise TypeError(f"Rule: mesh_axes must be names, not one; got {self.mesh_axes!r}.")
 
 
-Rules: TypeAlias = Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
+RulesLike: TypeAlias = (
+    Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
+)
+"""What the user gives: a dict, or a list of pairs in which the first match wins."""
 
 
 @dataclass(frozen=True)
@@ -84,36 +93,35 @@ class Candidate:
         return self.name if self.kind == "site" else f"{self.kind}:{self.name}"
 
 
-@dataclass(frozen=True)
-class Match:
-    """A value that a rule matches: the name of its stream, and its pattern and rule."""
+class Match(NamedTuple):
+    """The rule for a value: the name under which it draws keys, and its pattern and rule."""
 
     name: str
     matcher: Matcher
     rule: Rule
-    insiders: frozenset[int] = frozenset()  # equations that read it before it is dropped
 
 
-class RuleBook:
-    """Rules in canonical form, and what they match."""
+class Rules:
+    """The user's rules as pairs of a matcher and a rule, and the function they were given to."""
 
-    def __init__(self, function: str, rules: Any) -> None:
-        self.function = function
-        self.disjoint = isinstance(rules, Mapping)
-        pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
-        if not isinstance(pairs, list | tuple) or not all(_is_pair(pair) for pair in pairs):
+    def __init__(self, caller: str, given: RulesLike) -> None:
+        self.caller = caller  # "plant" or "sites", with which all refusals begin
+        self.is_disjoint = isinstance(given, Mapping)
+        pairs = list(given.items()) if isinstance(given, Mapping) else given
+        if not isinstance(pairs, list | tuple) or not all(map(_is_pair, pairs)):
             raise TypeError(
-                f"{function}: rules must be a dict from patterns to drops, or a list of such"
-                f" pairs; got {rules!r}."
+                f"{caller}: rules must be a dict from patterns to drops, or a list of such"
+                f" pairs; got {given!r}."
             )
-        self.rules = [
-            (_as_matcher(function, pattern), _as_rule(function, pattern, drop))
+        self.pairs = [
+            (_as_matcher(caller, pattern), _as_rule(caller, pattern, drop))
             for pattern, drop in pairs
         ]
-        for matcher, rule in self.rules:
+        # A mark keeps which axis is the batch; what a matcher finds does not.
+        for matcher, rule in self.pairs:
             if rule.share_vmap and matcher.kind != "site":
                 raise ValueError(
-                    f"{function}: share_vmap must be left out for {matcher!r}; got True. What a"
+                    f"{caller}: share_vmap must be left out for {matcher!r}; got True. What a"
                     " matcher finds in a vmap is the whole batch, with one mask over it. Drop with"
                     " broadcast_dims, or mark the value."
                 )
@@ -121,50 +129,59 @@ class RuleBook:
     @property
     def matchers(self) -> list[Matcher]:
         """The patterns, in the order of the rules."""
-        return [matcher for matcher, _ in self.rules]
+        return [matcher for matcher, _ in self.pairs]
 
     def find(self, candidates: Sequence[Candidate], path: str, source: str) -> Match | None:
-        """The rule for a value that goes by several names."""
+        """The rule for a value that has several names.
+
+        Args:
+          candidates: the names.
+          path: of an array in a marked pytree, which is part of the name of the site.
+          source: the line that made the value.
+
+        Returns:
+          The first rule that matches a name, or None.
+
+        Raises:
+          ValueError: two rules of a dict match.
+        """
+        # Rules in the outer loop: in a list of pairs the first rule wins, not the first name.
         found = [
             Match(candidate.text + path, matcher, rule)
-            for matcher, rule in self.rules
+            for matcher, rule in self.pairs
             for candidate in candidates
             if matcher.matches(candidate)
         ]
+        # A pattern that fits two names of one value is still one rule.
         matchers = dict.fromkeys(match.matcher for match in found)
-        if self.disjoint and len(matchers) > 1:
-            patterns = " and ".join(repr(str_of(matcher)) for matcher in matchers)
+        if self.is_disjoint and len(matchers) > 1:
+            patterns = " and ".join(repr(matcher.as_written) for matcher in matchers)
             raise ValueError(
-                f"{self.function}: patterns must be disjoint; site {found[0].name!r} at {source} is"
+                f"{self.caller}: patterns must be disjoint; site {found[0].name!r} at {source} is"
                 f" matched by {patterns}. Narrow them, or pass a list of pairs, of which the first"
                 " match wins."
             )
         return found[0] if found else None
 
 
-def str_of(matcher: Matcher) -> str:
-    """A matcher as the user wrote it."""
-    return matcher.pattern if matcher.kind == "site" else repr(matcher)
-
-
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
-def _as_matcher(function: str, pattern: Any) -> Matcher:
+def _as_matcher(caller: str, pattern: object) -> Matcher:
     if isinstance(pattern, Matcher):
         return pattern
     if not isinstance(pattern, str):
         raise TypeError(
-            f"{function}: a pattern must be a string or from jaxdrop.match; got {pattern!r}."
+            f"{caller}: a pattern must be a string or from jaxdrop.match; got {pattern!r}."
         )
     return Matcher("site", pattern)
 
 
-def _as_rule(function: str, pattern: Any, drop: Any) -> Rule:
+def _as_rule(caller: str, pattern: object, drop: object) -> Rule:
     if not (callable(drop) or isinstance(drop, Rule)):
         raise TypeError(
-            f"{function}: the rule for {pattern!r} must be a function (key, x) -> y or a Rule;"
+            f"{caller}: the rule for {pattern!r} must be a function (key, x) -> y or a Rule;"
             f" got {drop!r}."
         )
     return drop if isinstance(drop, Rule) else Rule(cast(Drop, drop))

@@ -2,45 +2,59 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
-from jaxdrop.planting import jaxprs
+from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values, has_primitive, jaxpr_of
 from jaxdrop.planting.mark import is_array, planting, site_p
-from jaxdrop.planting.plan import Values
 
-Rebuild = Callable[[Values], Any]
+PyTree: TypeAlias = Any
+"""Arrays, keys and whatever else a user's function takes and returns."""
+Unflatten: TypeAlias = Callable[[Values], PyTree]
 
 
-def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Rebuild, Values]:
-    """The jaxpr of a call, how its results are put together, and its operands.
+def trace(
+    caller: str, function: Callable[..., PyTree], /, *args: PyTree, **kwargs: PyTree
+) -> tuple[ClosedJaxpr, Unflatten, Values]:
+    """The jaxpr of a call, with its marks.
 
     Arrays are traced. All other leaves, of arguments as of results, stay what
     they are.
+
+    Args:
+      caller: the function of this library that the user called.
+      function: the function to trace.
+      *args: its arguments.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The jaxpr, how its results are put together, and its operands.
     """
     fill, operands = _take_arrays((args, kwargs))
-    rebuild: list[Rebuild] = []
+    # Only while the function is traced are its results seen, with the leaves that are no arrays.
+    unflatten: list[Unflatten] = []
 
-    def flat(*operands: Any) -> Values:
+    def flat(*operands: Value) -> Values:
         args, kwargs = fill(operands)
         fill_results, results = _take_arrays(function(*args, **kwargs))
-        rebuild.append(fill_results)
+        unflatten.append(fill_results)
         return results
 
-    with planting(True):
+    with planting(caller):
         jaxpr = jax.make_jaxpr(flat)(*operands)
-    return jaxpr, rebuild[-1], operands
+    return jaxpr, unflatten[-1], operands
 
 
-def _take_arrays(tree: Any) -> tuple[Rebuild, Values]:
+def _take_arrays(tree: PyTree) -> tuple[Unflatten, Values]:
     """The arrays of a pytree, and how the pytree is put together with others in their places."""
     leaves, structure = jax.tree.flatten(tree)
     others = [None if _is_traced(leaf) else _without_tracer(leaf) for leaf in leaves]
     places = [index for index, leaf in enumerate(leaves) if _is_traced(leaf)]
 
-    def fill(values: Values) -> Any:
+    def fill(values: Values) -> PyTree:
         filled = list(others)
         for index, value in zip(places, values, strict=True):
             filled[index] = value
@@ -49,35 +63,39 @@ def _take_arrays(tree: Any) -> tuple[Rebuild, Values]:
     return fill, [leaves[index] for index in places]
 
 
-def _without_tracer(leaf: Any) -> Any:
-    """A leaf that is not traced; the derivative of an integer is zeros of no size."""
+def _without_tracer(leaf: Value) -> Value:
+    """A leaf that is not traced."""
+    # The derivative of an integer is zeros of no size. JAX may return it as a tracer, which
+    # must not leave the function that is traced.
     if is_array(leaf) and leaf.dtype == jax.dtypes.float0:
         return np.zeros(leaf.shape, jax.dtypes.float0)
     return leaf
 
 
-def refuse_functions(tree: Any) -> None:
+def _is_traced(leaf: Value) -> bool:
+    like_array = is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return like_array and leaf.dtype != jax.dtypes.float0
+
+
+def refuse_functions(caller: str, results: PyTree) -> None:
     """Refuses what `jax.vjp` and `jax.linearize` return: a site in it is out of reach."""
-    for node in jax.tree.leaves(tree, is_leaf=lambda node: bool(_hidden_jaxprs(node))):
+    # Such a function has its jaxpr already. It would run outside of the planted function, with the
+    # marks left in it, so nothing would be dropped and nobody would notice.
+    for node in jax.tree.leaves(results, is_leaf=lambda node: bool(_hidden_jaxprs(node))):
         for jaxpr in _hidden_jaxprs(node):
-            if jaxprs.has_primitive(jaxpr, site_p):
+            if has_primitive(jaxpr, site_p):
                 raise NotImplementedError(
-                    "plant: fn must not return the function of a derivative with a site in it; got"
-                    f" {type(node).__name__}. Call it inside, or differentiate the planted"
+                    f"{caller}: fn must not return the function of a derivative with a site in it;"
+                    f" got {type(node).__name__}. Call it inside, or differentiate the planted"
                     " function: jax.vjp(plant(f, rules), ...)."
                 )
 
 
-def _hidden_jaxprs(value: Any) -> list[Any]:
+def _hidden_jaxprs(value: PyTree) -> list[AnyJaxpr]:
     """The jaxprs that a function which JAX returned was made with."""
-    if body := jaxprs.jaxpr_of(value):
+    if body := jaxpr_of(value):
         return [body]
     parts = [value.fun] if hasattr(value, "fun") else []  # what JAX wraps functions in
     if isinstance(value, functools.partial):
         parts += [value.func, *value.args, *value.keywords.values()]
     return [jaxpr for part in parts for jaxpr in _hidden_jaxprs(part)]
-
-
-def _is_traced(leaf: Any) -> bool:
-    like_array = is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-    return like_array and leaf.dtype != jax.dtypes.float0

@@ -18,7 +18,7 @@ PROGRAMS_FILE = r"at .*programs\.py:\d+"
 
 
 def refused(fn, rules, *args):
-    """Planting is refused, and so is the dry run where it can be."""
+    """What a planted function returns, if it is not refused."""
     return plant(fn, rules)(new_key(), *args)
 
 
@@ -315,3 +315,67 @@ def test_derivative_of_an_integer_is_returned_as_jax_returns_it():
 def test_name_with_brackets_matches_itself():
     y = plant(lambda x: site(x, "layer[0]"), {"layer[0]": drop})(new_key(), X)
     assert bool(jnp.all(y == drop(jaxdrop.site_key(new_key(), "layer[0]"), X)))
+
+
+def loop_in_python(x):
+    for _ in range(2):
+        x = jnp.sin(x) * 2
+    return x
+
+
+@jax.custom_jvp
+def tagged_inside(x):
+    return checkpoint_name(x, "tag")
+
+
+tagged_inside.defjvp(lambda primals, tangents: (tagged_inside(*primals), tangents[0]))
+
+
+@jax.custom_vjp
+def runs_again(x):
+    return block(x)
+
+
+runs_again.defvjp(lambda x: (block(x), x), lambda x, y_bar: jax.vjp(block, x)[1](y_bar))
+
+TAGS = {match.checkpoint_name("*"): drop}
+REFUSED = {
+    "fn is no function": (3, RULES),
+    "rules are no rules": (block, drop),
+    "pattern is no pattern": (block, {3: drop}),
+    "rule is no rule": (block, {"s": 0.5}),
+    "vmap is shared": (block, {match.jit("f"): Rule(drop, share_vmap=True)}),
+    "nothing matches": (block, {"zzz": drop}),
+    "match is not floating": (lambda x: jnp.argmax(x), {match.primitive("argmax"): drop}),
+    "two rules match": (block, {"s": drop, "*": drop}),
+    "condition of a loop": (
+        lambda x: lax.while_loop(lambda x: site(x, "s").sum() < 3, lambda x: x + 1, x),
+        RULES,
+    ),
+    "platform_dependent": (
+        lambda x: lax.platform_dependent(x, cpu=lambda x: site(x, "s"), default=lambda x: x),
+        RULES,
+    ),
+    "unknown primitive": (solve, RULES),
+    "match in a custom derivative": (tagged_inside, TAGS),
+    "match in a derivative": (jax.grad(lambda x: checkpoint_name(x, "tag").sum()), TAGS),
+    "backward pass": (jax.grad(lambda x: runs_again(x).sum()), RULES),
+    "loop in Python": (loop_in_python, {match.function("loop_in_python"): drop}),
+    "derivative is returned": (lambda x: jax.vjp(block, x), RULES),
+    "transposed": (lambda x: jax.linear_transpose(lambda x: site(x * 2, "s"), x)(x)[0], RULES),
+}
+
+
+@pytest.mark.parametrize(("fn", "rules"), REFUSED.values(), ids=REFUSED)
+def test_refusal_begins_with_the_function_that_was_called(fn, rules):
+    """And says the same else, whether `plant` or `sites` was called."""
+    messages = {}
+    for caller, call in {
+        "plant": lambda: plant(fn, rules)(new_key(), X),
+        "sites": lambda: sites(fn, X, rules=rules),
+    }.items():
+        with pytest.raises((TypeError, ValueError, KeyError, NotImplementedError)) as caught:
+            call()
+        begin, colon, messages[caller] = caught.value.args[0].partition(":")
+        assert (begin, colon) == (caller, ":")
+    assert messages["plant"] == messages["sites"]

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from programs import drop
+from programs import NAMES, PROGRAMS, X as ROW, drop
 
 from jaxdrop import match, plant, site, sites
 
@@ -84,6 +85,68 @@ def test_listed_runs_are_the_runs_that_happen():
     assert sum(row.runs for row in table) == len(seen) == 7
 
 
+def test_where_names_each_call_loop_and_branch():
+    def mark(x):
+        return site(x * 2, "s")
+
+    @jax.custom_jvp
+    def with_jvp(x):
+        return mark(x)
+
+    @jax.custom_vjp
+    def with_vjp(x):
+        return mark(x)
+
+    with_jvp.defjvp(lambda primals, tangents: jax.jvp(mark, primals, tangents))
+    with_vjp.defvjp(lambda x: jax.vjp(mark, x), lambda pull, y_bar: pull(y_bar))
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("a")
+
+    def every(x):
+        x = jax.jit(mark)(x)
+        x = jax.checkpoint(mark)(x)
+        x = lax.scan(lambda c, _: (jax.vmap(mark)(c), None), x, length=5)[0]
+        x = lax.while_loop(lambda x: x.sum() < 0, lambda x: lax.map(mark, x), x)
+        x = lax.switch(1, [lambda x: x, mark, lambda x: mark(mark(x))], x)
+        x = with_vjp(with_jvp(x))
+        x = jax.shard_map(mark, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        x = lax.platform_dependent(x, cpu=mark, default=lambda x: x)
+        return lax.custom_linear_solve(mark, x, lambda matvec, b: b / 2, symmetric=True)
+
+    listed = [(row.where, row.runs) for row in sites(every, X)]
+    expected = [
+        ("jit(mark)", 1),
+        ("checkpoint", 1),
+        ("scan[5]/vmap[4]", 5),
+        ("while/scan[4]", None),
+        ("cond[1]", 1),
+        ("cond[2]", 2),
+        ("custom_jvp_call(with_jvp)", 1),
+        ("custom_vjp_call(with_vjp)", 1),
+        ("shard_map", 1),
+        ("cond[0]", 1),
+    ]
+    assert listed[: len(expected)] == expected
+    # How often JAX keeps the function of a solver is its own affair, but it is listed.
+    assert {where for where, _ in listed[len(expected) :]} == {"custom_linear_solve"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_program_lists_the_runs_that_its_keys_count(name):
+    seen = []
+
+    def counting(key, x):
+        jax.debug.callback(lambda: seen.append(1))
+        return x
+
+    rows = sites(PROGRAMS[name].planted, ROW, rules={"s": counting})
+    plant(PROGRAMS[name].planted, {"s": counting})(jax.random.key(0), ROW)
+    jax.effects_barrier()
+    # Of the branches of a cond one runs, and all are listed.
+    taken = [row.runs for row in rows if row.where in ("", "cond[1]") or "cond" not in row.where]
+    assert sum(taken) == len(seen)
+
+
 def test_sites_takes_what_the_function_takes():
     def picky(x, flag, *, name, extra=None):
         assert flag is True
@@ -91,5 +154,7 @@ def test_sites_takes_what_the_function_takes():
         return site(x, name)
 
     (row,) = sites(picky, X, True, name="n")
+    assert row.site == "n"
+    (row,) = sites(lambda x, *, function, caller: site(x, function), X, function="n", caller=0)
     assert row.site == "n"
     assert len(sites(jnp.sin, X, rules={})) == 0

@@ -12,23 +12,25 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxdrop.base.compat import vary_over, varying_axes
-from jaxdrop.planting import jaxprs
-from jaxdrop.planting.jaxprs import frames_of, scopes_of, tag_of, transforms_of
+from jaxdrop.planting.calls import CALLS
+from jaxdrop.planting.derivatives import DERIVATIVES
+from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.jaxprs import opened
 
 X = jnp.ones(4)
 
 
 def equations(fn, *args):
-    return jax.make_jaxpr(fn)(*args).jaxpr.eqns
+    return [Equation(eqn) for eqn in jax.make_jaxpr(fn)(*args).jaxpr.eqns]
 
 
 def test_derivatives_are_seen_in_the_name_stack():
     def inner(x):
         return jnp.sin(x).sum()
 
-    forwards = [transforms_of(eqn) for eqn in equations(inner, X)]
+    forwards = [eqn.transforms for eqn in equations(inner, X)]
     assert not any(forwards)
-    backwards = [transforms_of(eqn) for eqn in equations(jax.grad(inner), X)]
+    backwards = [eqn.transforms for eqn in equations(jax.grad(inner), X)]
     assert all("jvp" in transforms for transforms in backwards)
     assert any("transpose" in transforms for transforms in backwards)
 
@@ -42,7 +44,7 @@ def test_each_entry_of_a_scope_has_a_number():
 
     for variant in (twice, lambda x: jax.vmap(twice)(x[None])):
         entries = [
-            scopes_of(eqn) for eqn in equations(variant, X) if eqn.primitive.name in ("sin", "exp")
+            eqn.scopes for eqn in equations(variant, X) if eqn.primitive.name in ("sin", "exp")
         ]
         assert [[name for name, _ in entry] for entry in entries] == [["a", "b"]] * 4
         assert entries[0] == entries[1]
@@ -58,9 +60,9 @@ def test_frames_begin_where_the_tracing_of_their_jaxpr_began():
         return lax.scan(body, x, length=2)[0]
 
     (scan,) = equations(outer, X)
-    assert "outer" in [frame.function for frame in frames_of(scan)]
-    body, _ = jaxprs.opened(scan.params["jaxpr"])
-    names = [frame.function for frame in frames_of(body.eqns[0])]
+    assert "outer" in [frame.function for frame in scan.frames]
+    body, _ = opened(scan.params["jaxpr"])
+    names = [frame.function for frame in Equation(body.eqns[0]).frames]
     assert "body" in names
     assert "outer" not in names
 
@@ -79,11 +81,12 @@ def test_calls_are_known_by_their_names():
         x = lax.while_loop(lambda x: False, lambda x: x, x)
         return checkpoint_name(square(relu(x)), "tag")
 
-    kinds = {jaxprs.call_of(eqn)[0] for eqn in equations(model, X)}
-    for names in (jaxprs.JIT, jaxprs.CHECKPOINT, jaxprs.CUSTOM_JVP, jaxprs.CUSTOM_VJP):
-        assert kinds & set(names)
-    assert {"scan", "cond", "while"} <= kinds
-    assert "tag" in map(tag_of, equations(model, X))
+    found = equations(model, X)
+    names = {eqn.name for eqn in found}
+    assert {"jit", "scan", "cond", "while", "checkpoint"} <= names
+    assert {"custom_jvp_call", "custom_vjp_call"} <= names
+    assert names & {*CALLS, *DERIVATIVES} == {eqn.name for eqn in found if eqn.bodies}
+    assert [eqn.tag for eqn in found][-1] == "tag"
 
 
 def test_variance_over_mesh_axes_is_seen():
