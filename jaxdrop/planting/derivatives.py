@@ -25,7 +25,7 @@ from jaxdrop.planting.tracing import PyTree, trace
 
 PlanRule: TypeAlias = Callable[[AnyJaxpr], Plan]
 """Plans the jaxpr of a traced rule, in the surroundings of its function."""
-_Kept: TypeAlias = "tuple[Streams, Callable[..., Values], _Inputs]"
+_Kept: TypeAlias = "tuple[Streams, Callable[..., Values], _Differentiated]"
 """What a backward rule gets from its forward rule."""
 
 
@@ -43,7 +43,7 @@ def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         # The rule is traced for those operands alone that are differentiated. So it sees which
         # tangents are zero, as it would without planting.
         is_differentiated = [not isinstance(t, SymbolicZero) for t in tangents_of_values]
-        inputs = _Inputs.of(equation, is_differentiated)
+        inputs = _Differentiated.of(equation, is_differentiated)
 
         def rule(xs: Values, ts: Values) -> tuple[Values, Values]:
             return jax.jvp(lambda *xs: equation.bind(*inputs.put(xs, values)), xs, ts)
@@ -64,7 +64,7 @@ def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         return body(streams, *values)
 
     def forwards(streams: Streams, *args: CustomVJPPrimal) -> tuple[Values, _Kept]:
-        inputs = _Inputs.of(equation, [arg.perturbed for arg in args])
+        inputs = _Differentiated.of(equation, [arg.perturbed for arg in args])
         streams, values = custom_vjp_primal_tree_values((streams, args))
 
         # JAX itself is asked for the user's forward rule, and returns with the results the
@@ -93,13 +93,13 @@ DERIVATIVES: Mapping[str, Callable[[Equation, Plan, PlanRule], Evaluate]] = {
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Inputs:
+class _Differentiated:
     """Which operands of a custom derivative are differentiated."""
 
     places: tuple[bool, ...]
 
     @staticmethod
-    def of(equation: Equation, is_differentiated: Sequence[bool]) -> "_Inputs":
+    def of(equation: Equation, is_differentiated: Sequence[bool]) -> "_Differentiated":
         if any(is_differentiated[: equation.params["num_consts"]]):
             # JAX refuses this itself, but here the values have become operands.
             raise ValueError(
@@ -109,7 +109,7 @@ class _Inputs:
         avals: list[Any] = [atom.aval for atom in equation.operands]
         # JAX counts integers as differentiated too, though they have no tangent.
         floating = (jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals)
-        return _Inputs(tuple(d and f for d, f in zip(is_differentiated, floating, strict=True)))
+        return _Differentiated(tuple(d and f for d, f in zip(is_differentiated, floating, strict=True)))
 
     def take(self, values: Values) -> list[Value]:
         return [value for value, place in zip(values, self.places, strict=True) if place]
