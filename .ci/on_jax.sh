@@ -12,12 +12,11 @@ version=$1
 python=${2:-python3}
 environment=.venv-jax-$version
 tests=(
-  core/test_{bernoulli,compat,sharding_parts,words}.py
+  base/test_{compat,sharding_parts}.py core/test_{bernoulli,words}.py
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
-  test_platforms.py attention/test_platforms.py
-  attention/test_meshes.py attention/test_transforms.py attention/test_weights_mask.py
+  test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
   transforms/test_policies.py
-  transforms/planting/test_{derivatives,keys,mark,meshes,versions}.py
+  planting/test_{derivatives,keys,mark,meshes,versions}.py
 )
 
 "$python" -m venv "$environment"
