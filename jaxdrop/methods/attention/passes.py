@@ -96,6 +96,7 @@ def _attention_by(
     selection: Selection,
 ) -> Array:
     if source is not None:
+        # Once, ahead of all passes, so that each of them draws from the same.
         rng, rate = source[0], source[1].settle()
         keep_prob = jnp.asarray(rate.threshold.keep_prob)
         factor = inverse_keep_prob(keep_prob, compute_dtype(inputs.query))

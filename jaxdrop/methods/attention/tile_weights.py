@@ -23,7 +23,6 @@ def scores_and_logits(x: Inputs[Array], selection: Selection, tile: Tile) -> tup
     """Products of queries and keys, and what the softmax is taken of."""
     scores = product(TO_WEIGHTS, tile.rows(x.query), tile.columns(x.key))
     logits = scores * x.scale
-    # Scores are given out beside logits: derivatives by the scale are made of them.
     if x.bias is not None:
         logits = logits + tile.part(x.bias).astype(logits.dtype)
     visible = [tile.visible(), None if selection.mask is None else tile.part(selection.mask)]
@@ -33,7 +32,9 @@ def scores_and_logits(x: Inputs[Array], selection: Selection, tile: Tile) -> tup
         visible.append(tile.column_numbers < _per_sample(selection.key_lengths))
     visible = [flags for flags in visible if flags is not None]
     if visible:
+        # -inf, since any number would give weights to a query that sees nothing.
         logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
+    # Scores go along: the derivative by the scale is a sum over them.
     return scores, logits
 
 
