@@ -80,7 +80,7 @@ def fine_threshold(rate: float | Float[Array, ""]) -> Threshold:
 
 
 def checked_rate(rate: Float[Array, ""]) -> Float[Array, ""]:
-    """A traced rate without its gradient; NaN if it is not in [0, 1]."""
+    """A traced rate without its gradient, clipped to [0, 1]; NaN if it is bad."""
     rate = lax.stop_gradient(rate)
     if jnp.finfo(rate.dtype).bits < 32:
         rate = rate.astype(jnp.float32)
