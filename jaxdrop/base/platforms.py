@@ -1,4 +1,4 @@
-"""Two forms of one computation, of which the platform decides."""
+"""A computation in two forms: one for GPUs, one for other platforms."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

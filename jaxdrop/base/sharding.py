@@ -86,7 +86,7 @@ def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def shard_count(sharding: NamedSharding, mesh_axes: Any) -> int:
+def shard_count(sharding: NamedSharding, mesh_axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts the mesh axes of one entry of a spec split an axis."""
     names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)

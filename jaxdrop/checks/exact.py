@@ -98,7 +98,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     y, pull = jax.vjp(forward, x)
     probed = np.unique(np.linspace(0, max(y.size - 1, 0), min(y.size, _ROWS_PROBED)).astype(int))
     scale = np.max(np.abs(difference), initial=0.0)
-    # 50 times the error of a central difference; at most 0.1 for the dtypes of 16 bits, for which it would be large.
+    # 50 times the error of a central difference, or 0.1 for dtypes of 16 bits, whose is more.
     tolerance = min(0.1, 50 * float(jnp.finfo(x.dtype).eps) ** (2 / 3))
     for row in probed:
         cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)

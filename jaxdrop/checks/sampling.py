@@ -71,7 +71,7 @@ class Deviations:
     def radius(self, false_alarm_rate: float, span: Any) -> np.ndarray:
         """How far the mean may be off: the empirical Bernstein bound."""
         log = np.log(4 / false_alarm_rate)
-        # The bound holds for the range that is possible. What was seen can only widen it.
+        # The bound takes the possible range, given as `span`; a draw may have shown more.
         span = np.maximum(span, self.high - self.low)
         return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
             3 * (self.count - 1)

@@ -40,28 +40,28 @@ def draw_mask(
 ) -> Mask:
     """Draws a mask that drops each element independently with probability `rate`.
 
-    An element is kept where a uniform number lies below `1 - rate`, rounded to
-    a multiple of 2^-16 (of 2^-32 for rates so near to 0 or 1 that this would
-    miss them by more than 1 %). The rounded probability is `mask.keep_prob`.
-    With one key, a higher rate only drops more. Rates within 2^-33 of 0 or 1
-    round to 0 or 1.
+    An element is kept where a uniform number lies below the keep probability. This is
+    `1 - rate`, rounded to a multiple of 2^-16; of 2^-32 if the rate is so near to 0 or 1
+    that the coarser grid would miss it by more than 1 %. The rounded probability is
+    `mask.keep_prob`. Rates within 2^-33 of 0 or 1 round to 0 or 1. With one key, a
+    higher rate drops more elements besides those that a lower rate drops.
 
-    The mask depends on the key's data, the shape and the rate alone: it is the
-    same eager or under any transform, on any device or sharding, known or
-    traced rate, for every key implementation. This also holds for `rbg` and
-    `unsafe_rbg` keys, whose own draws under `vmap` depend on the first key only
-    and, on some backends, on the sharding; but keys that `jax.random.split`
-    derives from them are only as independent as JAX makes them.
+    The mask depends only on the key's data, the shape and the rate. It is the same
+    eager or under any transform, on any device and with any sharding, for a known or a
+    traced rate, and for every key implementation. This includes `rbg` and `unsafe_rbg`
+    keys, although their own draws under `vmap` depend only on the first key and, on
+    some backends, on the sharding. But keys that `jax.random.split` derives from them
+    are only as independent as JAX makes them.
 
     Args:
       key: one random key, consumed here.
       shape: sizes of the array to drop from.
-      rate: probability of dropping, in [0, 1]; may be traced. A traced rate
-        outside, by more than rounding (2^-17), gives a mask that turns
-        everything it is applied to into NaN, and fails under `checkify`.
+      rate: probability of dropping, in [0, 1]; may be traced. A traced rate that is
+        out of range by more than rounding (2^-17) gives a mask that turns everything
+        it is applied to into NaN, and fails under `checkify`.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
-      out_sharding: on a mesh with Explicit axes, how the array is sharded that
-        the mask is for.
+      out_sharding: on a mesh with Explicit axes, the sharding of the array that the
+        mask is for.
 
     Returns:
       A `Mask`.

@@ -40,7 +40,7 @@ def draw_fixed_count_mask(
       count: how many survive, from 0 to the number of elements along `axis`
         (shared axes count once). It may be traced: a traced count out of range
         turns what the mask is applied to into NaN, and fails under `checkify`.
-      axis: axes that the count is taken over; None for all.
+      axis: axes along which elements are counted together; None for all.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
 
     Returns:

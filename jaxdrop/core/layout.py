@@ -71,7 +71,7 @@ class Layout:
         return (*self.stored[: self.leading], -(-words // _LONGEST_AXIS), _LONGEST_AXIS)
 
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
-        """One boolean per element; axes ahead of the layout's own are kept."""
+        """One boolean per element; axes before those of the layout are kept."""
         batch = words.shape[: words.ndim - len(self.words_shape)]
         # Each of 32 lanes shifts its own bit to the lowest place.
         bits = (words[..., None] >> lanes(words.ndim)) & jnp.uint32(1)
@@ -132,5 +132,5 @@ def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:
 
 
 def lanes(words_ndim: int) -> UInt32[Array, "..."]:
-    """The numbers of the bits in a word, along one axis behind those of the words."""
+    """The numbers of the bits in a word, along one axis after those of the words."""
     return lax.broadcasted_iota(jnp.uint32, (1,) * words_ndim + (WORD_BITS,), words_ndim)

@@ -30,8 +30,8 @@ class Threshold(NamedTuple):
     Attributes:
       keep_prob: the keep probability on the grid; NaN for a bad traced rate.
       digits: its first 32 binary digits, the highest first.
-      start: what a comparison of equal numbers gives: 0, or all ones where
-        everything is kept.
+      start: the result for a number that equals the keep probability: 0, or all ones
+        if everything is kept.
     """
 
     keep_prob: Float[Array, ""] | float
@@ -65,7 +65,7 @@ def _known_from_units(rate: float, units: int) -> Threshold:
 
 
 def traced_threshold(rate: Float[Array, ""]) -> Threshold:
-    """The threshold for a rate that is not known; poisoned where it is bad."""
+    """The threshold for a traced rate; NaN is its keep probability if the rate is bad."""
     rate = checked_rate(rate)
     return _from_units(rate, _grid_units(jnp.where(jnp.isnan(rate), 0, rate), jnp))
 
@@ -80,7 +80,7 @@ def fine_threshold(rate: float | Float[Array, ""]) -> Threshold:
 
 
 def checked_rate(rate: Float[Array, ""]) -> Float[Array, ""]:
-    """A traced rate without its gradient, in [0, 1] or NaN where it is bad."""
+    """A traced rate without its gradient, clipped to [0, 1]; NaN if it is bad."""
     rate = lax.stop_gradient(rate)
     if jnp.finfo(rate.dtype).bits < 32:
         rate = rate.astype(jnp.float32)
@@ -124,9 +124,9 @@ def _grid_units(rate: Any, xp: ModuleType) -> Any:
 def _pairs(digits: int, start: int) -> int:
     """Pairs of digits before the trailing zeros, which decide nothing.
 
-    Rounded up to one of four counts: rates that change between calls cost at
-    most four compilations. At least 2, since XLA inlines a loop of one trip
-    and then draws the words again for each element.
+    Rounded up to one of four counts, so that rates that change between calls cost at
+    most four compilations. At least 2, since XLA inlines a loop of one trip and then
+    draws the words again for each element.
     """
     if start or not digits:
         return 2

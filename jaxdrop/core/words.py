@@ -1,9 +1,9 @@
 """Random words: the first arrow of the data flow, and the only one that sees a key.
 
 A word is 32 random bits with an address. Words come from Threefry-2x32-20 on
-counters (x0, x1), x0 being the low half of a word's row-major position and x1
-being 2^31 + 16 * its high half + the number of its pair of digits. So any part
-of a mask can be drawn alone, on any device, in any order.
+counters (x0, x1). Here x0 is the low half of the word's row-major position, and x1 is
+2^31 + 16 * its high half + the number of its pair of digits. So any part of a mask can
+be drawn alone, on any device, in any order.
 
 References:
   Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.

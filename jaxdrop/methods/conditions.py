@@ -1,4 +1,4 @@
-"""Methods that drop whole what a model is conditioned on."""
+"""Methods for conditions, which are dropped whole."""
 
 import dataclasses
 from functools import partial

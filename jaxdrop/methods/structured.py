@@ -288,7 +288,7 @@ def cutout(
       key: one random key, consumed here.
       x: array of any numbers, such as (batch, height, width, channels).
       size: edge of the square in elements, or one for each spatial axis. Of an
-        even edge, one more element lies before the centre than behind it.
+        even edge, one more element lies before the centre than after it.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
       channel_axis: axis of the channels; None if there is none.
 

@@ -232,7 +232,7 @@ def _inverse(places: Array, size: int) -> Array:
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:
-    """The function mapped over so many leading axes."""
+    """The function, mapped over the given number of leading axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function

@@ -162,7 +162,7 @@ def monte_carlo_moments(
 
 
 class _Batches(NamedTuple):
-    """How samples are run: so many at once, one batch after another."""
+    """How samples are run: in batches of one size, one after another."""
 
     samples: int
     size: int  # of all but the last, which may have fewer

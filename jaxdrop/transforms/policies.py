@@ -5,8 +5,9 @@ in_axes=(None, 0))`, and a fixed rate is `functools.partial(dropout, rate=0.1)`.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,12 +15,11 @@ from jax import Array
 
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.sharding import sharded_along
-from jaxdrop.base.types import Drop, Key, Rate
+from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.words import mark_consumed
 
 Tree = TypeVar("Tree")
-Schedule: TypeAlias = Callable[[Any], Any]
 
 
 def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
@@ -128,8 +128,8 @@ def chain(*drops: Drop) -> Drop:
 
 
 def scheduled(
-    method: Callable[[Key, Array, Rate], Array], schedule: Schedule
-) -> Callable[[Key, Array, Any], Array]:
+    method: Callable[[Key, Array, Any], Array], schedule: optax.Schedule
+) -> Callable[[Key, Array, chex.Numeric], Array]:
     """Takes the rate from a schedule, at a step that may be traced.
 
     Any Optax schedule will do. If the step is traced then so is the rate, and a
@@ -149,7 +149,7 @@ def scheduled(
       1.0
     """
 
-    def drop_at(key: Key, x: Array, step: Any) -> Array:
+    def drop_at(key: Key, x: Array, step: chex.Numeric) -> Array:
         return method(key, x, schedule(step))
 
     return drop_at

@@ -9,7 +9,7 @@ from jaxdrop.core.apply import widen
 
 
 def real_with_axes(check: Check, name: str, x: Any, least_axes: int) -> Array:
-    """Returns a real array in float32 or wider with at least so many axes."""
+    """Returns a real array in float32 or wider with at least `least_axes` axes."""
     x = widen(check.real_array(name, x))
     if x.ndim < least_axes:
         raise ValueError(

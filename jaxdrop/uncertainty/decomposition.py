@@ -1,4 +1,4 @@
-"""The uncertainty that samples state, split into noise and what they disagree on."""
+"""The uncertainty of samples, split into noise and disagreement."""
 
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
 
 
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
-    """Splits the uncertainty of a classifier into what is noise and what samples disagree on.
+    """Splits the uncertainty of a classifier into noise and disagreement of the samples.
 
     A form that needs less memory: let a function return `(p, predictive_entropy(p))`.
     The means of its `monte_carlo_moments` are the mean probabilities and the aleatoric
@@ -150,7 +150,7 @@ def _classification(samples: Array) -> Classification:
 def regression(
     means: Float[Array, "T *batch"], variances: Float[Array, "T *batch"] | None = None
 ) -> Regression:
-    """Splits the variance of a prediction into noise and what samples disagree on.
+    """Splits the variance of a prediction into noise and disagreement of the samples.
 
     Args:
       means: what each sample predicts, samples along the first axis.
