@@ -11,8 +11,8 @@ from functools import partial
 from typing import TypeAlias
 
 import jax
+from common.timing import Run
 from jax import Array
-from timing import Run
 
 import jaxdrop
 
@@ -21,6 +21,7 @@ Drop: TypeAlias = Callable[[Array, Array], Array]
 OURS = "jaxdrop"
 BASELINE = "x * 2"  # reads and writes what dropout must, and draws nothing
 TORCH = "torch"
+REFERENCE_PEER = "flax.linen"  # what dropout adds is compared with what this one adds
 FORWARD, BOTH = "forward", "forward+backward"
 
 
@@ -89,7 +90,7 @@ def make_drop(name: str, rate: float) -> Drop:
 
 
 def find_peers(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the peers that can be imported, and why the others cannot."""
+    """Versions of the peers that can be imported, and why the others cannot, which is printed."""
     versions, missing = {}, {}
     for name in names:
         try:
@@ -97,6 +98,7 @@ def find_peers(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
             versions[name] = importlib.metadata.version(_DISTRIBUTIONS[name])
         except (ImportError, AttributeError) as error:  # the latter: too old for this JAX
             missing[name] = f"{type(error).__name__}: {error}"
+            print(f"{name} is left out: {missing[name]}")
     return versions, missing
 
 
