@@ -28,6 +28,7 @@ _DISTRIBUTIONS = {
     "equinox": "equinox",
     "haiku": "dm-haiku",
 }
+_NEEDED = {"torchvision.ops.StochasticDepth": {"mode": "row"}}  # what has no default
 
 
 class Asked(NamedTuple):
@@ -63,7 +64,7 @@ def find(name: str) -> Any:
 
 def layer(peer: str, rate: Any = RATE, **options: Any) -> Callable[[Any], Any]:
     """The layer or function of this name, of an array, as its library wants to be called."""
-    make = find(peer)
+    make, options = find(peer), {**_NEEDED.get(peer, {}), **options}
     match re.split(r"\W", peer)[:2]:
         case "keras", _:
             return _of_jax(partial(make(rate, **options), training=True))
@@ -83,9 +84,9 @@ def layer(peer: str, rate: Any = RATE, **options: Any) -> Callable[[Any], Any]:
 
 
 def call(peer: str, x: Any, *draws: Any, rate: Any = RATE, **options: Any) -> Any:
-    """What a peer makes of an array, given our draws."""
+    """What a peer makes of an array, given our draws, or with its own where there are none."""
     apply = layer(peer, rate, **options)
-    with fed(*draws):
+    with fed(*draws) if draws else nullcontext():
         return apply(x)
 
 
@@ -93,23 +94,23 @@ def call(peer: str, x: Any, *draws: Any, rate: Any = RATE, **options: Any) -> An
 def fed(*draws: Any) -> Iterator[list[Asked]]:
     """Serves `draws`, in order, wherever a peer would draw random numbers.
 
-    A draw is an array of the shape that the peer asks for, or a function from
-    that shape to one. The list yielded fills with what was asked for.
+    A draw is an array of the shape that the peer asks for; or the only draw is a
+    function from that shape to one, which serves as often as it is asked. The list
+    yielded fills with what was asked for.
     """
     queue, asked = list(draws), []
 
     def serve(function: str, shape: Sequence[int], probability: Any = None) -> np.ndarray:
         shape = tuple(int(n) for n in shape)
         asked.append(Asked(function, shape, probability))
-        draw = queue.pop(0)
-        draw = np.asarray(draw(shape) if callable(draw) else draw)
+        draw = np.asarray(queue[0](shape) if callable(queue[0]) else queue.pop(0))
         if draw.shape != shape:
             raise ValueError(f"The peer asked for {shape}; we have {draw.shape}.")
         return draw
 
     with _jax_fed(serve), _torch_fed(serve):
         yield asked
-    if queue:
+    if queue and not callable(queue[0]):
         raise ValueError(f"The peer left {len(queue)} draws.")
 
 

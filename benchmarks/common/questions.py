@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common.feeding import KEY, RATE, call, fed, find, layer, to_numpy, to_tensor
+from common.feeding import KEY, RATE, Asked, call, fed, find, layer, to_numpy, to_tensor
 from common.peers import OURS
 from common.probing import attempt, refused
 from jax import Array
@@ -23,29 +23,39 @@ import jaxdrop
 Answers: TypeAlias = dict[str, Callable[[], str]]
 """From the name of a library to a function that finds out what it does."""
 Probe = TypeVar("Probe", bound=Callable[..., Answers])
-Layer: TypeAlias = Callable[..., Callable[[Any], Any]]
 
 QUESTIONS: list[tuple[str, str, Callable[..., Answers], tuple[Any, ...]]] = []
 """A method, a question, the probe that answers it, and its arguments."""
 
 ONES = np.ones((4, 3), np.float32)
-TORCH, TIMM, VISION = "torch.nn.functional.dropout", "timm.layers.", "torchvision.ops."
+KEYS = jax.random.split(KEY, 64)
+TORCH, KERAS, FLAX = "torch.nn.functional.dropout", "keras.layers.Dropout", "flax.linen.Dropout"
+PATHS = {"timm": "timm.layers.DropPath", "torchvision": "torchvision.ops.StochasticDepth"}
+BLOCKS = {"timm": "timm.layers.DropBlock2d", "torchvision": "torchvision.ops.DropBlock2d"}
+PATCHES = "timm.layers.PatchDropout"
 
 
-def asks(method: str, questions: str | Mapping[str, tuple[Any, ...]]) -> Callable[[Probe], Probe]:
-    """Enters a probe of a method, once for each question, with its arguments for it."""
-    entered = {questions: ()} if isinstance(questions, str) else questions
+def asks(method: str, *questions: str, **several: Any) -> Callable[[Probe], Probe]:
+    """Enters a probe of a method, once for each question; `several` has their arguments."""
+    entered = several.get("given", [()] * len(questions))
 
     def enter(probe: Probe) -> Probe:
-        QUESTIONS.extend((method, each, probe, arguments) for each, arguments in entered.items())
+        for question, arguments in zip(questions, entered, strict=True):
+            QUESTIONS.append((method, question, probe, arguments))
         return probe
 
     return enter
 
 
-def told(tell: Callable[[Any], str], found: Mapping[str, Callable[[], Any]]) -> Answers:
-    """Answers that put what is found into words."""
+def told(tell: Callable[[Any], str], ours: Callable[[], Any], **peers: Any) -> Answers:
+    """Answers that put into words what is found of ours and of the peers."""
+    found = {OURS: ours, **peers}
     return {name: lambda find=find: tell(find()) for name, find in found.items()}
+
+
+def calls(peers: Mapping[str, str], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """A function for each peer that calls it with our draws."""
+    return {name: partial(call, peer, *arguments, **options) for name, peer in peers.items()}
 
 
 def distinct(y: Any) -> str:
@@ -54,67 +64,49 @@ def distinct(y: Any) -> str:
     return ", ".join(sorted(texts)).replace("nan", "NaN")
 
 
-def masked(x: np.ndarray, keep: bool, keep_prob: float) -> Array:
+def masked(x: Any, keep: bool, keep_prob: float) -> Array:
     """Our output where the mask keeps all, or nothing."""
     return jaxdrop.apply_mask(jaxdrop.Mask.pack(jnp.full(x.shape, keep), keep_prob), jnp.asarray(x))
 
 
 @asks(
     "dropout, drop_path",
-    {
-        "NaN at a dropped place gives": (np.nan, RATE),
-        "-1 at a dropped place gives": (-1, RATE),
-        "infinity at rate 1 gives": (np.inf, 1),
-    },
+    "NaN at a dropped place gives",
+    "-1 at a dropped place gives",
+    "infinity at rate 1 gives",
+    given=[(np.nan, RATE), (-1, RATE), (np.inf, 1)],
 )
 def dropped_values(value: float, rate: float) -> Answers:
     """An input of this value alone, all of it dropped by the mask that is fed."""
     x = np.full((4, 3, 6, 6), value, np.float32)
-    draws = [] if rate == 1 else [np.zeros]  # at rate 1 these three do not draw
-    found = {
-        OURS: lambda: masked(x, False, 1 - rate),
-        "keras": lambda: call("keras.layers.Dropout", x, *draws, rate=rate),
-        "flax": lambda: call("flax.linen.Dropout", x, *draws, rate=rate),
-        "torch": lambda: call(TORCH, x, *draws, rate=rate),
-        "timm": lambda: call(f"{TIMM}DropPath", x, np.zeros, rate=rate),
-        "torchvision": lambda: call(f"{VISION}StochasticDepth", x, np.zeros, rate=rate, mode="row"),
-    }
-    return told(distinct, found)
+    peers = {"keras": KERAS, "flax": FLAX, "torch": TORCH, **PATHS}
+    found = calls(peers, x, np.zeros, rate=rate)
+    return told(distinct, lambda: masked(x, False, 1 - rate), **found)
 
 
 @asks("dropout, drop_path", "error of the scale in bfloat16, rate 0.1")
 def bfloat16_scale() -> Answers:
     """Sum of outputs, all kept, over that of `x / 0.9` rounded once, minus 1; x in [1, 2)."""
     x = jax.random.uniform(KEY, (2**12, 1, 4, 4), minval=1, maxval=2).astype(jnp.bfloat16)
-    exact = (np.asarray(x, np.float64) / 0.9).astype(jnp.bfloat16).astype(np.float64)
+    exact = to_numpy((to_numpy(x) / 0.9).astype(jnp.bfloat16))
 
     def error(y: Any) -> str:
         return f"{100 * (to_numpy(y).sum() / exact.sum() - 1):.2g} %"
 
-    found = {
-        OURS: lambda: masked(x, True, 0.9),
-        "torch": lambda: call(TORCH, x, np.ones, rate=0.1),
-        "timm": lambda: call(f"{TIMM}DropPath", x, np.ones, rate=0.1),
-        "torchvision": lambda: call(f"{VISION}StochasticDepth", x, np.ones, rate=0.1, mode="row"),
-    }
-    return told(error, found)
+    found = calls({"torch": TORCH, **PATHS}, x, np.ones, rate=0.1)
+    return told(error, lambda: masked(x, True, 0.9), **found)
 
 
-@asks("dropout", {"int32 input gives": (np.int32,), "complex64 input gives": (np.complex64,)})
-def dtypes(dtype: type) -> Answers:
+@asks("dropout", "int32 input gives", "complex64 input gives", given=[("int32",), ("complex64",)])
+def dtypes(dtype: str) -> Answers:
     """The dtype that comes out, for ones."""
     x = ONES.astype(dtype)
-    found = {
-        OURS: lambda: jaxdrop.dropout(KEY, x, RATE),
-        "torch": lambda: layer(TORCH)(x),
-        "keras": lambda: call("keras.layers.Dropout", x, np.ones),
-        "flax": lambda: call("flax.linen.Dropout", x, np.ones),
-        "equinox": lambda: call("equinox.nn.Dropout", x, np.ones),
-    }
-    return told(lambda y: str(y.dtype), found)
+    peers = {"keras": KERAS, "flax": FLAX, "equinox": "equinox.nn.Dropout"}
+    ours, torch = partial(jaxdrop.dropout, KEY, x, RATE), partial(call, TORCH, x)
+    return told(lambda y: str(y.dtype), ours, torch=torch, **calls(peers, x, np.ones))
 
 
-@asks("dropout", {"rate 0.1 is drawn with": (0.1,), "rate 1e-8 is drawn with": (1e-8,)})
+@asks("dropout", "rate 0.1 is drawn with", "rate 1e-8 is drawn with", given=[(0.1,), (1e-8,)])
 def rates_drawn_with(rate: float) -> Answers:
     """One minus the keep probability that is asked for, in the precision it is compared in."""
 
@@ -127,13 +119,13 @@ def rates_drawn_with(rate: float) -> Answers:
             layer(peer, rate)(ONES)
         return float(precision(asked[0].probability))
 
-    found = {
-        OURS: ours,
-        "torch": partial(theirs, TORCH, np.float64),
-        "flax": partial(theirs, "flax.linen.Dropout", np.float32),
-        "keras": partial(theirs, "keras.layers.Dropout", np.float32),
-    }
-    return told(lambda keep_prob: f"{1 - keep_prob:.6g}", found)
+    return told(
+        lambda keep_prob: f"{1 - keep_prob:.6g}",
+        ours,
+        torch=partial(theirs, TORCH, np.float64),
+        flax=partial(theirs, FLAX, np.float32),
+        keras=partial(theirs, KERAS, np.float32),
+    )
 
 
 @asks("dropout", "random state moves on at rates 0, 0.5, 1")
@@ -143,20 +135,29 @@ def random_state() -> Answers:
     def torch(rate: float) -> bool:
         before = find("torch.get_rng_state")()
         layer(TORCH, rate)(ONES)
-        return before.equal(find("torch.get_rng_state")())
+        return not before.equal(find("torch.get_rng_state")())
 
     def keras(rate: float) -> bool:
-        drop = find("keras.layers.Dropout")(rate)
+        drop = find(KERAS)(rate)
         before = [np.array(each.value) for each in drop.variables]
         drop(jnp.ones(3), training=True)
-        return all(map(np.array_equal, before, [each.value for each in drop.variables]))
+        return not all(map(np.array_equal, before, [each.value for each in drop.variables]))
 
-    def moves(stays: Callable[[float], bool]) -> str:
-        return ", ".join("no" if stays(rate) else "yes" for rate in (0.0, 0.5, 1.0))
+    def moves(library: Callable[[float], bool]) -> str:
+        return ", ".join("yes" if library(rate) else "no" for rate in (0.0, 0.5, 1.0))
 
-    return {OURS: lambda: "it has none"} | told(
-        moves, {"torch": lambda: torch, "keras": lambda: keras}
-    )
+    return {
+        OURS: lambda: "it has none",
+        "torch": partial(moves, torch),
+        "keras": partial(moves, keras),
+    }
+
+
+def our_methods(x: Any, block_size: int) -> list[Callable[[Any], Any]]:
+    """Those that have peers, except drop_tokens, as functions of the rate."""
+    block = partial(jaxdrop.drop_block, block_size=block_size)
+    maps = [jaxdrop.gaussian_dropout, jaxdrop.spatial_dropout, jaxdrop.drop_path, block]
+    return [partial(m, KEY, x) for m in (jaxdrop.dropout, jaxdrop.alpha_dropout, *maps)]
 
 
 @asks("all with peers", "rates -0.1, 1.5, NaN are")
@@ -164,20 +165,23 @@ def bad_rates() -> Answers:
     """Whether making a layer of that rate, or calling it, raises."""
     x = np.ones((4, 3, 8, 8), np.float32)
 
-    def theirs(peer: str, **options: Any) -> str:
-        tokens = x[0] if peer.endswith("PatchDropout") else x
-        return _refusals(lambda rate: layer(peer, rate, **options)(tokens))
+    def refusals(call: Callable[[float], Any]) -> str:
+        call(RATE)  # raises where something else than the rate is wrong
+        found = [refused(call, rate) for rate in (-0.1, 1.5, float("nan"))]
+        return found[0] if len(set(found)) == 1 else ", ".join(found)
 
+    def theirs(peer: str, x: Any = x, **options: Any) -> str:
+        return refusals(lambda rate: layer(peer, rate, **options)(x))
+
+    ours = [*our_methods(x, 3), partial(jaxdrop.drop_tokens, KEY, x)]
     return {
-        OURS: lambda: ", ".join(
-            {_refusals(lambda rate, m=m: m(KEY, x, rate)) for m in (*_with_peers(3), _tokens)}
-        ),
+        OURS: lambda: ", ".join({refusals(method) for method in ours}),
         "torch": partial(theirs, "torch.nn.AlphaDropout"),
-        "torchvision StochasticDepth": partial(theirs, f"{VISION}StochasticDepth", mode="row"),
-        "torchvision DropBlock2d": partial(theirs, f"{VISION}DropBlock2d", block_size=3),
-        "timm DropPath": partial(theirs, f"{TIMM}DropPath"),
-        "timm PatchDropout": partial(theirs, f"{TIMM}PatchDropout"),
-        "timm DropBlock2d": partial(theirs, f"{TIMM}DropBlock2d", block_size=3),
+        "torchvision StochasticDepth": partial(theirs, PATHS["torchvision"]),
+        "torchvision DropBlock2d": partial(theirs, BLOCKS["torchvision"], block_size=3),
+        "timm DropPath": partial(theirs, PATHS["timm"]),
+        "timm PatchDropout": partial(theirs, PATCHES, x[0]),
+        "timm DropBlock2d": partial(theirs, BLOCKS["timm"], block_size=3),
         "keras": partial(theirs, "keras.layers.AlphaDropout"),
     }
 
@@ -186,54 +190,27 @@ def bad_rates() -> Answers:
 def traced_rates() -> Answers:
     """Rate 0.25 as an argument of `jit`; keras's layers are made inside."""
     x = np.ones((4, 5, 6), np.float32)
+    layers = ("Dropout", "AlphaDropout", "GaussianDropout", "SpatialDropout1D")
 
-    def works(*drops: Callable[[Array], Any]) -> str:
+    def works(*drops: Callable[[Any], Any]) -> str:
         jax.jit(lambda rate: [drop(rate) for drop in drops])(RATE)
         return "works"
 
     def keras(name: str) -> str:
         return works(lambda rate: layer(f"keras.layers.{name}", rate)(x))
 
-    layers = ("Dropout", "AlphaDropout", "GaussianDropout", "SpatialDropout1D")
     return {
-        OURS: lambda: works(*[lambda rate, m=m: m(KEY, x, rate) for m in _with_peers(2)]),
+        OURS: lambda: works(*our_methods(x, 2)),
         "keras": lambda: ", ".join({attempt(partial(keras, name)) for name in layers}),
     }
 
 
-def _with_peers(block_size: int) -> list[Callable[..., Any]]:
-    return [
-        jaxdrop.dropout,
-        jaxdrop.alpha_dropout,
-        jaxdrop.gaussian_dropout,
-        jaxdrop.spatial_dropout,
-        jaxdrop.drop_path,
-        partial(jaxdrop.drop_block, block_size=block_size),
-    ]
-
-
-def _tokens(key: Array, x: Any, rate: float) -> Array:
-    return jaxdrop.drop_tokens(key, x, rate)[0]
-
-
-def _refusals(call: Callable[[float], Any]) -> str:
-    """What becomes of rates -0.1, 1.5 and NaN, in one word where it is the same."""
-    call(RATE)  # raises where something else than the rate is wrong
-    found = [refused(call, rate) for rate in (-0.1, 1.5, float("nan"))]
-    return found[0] if len(set(found)) == 1 else ", ".join(found)
-
-
-@asks("alpha_dropout", {"rate 1 gives": ("alpha_dropout", "AlphaDropout")})
-def noise_at_rate_one(method: str, name: str) -> Answers:
+@asks("alpha_dropout", "rate 1 gives")
+def alpha_at_rate_one() -> Answers:
     """Ones as the input."""
-    found = {
-        OURS: lambda: getattr(jaxdrop, method)(KEY, ONES, 1),
-        "torch": lambda: call(f"torch.nn.{name}", ONES, rate=1),
-        "keras": lambda: call(f"keras.layers.{name}", ONES, np.ones, rate=1),
-    }
-    if method == "gaussian_dropout":
-        del found["torch"]  # has none
-    return told(distinct, found)
+    peers = {"torch": "torch.nn.AlphaDropout", "keras": "keras.layers.AlphaDropout"}
+    ours = partial(jaxdrop.alpha_dropout, KEY, ONES, 1)
+    return told(distinct, ours, **calls(peers, ONES, np.ones, rate=1))
 
 
 @asks("alpha_dropout", "mean and variance for standardised input, rate 0.3")
@@ -243,9 +220,7 @@ def alpha_moments() -> Answers:
 
     def ours() -> np.ndarray:
         # Over many places; what is dropped is the same for both inputs.
-        one, minus_one = (
-            np.asarray(jaxdrop.alpha_dropout(KEY, jnp.full(99, value), p)) for value in x[:2]
-        )
+        one, minus_one = (to_numpy(jaxdrop.alpha_dropout(KEY, jnp.full(99, v), p)) for v in x[:2])
         keep = one != minus_one
         return np.array([one[keep][0], minus_one[keep][0], one[~keep][0]])
 
@@ -255,32 +230,29 @@ def alpha_moments() -> Answers:
         square = (1 - p) * (one**2 + minus_one**2) / 2 + p * dropped**2
         return f"{round(mean, 3) + 0:g}, {square - mean**2:.3g}"
 
-    found = {
-        OURS: ours,
-        "torch": lambda: call("torch.nn.AlphaDropout", x, mask, rate=p),
-        "keras": lambda: call("keras.layers.AlphaDropout", x, mask, rate=p),
-        "torch._refs": lambda: call("torch._refs.nn.functional.alpha_dropout", x, 1 - mask, rate=p),
-    }
-    return told(moments, found)
+    peers = {"torch": "torch.nn.AlphaDropout", "keras": "keras.layers.AlphaDropout"}
+    references = {"torch._refs": "torch._refs.nn.functional.alpha_dropout"}
+    found = calls(peers, x, mask, rate=p) | calls(references, x, 1 - mask, rate=p)
+    return told(moments, ours, **found)
 
 
-asks("gaussian_dropout", {"rate 1 gives": ("gaussian_dropout", "GaussianDropout")})(
-    noise_at_rate_one
-)
+@asks("gaussian_dropout", "rate 1 gives")
+def gaussian_at_rate_one() -> Answers:
+    """Ones as the input."""
+    found = calls({"keras": "keras.layers.GaussianDropout"}, ONES, np.ones, rate=1)
+    return told(distinct, partial(jaxdrop.gaussian_dropout, KEY, ONES, 1), **found)
 
 
 @asks("gaussian_dropout", "bfloat16 outputs rounded once")
 def gaussian_in_bfloat16() -> Answers:
     """Share of them that equal `x (1 + sqrt(p / q) e)`, our noise e being fed; x in [1, 2)."""
     x = jax.random.uniform(KEY, (64, 64), minval=1, maxval=2).astype(jnp.bfloat16)
-    factor = np.asarray(jaxdrop.gaussian_dropout(KEY, jnp.ones(x.shape), RATE), np.float64)
+    factor = to_numpy(jaxdrop.gaussian_dropout(KEY, jnp.ones(x.shape), RATE))
     noise = (factor - 1) / np.sqrt(RATE / (1 - RATE))
-    exact = (np.asarray(x, np.float64) * factor).astype(jnp.bfloat16)
-    found = {
-        OURS: lambda: jaxdrop.gaussian_dropout(KEY, x, RATE),
-        "keras": lambda: call("keras.layers.GaussianDropout", x, noise, dtype="bfloat16"),
-    }
-    return told(lambda y: f"{100 * np.mean(np.asarray(y) == exact):.3g} %", found)
+    exact = (to_numpy(x) * factor).astype(jnp.bfloat16)
+    found = calls({"keras": "keras.layers.GaussianDropout"}, x, noise, dtype="bfloat16")
+    ours = partial(jaxdrop.gaussian_dropout, KEY, x, RATE)
+    return told(lambda y: f"{100 * np.mean(np.asarray(y) == exact):.3g} %", ours, **found)
 
 
 @asks("spatial_dropout", "decisions for one sample of 3 maps, 4 x 5, no batch axis")
@@ -304,80 +276,87 @@ def maps_without_a_batch() -> Answers:
     return {OURS: ours, "torch dropout2d": torch, "keras SpatialDropout2D": keras}
 
 
-@asks("drop_path_rates", {"rate 0.4, 4 blocks": (4,), "rate 0.4, 1 block": (1,)})
+@asks("drop_path_rates", "rate 0.4, 4 blocks", "rate 0.4, 1 block", given=[(4,), (1,)])
 def path_rates(depth: int) -> Answers:
     """From the function that makes them, or from a small model of so many blocks."""
 
-    def rates_of(model: Any) -> list[float]:
-        kind = find(f"{VISION}StochasticDepth")
-        return [part.p for part in model.modules() if isinstance(part, kind)]
+    def shown(rates: Sequence[float]) -> str:
+        return ", ".join(f"{rate:.3g}" for rate in rates)
 
-    def convnext() -> list[float]:
+    def of(model: Any) -> str:
+        kind = find(PATHS["torchvision"])
+        return shown([part.p for part in model.modules() if isinstance(part, kind)])
+
+    def convnext() -> str:
         models = importlib.import_module("torchvision.models.convnext")
-        return rates_of(models.ConvNeXt([models.CNBlockConfig(8, None, depth)], 0.4))
+        return of(models.ConvNeXt([models.CNBlockConfig(8, None, depth)], 0.4))
 
-    def efficientnet() -> list[float]:
+    def efficientnet() -> str:
         models = importlib.import_module("torchvision.models.efficientnet")
         blocks = [models.MBConvConfig(1, 3, 1, 8, 8, depth)]
-        return rates_of(models.EfficientNet(blocks, 0.0, stochastic_depth_prob=0.4))
+        return of(models.EfficientNet(blocks, 0.0, stochastic_depth_prob=0.4))
 
-    found = {
-        OURS: lambda: jaxdrop.drop_path_rates(0.4, depth),
-        "timm": lambda: find(f"{TIMM}calculate_drop_path_rates")(0.4, depth),
+    return {
+        OURS: lambda: shown(jaxdrop.drop_path_rates(0.4, depth)),
+        "timm": lambda: shown(find("timm.layers.calculate_drop_path_rates")(0.4, depth)),
         "torchvision ConvNeXt": convnext,
         "torchvision EfficientNet": efficientnet,
     }
-    return told(lambda rates: ", ".join(f"{rate:.3g}" for rate in rates), found)
 
 
-def _ask_blocks(ours: Callable[[], str], theirs: Callable[[Layer], str]) -> Answers:
-    """Asks both peers with a function that is given their layer `(rate, block_size) -> call`."""
+def blocks_answers(
+    ours: Callable[[], str], tell: Callable[[Any, Asked], str], x: Any, draw: Any, **options: Any
+) -> Answers:
+    """Ours, and what is told of each peer's output for `x` and of the noise that it asked for."""
 
-    def of(peer: str) -> Layer:
-        return lambda rate, block: layer(peer, rate, block_size=block)
+    def theirs(peer: str) -> str:
+        drop = layer(peer, **options)
+        with fed(draw) as asked:
+            y = drop(x)
+        return tell(y.numpy(), asked[0])
 
-    return {
-        OURS: ours,
-        "timm": lambda: theirs(of(f"{TIMM}DropBlock2d")),
-        "torchvision": lambda: theirs(of(f"{VISION}DropBlock2d")),
-    }
+    return {OURS: ours, **{name: partial(theirs, peer) for name, peer in BLOCKS.items()}}
 
 
-def _one_seed(shape: Sequence[int]) -> np.ndarray:
+def our_blocks(maps: int, size: tuple[int, ...], rate: float, block: int) -> np.ndarray:
+    """What our method makes of so many maps of ones, of one or more channels."""
+    channels = () if len(size) == 3 else (1,)
+    x = jnp.ones((maps, *size, *channels))
+    return np.asarray(jaxdrop.drop_block(KEY, x, rate, block_size=block))
+
+
+def one_seed(shape: Sequence[int]) -> np.ndarray:
     """A seed in the middle of the first map; fit to be fed."""
     seeds = np.zeros(shape)
     seeds[0, 0, shape[2] // 2, shape[3] // 2] = 1
     return seeds
 
 
-def _dropped_by_each_seed(drop: Layer, rate: float) -> tuple[float, np.ndarray]:
-    """Gamma, and for each seed alone what it drops, of 8 x 8 elements in blocks of 3."""
+def each_seed(shape: Sequence[int]) -> np.ndarray:
+    """A seed in each map, in another place in each, as far as there are places."""
+    one_each = np.eye(shape[2] * shape[3]).reshape(-1, *shape[1:])
+    return np.pad(one_each, [(0, shape[0] - len(one_each)), (0, 0), (0, 0), (0, 0)])
 
-    def seeds(shape: Sequence[int]) -> np.ndarray:
-        one_each = np.eye(shape[2] * shape[3]).reshape(-1, *shape[1:])
-        return np.pad(one_each, [(0, shape[0] - len(one_each)), (0, 0), (0, 0), (0, 0)])
 
-    with fed(seeds) as asked:
-        y = drop(rate, 3)(np.ones((64, 1, 8, 8), np.float32))
-    (_, (_, _, height, width), gamma) = asked[0]
-    return gamma, y.numpy()[: height * width, 0] == 0
+_MAPS = np.ones((64, 1, 8, 8), np.float32)  # as many as there are places for a seed
+_EIGHT = {"x": _MAPS, "draw": each_seed, "block_size": 3}
 
 
 @asks("drop_block", "gamma at rate 0.5, blocks of 3 in 8 x 8")
 def block_gamma() -> Answers:
     """The probability that the peer asks for; ours from `drop_block_gamma`."""
-    return _ask_blocks(
-        lambda: f"{jaxdrop.drop_block_gamma(0.5, (8, 8), 3):.4f}",
-        lambda drop: f"{_dropped_by_each_seed(drop, 0.5)[0]:.4f}",
-    )
+
+    def ours() -> str:
+        return f"{jaxdrop.drop_block_gamma(0.5, (8, 8), 3):.4f}"
+
+    return blocks_answers(ours, lambda _, asked: f"{asked.probability:.4f}", rate=0.5, **_EIGHT)
 
 
 @asks(
     "drop_block",
-    {
-        "share kept at rate 0.5, the same blocks": (0.5,),
-        "share kept at rate 1, the same blocks": (1.0,),
-    },
+    "share kept at rate 0.5, the same blocks",
+    "share kept at rate 1, the same blocks",
+    given=[(0.5,), (1.0,)],
 )
 def block_share(rate: float) -> Answers:
     """A position that c seeds drop is kept with probability (1 - gamma)^c.
@@ -386,50 +365,43 @@ def block_share(rate: float) -> Answers:
     standard error below 0.0005.
     """
 
+    def share(y: Any, asked: Asked) -> str:
+        return f"{np.mean((1 - asked.probability) ** (y == 0).sum(0)):.3f}"
+
     def ours() -> str:
-        y = jaxdrop.drop_block(KEY, jnp.ones((2**18, 8, 8, 1)), rate, block_size=3)
-        return f"{np.mean(y != 0):.3f}"
+        return f"{np.mean(our_blocks(2**18, (8, 8), rate, 3) != 0):.3f}"
 
-    def theirs(drop: Layer) -> str:
-        gamma, dropped = _dropped_by_each_seed(drop, rate)
-        return f"{np.mean((1 - gamma) ** dropped.sum(0)):.3f}"
-
-    return _ask_blocks(ours, theirs)
+    return blocks_answers(ours, share, rate=rate, **_EIGHT)
 
 
 @asks("drop_block", "elements that a seed drops, the same blocks")
 def block_at_the_border() -> Answers:
     """Each seed alone; of ours the fewest that are dropped in any of 2^14 maps."""
 
+    def sizes(y: Any) -> np.ndarray:
+        counts = np.unique(np.sum(y == 0, (1, 2, 3)))
+        return counts[counts > 0]
+
     def ours() -> str:
-        y = jaxdrop.drop_block(KEY, jnp.ones((2**14, 8, 8, 1)), 0.02, block_size=3)
-        sizes = np.sum(np.asarray(y) == 0, (1, 2, 3))
-        return str(sizes[sizes > 0].min())
+        return str(sizes(our_blocks(2**14, (8, 8), 0.02, 3))[0])
 
-    def theirs(drop: Layer) -> str:
-        sizes = np.unique(_dropped_by_each_seed(drop, 0.5)[1].sum((1, 2)))
-        return ", ".join(map(str, sizes))
-
-    return _ask_blocks(ours, theirs)
+    return blocks_answers(ours, lambda y, _: ", ".join(map(str, sizes(y))), rate=0.5, **_EIGHT)
 
 
 @asks("drop_block", "channels of a sample lose")
 def block_channels() -> Answers:
     """Whether the noise that is asked for has 3 channels; of ours whether they differ."""
+    x = np.ones((2, 3, 9, 9), np.float32)
 
     def say(apart: Any) -> str:
         return "blocks of their own" if apart else "the same blocks"
 
     def ours() -> str:
-        y = np.asarray(jaxdrop.drop_block(KEY, jnp.ones((8, 9, 9, 3)), 0.3, block_size=3))
+        y = our_blocks(8, (9, 9, 3), 0.3, 3)
         return say(np.any(y != y[..., :1]))
 
-    def theirs(drop: Layer) -> str:
-        with fed(np.zeros) as asked:
-            drop(0.3, 3)(np.ones((2, 3, 9, 9), np.float32))
-        return say(asked[0].shape[1] == 3)
-
-    return _ask_blocks(ours, theirs)
+    options = {"rate": 0.3, "block_size": 3}
+    return blocks_answers(ours, lambda _, asked: say(asked.shape[1] == 3), x, np.zeros, **options)
 
 
 @asks("drop_block", "factor of a map without blocks beside one with a block of 3 in 8 x 8")
@@ -437,40 +409,33 @@ def block_counts() -> Answers:
     """Two samples of ones; a seed is fed to the first. Of ours all maps that lose nothing."""
 
     def ours() -> str:
-        y = np.asarray(jaxdrop.drop_block(KEY, jnp.ones((64, 8, 8, 1)), 0.1, block_size=3))
+        y = our_blocks(64, (8, 8), 0.1, 3)
         return distinct(y[np.all(y != 0, (1, 2, 3))])
 
-    def theirs(drop: Layer) -> str:
-        with fed(_one_seed):
-            return distinct(drop(0.1, 3)(np.ones((2, 1, 8, 8), np.float32))[1])
-
-    return _ask_blocks(ours, theirs)
+    options = {"rate": 0.1, "block_size": 3}
+    return blocks_answers(ours, lambda y, _: distinct(y[1]), _MAPS[:2], one_seed, **options)
 
 
 @asks(
     "drop_block",
-    {
-        "block of 4 in 12 x 12 is": (4, 12, 12),
-        "block of 7 in 5 x 9 is": (7, 5, 9),
-        "block of 7 in 4 x 9 is": (7, 4, 9),
-    },
+    "block of 4 in 12 x 12 is",
+    "block of 7 in 5 x 9 is",
+    "block of 7 in 4 x 9 is",
+    given=[(4, 12, 12), (7, 5, 9), (7, 4, 9)],
 )
 def block_edges(block: int, height: int, width: int) -> Answers:
     """Height and width of what a seed in the middle drops; of ours the least in 2^12 maps."""
+    x = np.ones((1, 1, height, width), np.float32)
 
     def edges(dropped: Any) -> str:
         return f"{dropped.any(1).sum()} x {dropped.any(0).sum()}"
 
     def ours() -> str:
-        x = jnp.ones((2**12, height, width, 1))
-        dropped = np.asarray(jaxdrop.drop_block(KEY, x, 0.02, block_size=block))[..., 0] == 0
+        dropped = our_blocks(2**12, (height, width), 0.02, block)[..., 0] == 0
         return edges(min(dropped[dropped.any((1, 2))], key=np.sum))
 
-    def theirs(drop: Layer) -> str:
-        with fed(_one_seed):
-            return edges(drop(0.3, block)(np.ones((1, 1, height, width), np.float32))[0, 0] == 0)
-
-    return _ask_blocks(ours, theirs)
+    options = {"rate": 0.3, "block_size": block}
+    return blocks_answers(ours, lambda y, _: edges(y[0, 0] == 0), x, one_seed, **options)
 
 
 @asks("drop_block", "factor in float16 where 66,560 elements are kept")
@@ -481,39 +446,35 @@ def block_in_float16() -> Answers:
     def ours() -> str:
         return distinct(jaxdrop.drop_block(KEY, x, 1e-9, block_size=3, channel_axis=1))
 
-    def theirs(drop: Layer) -> str:
-        with fed(np.zeros):
-            return distinct(drop(1e-3, 3)(x))
-
-    return _ask_blocks(ours, theirs)
+    options = {"rate": 1e-3, "block_size": 3}
+    return blocks_answers(ours, lambda y, _: distinct(y), x, np.zeros, **options)
 
 
-@asks(
-    "drop_tokens",
-    {
-        f"tokens kept of {length} at rate {rate}": (length, rate)
-        for length, rate in ((10, 0.25), (20, 0.9), (4, 0.9), (4, 1))
-    },
-)
+def our_tokens(x: Any, rate: float, key: Array = KEY) -> Array:
+    """The tokens that are kept."""
+    return jaxdrop.drop_tokens(key, x, rate)[0]
+
+
+_COUNTS = [(10, 0.25), (20, 0.9), (4, 0.9), (4, 1)]
+
+
+@asks("drop_tokens", *(f"tokens kept of {n} at rate {r}" for n, r in _COUNTS), given=_COUNTS)
 def kept_tokens(length: int, rate: float) -> Answers:
     """Length of the output, without a prefix."""
     x = np.ones((1, length, 1), np.float32)
-    found = {
-        OURS: lambda: _tokens(KEY, x, rate),
-        "timm": lambda: layer(f"{TIMM}PatchDropout", rate, num_prefix_tokens=0)(x),
-    }
-    return told(lambda y: str(y.shape[1]), found)
+    timm = partial(call, PATCHES, x, rate=rate, num_prefix_tokens=0)
+    return told(lambda y: str(y.shape[1]), partial(our_tokens, x, rate), timm=timm)
 
 
 @asks("drop_tokens", "order by default")
 def order_of_tokens() -> Answers:
     """Of 64 tokens at rate 0.5."""
     x = np.arange(64, dtype=np.float32).reshape(1, 64, 1)
-    found = {
-        OURS: lambda: _tokens(KEY, x, 0.5),
-        "timm": lambda: layer(f"{TIMM}PatchDropout", 0.5)(x),
-    }
-    return told(lambda y: "kept" if np.all(np.diff(to_numpy(y)[0, :, 0]) > 0) else "random", found)
+
+    def order(y: Any) -> str:
+        return "kept" if np.all(np.diff(to_numpy(y)[0, :, 0]) > 0) else "random"
+
+    return told(order, partial(our_tokens, x, 0.5), timm=partial(call, PATCHES, x, rate=0.5))
 
 
 @asks("drop_tokens", "prefix by default")
@@ -521,15 +482,14 @@ def default_prefix() -> Answers:
     """How many first tokens survive 64 calls at rate 0.75."""
     x = np.arange(8, dtype=np.float32).reshape(1, 8, 1)
 
-    def prefix(drop: Callable[[Array], Any]) -> str:
-        calls = [{int(token) for token in to_numpy(drop(key)).ravel()} for key in _keys(64)]
-        return str(len(set.intersection(*calls)))
+    def prefix(calls: Sequence[Any]) -> str:
+        return str(len(set.intersection(*({*to_numpy(y).ravel().tolist()} for y in calls))))
 
-    found = {
-        OURS: lambda: lambda key: _tokens(key, x, 0.75),
-        "timm": lambda: lambda key: layer(f"{TIMM}PatchDropout", 0.75)(x),
-    }
-    return told(prefix, found)
+    return told(
+        prefix,
+        lambda: [our_tokens(x, 0.75, key) for key in KEYS],
+        timm=lambda: [call(PATCHES, x, rate=0.75) for _ in KEYS],
+    )
 
 
 @asks("drop_tokens", "positions of a prefix and the last of 2 tokens; at rate 0")
@@ -538,11 +498,10 @@ def positions_of_tokens() -> Answers:
     x = np.ones((1, 3, 1), np.float32)
 
     def ours(rate: float) -> str:
-        drawn = [jaxdrop.drop_tokens(k, x, rate, prefix=1)[1][0].tolist() for k in _keys(16)]
-        return str(max(drawn))
+        return str(max(jaxdrop.drop_tokens(k, x, rate, prefix=1)[1][0].tolist() for k in KEYS))
 
     def theirs(rate: float, *draws: Any) -> str:
-        positions = call(f"{TIMM}PatchDropoutWithIndices", x, *draws, rate=rate)[1]
+        positions = call(f"{PATCHES}WithIndices", x, *draws, rate=rate)[1]
         return str(positions if positions is None else positions[0].tolist())
 
     return {
@@ -551,48 +510,45 @@ def positions_of_tokens() -> Answers:
     }
 
 
-def _keys(count: int) -> Array:
-    return jax.random.split(KEY, count)
-
-
-def _elements(erased: np.ndarray) -> str:
+def erased_elements(erased: np.ndarray) -> str:
+    """The fewest and the most of a sample."""
     counts = erased.sum((2, 3))
     return " to ".join(map(str, sorted({counts.min(), counts.max()})))
 
 
-def _samples(erased: np.ndarray) -> str:
+def erased_samples(erased: np.ndarray) -> str:
+    """Whether those of a batch lose the same."""
     return "one square" if np.all(erased == erased[:, :1]) else "squares of their own"
 
 
 @asks(
     "cutout, as to RandomErasing",
-    {"elements that 3 x 3 zeroes in 8 x 8": (_elements,), "4 samples lose": (_samples,)},
+    "elements that 3 x 3 zeroes in 8 x 8",
+    "4 samples lose",
+    given=[(erased_elements,), (erased_samples,)],
 )
 def erased_squares(tell: Callable[[np.ndarray], str]) -> Answers:
     """64 batches of 4 samples; the peers' RandomErasing is set to squares of 9 / 64 of the area."""
-    x, share = np.ones((4, 1, 8, 8), np.float32), 9 / 64
+    x, share = _MAPS[:4], 9 / 64
 
-    def torchvision() -> Callable[[Any], Any]:
+    def torchvision() -> Any:
         erase = find("torchvision.transforms.v2.RandomErasing")(1, (share, share), (1, 1))
-        return lambda key: erase(to_tensor(x))
+        return [erase(to_tensor(x)) for _ in KEYS]
 
-    def timm() -> Callable[[Any], Any]:
+    def timm() -> Any:
         eraser = find("timm.data.random_erasing.RandomErasing")
         erase = eraser(1, share, share, 1, 1, device="cpu")
-        return lambda key: erase(to_tensor(x))
+        return [erase(to_tensor(x)) for _ in KEYS]
 
-    def keras() -> Callable[[Any], Any]:
+    def keras() -> Any:
         options = {"fill_value": 0.0, "data_format": "channels_first"}
         erase = find("keras.layers.RandomErasing")((1.0, 1.0), (share, share), **options)
-        return lambda key: erase(x, training=True)
+        return [erase(x, training=True) for _ in KEYS]
 
-    def erased(cut: Callable[[Array], Any]) -> str:
-        return tell(np.stack([np.asarray(cut(key))[:, 0] == 0 for key in _keys(64)]))
-
-    found = {
-        OURS: lambda: lambda key: jaxdrop.cutout(key, x, 3, channel_axis=1),
-        "torchvision": torchvision,
-        "timm": timm,
-        "keras": keras,
-    }
-    return told(erased, found)
+    return told(
+        lambda batches: tell(np.stack([np.asarray(y)[:, 0] == 0 for y in batches])),
+        lambda: [jaxdrop.cutout(key, x, 3, channel_axis=1) for key in KEYS],
+        torchvision=torchvision,
+        timm=timm,
+        keras=keras,
+    )
