@@ -5,7 +5,7 @@
 also compares with `jax.nn`'s, which has no dropout; it prints two tables and
 writes `results/attention_<backend>.json` and `.png`. All candidates are compiled
 ahead of time and take turns in one process. Memory is what XLA allocates besides
-inputs and outputs; it is read off the compiled program, so that lengths at which
+inputs and outputs; it is read from the compiled program, so that lengths at which
 a peer would not fit are measured too. The long sequence runs in a process of its
 own, whose peak is the whole process's.
 """

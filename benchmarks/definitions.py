@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from common.feeding import KEY, fed, find, find_libraries, layer, library_of, to_numpy, to_tensor
-from common.peers import OURS
+from common.feeding import KEY, fed, find_libraries, layer, library_of, to_numpy, to_tensor
+from common.peers import OURS, find
 from common.probing import attempt, how
 from common.questions import QUESTIONS, Answers
 from common.results import RESULTS, cell, command, table, write_json
@@ -55,7 +55,7 @@ def compare(comparison: Comparison, peer: str, options: Mapping[str, Any]) -> di
         call = _CALLS.get(peer, layer)(peer, comparison.rate, **options)
         with fed(decisions) as requests:
             theirs.append(to_numpy(call(x)))
-        how_found = f"{comparison.how} in the place of `{requests[0].function}`."
+        how_found = f"{comparison.how}, in the place of `{requests[0].function}`."
     if difference(formula, theirs) > TOLERANCE:
         raise ValueError(f"{peer}: its formula in the tests' table of peers is another.")
     result = verdict(ours, theirs, comparison.reason)

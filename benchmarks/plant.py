@@ -91,7 +91,7 @@ def planted(model: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def by_hand(model: Callable[..., Array]) -> Callable[..., Array]:
-    """The model with the same drops and keys, as one writes them: a key a name, one a block."""
+    """The model with the same drops, as one writes them: a key per name, and from it per block."""
 
     def dropped(key: Array, weights: dict[str, Array], x: Array) -> Array:
         threefry = jax.random.wrap_key_data(jax.random.key_data(key))

@@ -10,6 +10,7 @@ versions, to a JSON file.
 
 import argparse
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -253,21 +254,21 @@ def _records(rows: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def _threefry_blocks(jaxpr: Any) -> float:
+def _threefry_blocks(jaxpr: Any) -> int:
     """Threefry blocks that a jaxpr computes, those of its inner ones included."""
-    return sum(_blocks_of(equation) for equation in jaxpr.eqns)
-
-
-def _blocks_of(equation: Any) -> float:
-    size = equation.outvars[0].aval.size if equation.outvars else 0
-    match equation.primitive.name:
-        case "random_bits":
-            return size
-        case "xor":
-            return size / _XORS_PER_BLOCK
-    inner = [_threefry_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
-    together = max if equation.primitive.name == "cond" else sum
-    return equation.params.get("length", 1) * together(inner or [0])
+    xors, blocks = Counter[int](), 0
+    for equation in jaxpr.eqns:
+        size = equation.outvars[0].aval.size if equation.outvars else 0
+        match equation.primitive.name:
+            case "random_bits":
+                blocks += size
+            case "xor":
+                xors[size] += 1
+        inner = [_threefry_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+        together = max if equation.primitive.name == "cond" else sum
+        blocks += equation.params.get("length", 1) * together(inner or [0])
+    # An exclusive-or left over is none of a block's rounds; it mixes the words of a key.
+    return blocks + sum(size * (count // _XORS_PER_BLOCK) for size, count in xors.items())
 
 
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:

@@ -2,8 +2,6 @@
 
 import importlib
 import importlib.metadata
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -13,12 +11,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common.peers import find, jax_drop
 from jax import Array
 
 RATE = 0.25  # on jaxdrop's grid of rates, so that all divide by the same number
 jax.config.update("jax_platforms", "cpu")  # before the key, which starts the backend
 KEY = jax.random.key(0)
-os.environ["KERAS_BACKEND"] = "jax"  # read when keras is first imported
 _DISTRIBUTIONS = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -56,27 +54,13 @@ def library_of(peer: str) -> str:
     return peer.replace(".", " ").split()[0]
 
 
-def find(name: str) -> Any:
-    """What a dotted name means, up to the first character that belongs to none."""
-    module, _, attribute = re.match(r"[\w.]+", name)[0].rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def layer(peer: str, rate: Any = RATE, **options: Any) -> Callable[[Any], Any]:
     """The layer or function of this name, of an array, as its library wants to be called."""
-    make, options = find(peer), {**_NEEDED.get(peer, {}), **options}
-    match re.split(r"\W", peer)[:2]:
-        case "keras", _:
-            return _of_jax(partial(make(rate, **options), training=True))
-        case "flax", "nnx":
-            return _of_jax(partial(make(rate, deterministic=False, **options), rngs=KEY))
-        case "flax", _:
-            module = make(rate, deterministic=False, **options)
-            return _of_jax(lambda x: module.apply({}, x, rngs={"dropout": KEY}))
-        case "equinox", _:
-            return _of_jax(partial(make(rate, **options), key=KEY))
-        case "haiku", _:
-            return _of_jax(partial(make, KEY, rate))
+    options = {**_NEEDED.get(peer, {}), **options}
+    if library_of(peer) in ("keras", "flax", "equinox", "haiku"):
+        drop = jax_drop(peer, rate, **options)
+        return lambda x: drop(KEY, jnp.asarray(x))
+    make = find(peer)
     if ".functional." in peer:
         return lambda x: make(to_tensor(x), rate, True)  # alpha_dropout is off by default
     module = make(rate, **options)
@@ -159,7 +143,3 @@ def to_tensor(x: Any) -> Any:
 def to_numpy(y: Any) -> np.ndarray:
     """An array of any library in float64."""
     return y.double().numpy() if hasattr(y, "double") else np.asarray(y, np.float64)
-
-
-def _of_jax(call: Callable[[Array], Any]) -> Callable[[Any], Any]:
-    return lambda x: call(jnp.asarray(x))

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common.feeding import KEY, RATE, Asked, call, fed, find, layer, to_numpy, to_tensor
-from common.peers import OURS
+from common.feeding import KEY, RATE, Asked, call, fed, layer, to_numpy, to_tensor
+from common.peers import OURS, find
 from common.probing import attempt, refused
 from jax import Array
 
@@ -511,7 +511,7 @@ def positions_of_tokens() -> Answers:
 
 
 def erased_elements(erased: np.ndarray) -> str:
-    """The fewest and the most of a sample."""
+    """The fewest and the most that a sample loses."""
     counts = erased.sum((2, 3))
     return " to ".join(map(str, sorted({counts.min(), counts.max()})))
 
