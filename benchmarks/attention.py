@@ -1,12 +1,13 @@
-"""Attention with dropout: time and memory beside flax's, and beside `jax.nn`'s without dropout.
+"""How fast is attention with dropout, and how much memory does it take, beside flax's?
 
     python benchmarks/attention.py
 
-prints two tables and writes `results/attention_<backend>.json` and `.png`. All
-candidates are compiled ahead of time and take turns in one process. Memory is
-what XLA allocates besides inputs and outputs; it is read off the compiled
-program, so that lengths at which a peer would not fit are measured too. The
-long sequence runs in a process of its own, whose peak is the whole process's.
+also compares with `jax.nn`'s, which has no dropout; it prints two tables and
+writes `results/attention_<backend>.json` and `.png`. All candidates are compiled
+ahead of time and take turns in one process. Memory is what XLA allocates besides
+inputs and outputs; it is read from the compiled program, so that lengths at which
+a peer would not fit are measured too. The long sequence runs in a process of its
+own, whose peak is the whole process's.
 """
 
 import argparse
@@ -19,145 +20,105 @@ from pathlib import Path
 from typing import Any
 
 import flax
-import flax.linen
 import jax
-import jax.numpy as jnp
 import numpy as np
+from common.attention import (
+    FLAX,
+    FLAX_SHARED,
+    OURS,
+    OURS_PLAIN,
+    PLAIN,
+    RATE,
+    WAYS,
+    Attention,
+    attend,
+    candidates,
+    function_of,
+    types_of,
+)
+from common.figures import two_panels, write_with_legend
+from common.measuring import describe, temporary_bytes, time_programs
+from common.results import MIB, RESULTS, Record, cell, machine, markdown, rounded, table, write_json
+from common.timing import ROUNDS
 from jax import Array
-from matplotlib.figure import Figure
-from probing import markdown
-from report import legend_below, plain, write_figure
-from results_file import machine, write_json
-from timing import rounded, summarise, take_turns
+from jax.stages import Compiled
 from tqdm import tqdm
 
-import jaxdrop
-
-RESULTS = Path(__file__).parent / "results"
-RATE = 0.1
 HEADS, FEATURES, LENGTH = 8, 64, 2048
 LENGTHS = (1024, 2048, 4096, 8192)
 LONG = 16384
-FLAX, PLAIN = "flax.linen, dropout", "jax.nn, no dropout"
-OURS, OURS_PLAIN = "jaxdrop, dropout", "jaxdrop, rate 0"
-WAYS = ("forward", "gradient")
-LINES = {
+_LONG_ROUNDS = 3
+_LINES = {
     FLAX: ("#1b4f72", "o-"),
-    "flax.linen, mask shared over heads": ("#3a7ca5", "s-"),
+    FLAX_SHARED: ("#3a7ca5", "s-"),
     PLAIN: ("#5d6d7e", "^-"),
     OURS: ("#c8102e", "D-"),
     OURS_PLAIN: ("#e59866", "v--"),
 }
 
-Attention = Callable[..., Array]
+
+def main() -> None:
+    """Measures, prints and writes what was measured."""
+    options = _parse()
+    results = measure(options)
+    for dtype, times in results["times"].items():
+        print(f"\n{dtype}, T = {options.length}, ratio to {OURS}\n\n{times_table(times)}")
+    print(f"\n{growth_table(options.lengths, results['memory'])}\n")
+    print("gradient of one causal head:", results["long"])
+    write_json(options.out.with_suffix(".json"), results)
+    draw(results, options.out.with_suffix(".png"))
 
 
-def candidates() -> dict[str, Attention]:
-    """Functions of a key, query, key and value, by name."""
-
-    def of_flax(rng: Array, *arrays: Array, shared: bool) -> Array:
-        return flax.linen.dot_product_attention(
-            *arrays,
-            dropout_rng=rng,
-            dropout_rate=RATE,
-            deterministic=False,
-            broadcast_dropout=shared,
-        )
-
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All that is measured."""
     return {
-        FLAX: partial(of_flax, shared=False),
-        "flax.linen, mask shared over heads": partial(of_flax, shared=True),
-        PLAIN: lambda rng, *arrays: jax.nn.dot_product_attention(*arrays),
-        OURS: partial(attend, rate=RATE),
-        OURS_PLAIN: partial(attend, rate=0.0),
+        **machine(),
+        "flax": flax.__version__,
+        "command": " ".join(["python", *sys.argv]),
+        "shape": {"batch": 1, "length": options.length, "heads": HEADS, "features": FEATURES},
+        "rate": RATE,
+        "times": {
+            dtype: {way: compare(way, options.length, dtype, options.rounds) for way in WAYS}
+            for dtype in options.dtypes
+        },
+        "lengths": options.lengths,
+        "memory": growth(options.lengths),
+        "long": {"length": options.long, **in_a_new_process(long_sequence, options.long)},
     }
 
 
-def attend(rng: Array, *arrays: Array, rate: float, **options: Any) -> Array:
-    """Our function, with the rate by keyword."""
-    return jaxdrop.dot_product_attention(rng, *arrays, rate, **options)
-
-
-def with_gradient(attention: Attention) -> Callable[..., Any]:
-    """Of a key, query, key, value and a cotangent: the output and the three cotangents."""
-
-    def both(rng: Array, *arrays: Array) -> Any:
-        *arrays, cotangent = arrays
-        out, pull = jax.vjp(partial(attention, rng), *arrays)
-        return out, pull(cotangent)
-
-    return both
-
-
-def arguments_of(way: str, shape: Sequence[int], dtype: str) -> list[jax.ShapeDtypeStruct]:
-    """Types of query, key and value, and of the cotangent where the way needs one."""
-    x = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-    return [x] * (3 if way == "forward" else 4)
-
-
-def program(attention: Attention, way: str, shape: Sequence[int], dtype: str) -> Any:
-    """The compiled output, or the output and the cotangents of query, key and value."""
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    function = attention if way == "forward" else with_gradient(attention)
-    return jax.jit(function).lower(rng, *arguments_of(way, shape, dtype)).compile()
-
-
-def arrays(shape: Sequence[int], dtype: str, way: str) -> list[Array]:
-    """A key and normal arrays for a program."""
-    keys = jax.random.split(jax.random.key(1), 3 if way == "forward" else 4)
-    return [jax.random.key(0), *(jax.random.normal(key, tuple(shape), dtype) for key in keys)]
-
-
-def temporaries(compiled: Any) -> float:
-    """MiB that XLA allocates besides inputs and outputs."""
-    return rounded(compiled.memory_analysis().temp_size_in_bytes / 2**20)
-
-
-def compare(way: str, length: int, dtype: str, rounds: int) -> dict[str, Any]:
+def compare(way: str, length: int, dtype: str, rounds: int) -> dict[str, Record]:
     """Times of all candidates in turn, their ratios to ours, and their temporaries."""
     shape = (1, length, HEADS, FEATURES)
     programs = {name: program(f, way, shape, dtype) for name, f in candidates().items()}
-    operands = arrays(shape, dtype, way)
-
-    def run(compiled: Any) -> Any:
-        return jax.block_until_ready(compiled(*operands))
-
-    runs = {name: partial(run, compiled) for name, compiled in programs.items()}
     with tqdm(total=rounds, unit="round", desc=f"{way}, {dtype}", disable=None) as bar:
-        samples = take_turns(runs, rounds, bar.update)
-    references = {"over_jaxdrop": OURS, "over_rate_0": OURS_PLAIN}
-    records = summarise(samples, references)
-    return {
-        name: {**record, "temporary_mib": temporaries(programs[name])}
-        for name, record in records.items()
-    }
+        samples = time_programs(programs, arrays(way, shape, dtype), rounds, bar.update)
+    records = describe(samples, programs, {"over_jaxdrop": OURS, "over_rate_0": OURS_PLAIN})
+    for record in records.values():
+        record["temporary_mib"] = rounded(record.pop("temporary_bytes") / MIB)
+    return records
 
 
 def growth(lengths: Sequence[int]) -> dict[str, Any]:
     """Temporaries by way, candidate and length."""
+
+    def mib(attention: Attention, way: str, length: int) -> float:
+        return temporary_mib(program(attention, way, (1, length, HEADS, FEATURES), "float32"))
+
     return {
-        way: {
-            name: [
-                temporaries(program(f, way, (1, length, HEADS, FEATURES), "float32"))
-                for length in lengths
-            ]
-            for name, f in candidates().items()
-        }
+        way: {name: [mib(f, way, n) for n in lengths] for name, f in candidates().items()}
         for way in WAYS
     }
 
 
 def long_sequence(length: int) -> dict[str, float]:
     """A causal gradient of one head: its temporaries, its time, and the process's peak."""
-    attention = partial(attend, rate=RATE, is_causal=True)
-    shape = (1, length, 1, FEATURES)
+    attention, shape = partial(attend, rate=RATE, is_causal=True), (1, length, 1, FEATURES)
     compiled = program(attention, "gradient", shape, "float32")
-    operands = arrays(shape, "float32", "gradient")
-    samples = take_turns(
-        {OURS: lambda: jax.block_until_ready(compiled(*operands))}, 3, lambda: None
-    )
+    operands = arrays("gradient", shape, "float32")
+    samples = time_programs({OURS: compiled}, operands, _LONG_ROUNDS)
     return {
-        "temporary_mib": temporaries(compiled),
+        "temporary_mib": temporary_mib(compiled),
         "seconds": rounded(np.median(samples[OURS])),
         "process_mib": peak_of_the_process(),
     }
@@ -179,26 +140,37 @@ def in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def table(times: dict[str, dict[str, Any]]) -> str:
+def program(attention: Attention, way: str, shape: Sequence[int], dtype: str) -> Compiled:
+    """The compiled output, or the output and the cotangents of query, key and value."""
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    function = function_of(attention, way)
+    return jax.jit(function).lower(rng, *types_of(way, shape, dtype)).compile()
+
+
+def arrays(way: str, shape: Sequence[int], dtype: str) -> list[Array]:
+    """A key and normal arrays for a program."""
+    types = types_of(way, shape, dtype)
+    keys = jax.random.split(jax.random.key(1), len(types))
+    normal = (jax.random.normal(k, t.shape, t.dtype) for k, t in zip(keys, types, strict=True))
+    return [jax.random.key(0), *normal]
+
+
+def temporary_mib(compiled: Compiled) -> float:
+    """MiB that XLA allocates besides inputs and outputs."""
+    return rounded((temporary_bytes(compiled) or 0) / MIB)
+
+
+def times_table(times: dict[str, dict[str, Record]]) -> str:
     """Time, ratio and temporaries of each candidate, both ways, in Markdown."""
-    heading = ["", *(f"{way}, {what}" for way in WAYS for what in ("ms", "ratio", "MiB"))]
-    rows = (
-        [
-            name,
-            *(
-                cell
-                for way in WAYS
-                for record in [times[way][name]]
-                for cell in (
-                    f"{record['median_ms']:.0f}",
-                    f"{record['over_jaxdrop']:.2f}",
-                    f"{record['temporary_mib']:.1f}",
-                )
-            ),
-        ]
-        for name in times[WAYS[0]]
-    )
-    return markdown(heading, rows)
+    columns = {"": cell("candidate")}
+    for way in WAYS:
+        columns |= {
+            f"{way}, ms": cell(way, "median_ms", form=".0f"),
+            f"{way}, ratio": cell(way, "over_jaxdrop", form=".2f"),
+            f"{way}, MiB": cell(way, "temporary_mib", form=".1f"),
+        }
+    rows = ({"candidate": n, **{way: times[way][n] for way in WAYS}} for n in times[WAYS[0]])
+    return table(rows, columns)
 
 
 def growth_table(lengths: Sequence[int], memory: dict[str, Any]) -> str:
@@ -212,13 +184,14 @@ def growth_table(lengths: Sequence[int], memory: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Temporaries against length, both axes logarithmic, on white."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 2, sharey=True)
+    """Temporaries against length, both axes logarithmic."""
+    title = f"Memory of attention, {HEADS} heads of {FEATURES}, float32, dropout rate {RATE}"
+    title += f" ({results['device']}, jax {results['jax']})"
+    figure, axes = two_panels(4.4, title, sharey=True)
     lengths = results["lengths"]
     for ax, way in zip(axes, WAYS, strict=True):
         for name, mib in results["memory"][way].items():
-            colour, style = LINES[name]
+            colour, style = _LINES[name]
             ax.plot(lengths, mib, style, color=colour, label=name, markersize=5)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
@@ -226,52 +199,20 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ax.set_xlabel("sequence length")
         ax.set_title(way)
         ax.grid(alpha=0.3)
-        plain(ax)
     axes[0].set_ylabel("temporaries, MiB (lower is better)")
-    legend_below(figure, axes[0], columns=3)
-    figure.suptitle(
-        f"Memory of attention, {HEADS} heads of {FEATURES}, float32, dropout rate {RATE}"
-        f" ({results['device']}, jax {results['jax']})"
-    )
-    write_figure(path, figure)
+    write_with_legend(path, figure, columns=3)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All that is measured."""
-    return {
-        **machine(),
-        "flax": flax.__version__,
-        "command": " ".join(["python", *sys.argv]),
-        "shape": {"batch": 1, "length": options.length, "heads": HEADS, "features": FEATURES},
-        "rate": RATE,
-        "times": {
-            dtype: {way: compare(way, options.length, dtype, options.rounds) for way in WAYS}
-            for dtype in options.dtypes
-        },
-        "lengths": options.lengths,
-        "memory": growth(options.lengths),
-        "long": {"length": options.long, **in_a_new_process(long_sequence, options.long)},
-    }
-
-
-def main() -> None:
-    """Measures, prints and writes what was measured."""
+def _parse() -> argparse.Namespace:
     default = RESULTS / f"attention_{jax.default_backend()}"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--long", type=int, default=LONG)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path, default=default, help="without .json and .png")
-    options = parser.parse_args()
-    results = measure(options)
-    for dtype, times in results["times"].items():
-        print(f"\n{dtype}, T = {options.length}, ratio to {OURS}\n\n{table(times)}")
-    print(f"\n{growth_table(options.lengths, results['memory'])}\n")
-    print("gradient of one causal head:", results["long"])
-    write_json(options.out.with_suffix(".json"), results)
-    draw(results, options.out.with_suffix(".png"))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -17,20 +17,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from compiled import Program
-from elementwise import (
-    Record,
-    compile_drop,
-    elements,
-    kept_bytes,
-    run_of,
-    temporary_bytes,
-)
+from common.compiled import Program
+from common.measuring import compile_drop, elements, kept_bytes, temporary_bytes
+from common.peers import BOTH, FORWARD
+from common.results import Record, machine, markdown, rounded, write_json
+from common.timing import Samples, run_of, summarise, take_turns
 from jax import Array
-from peers import BOTH, FORWARD
-from probing import markdown
-from results_file import machine, write_json
-from timing import Samples, rounded, summarise, take_turns
 from tqdm import tqdm
 
 import jaxdrop

@@ -1,4 +1,4 @@
-"""What planting costs: tracing, and operations in the program, against dropout by hand.
+"""What does planting cost in tracing and in the program, beside dropout by hand?
 
 A transformer of 12 blocks and 48 sites, unrolled and scanned, whose dropout is
 planted or written by hand with the same keys. Traced and compiled is the value
@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from common.results import machine, write_json
+from common.timing import spread_ms, summarise, take_turns
 from jax import Array, lax
-from results_file import machine, write_json
-from timing import spread_ms, summarise, take_turns
 from tqdm import tqdm
 
 import jaxdrop
@@ -91,7 +91,7 @@ def planted(model: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def by_hand(model: Callable[..., Array]) -> Callable[..., Array]:
-    """The model with the same drops and keys, as one writes them: a key a name, one a block."""
+    """The model with the same drops, as one writes them: a key per name, and from it per block."""
 
     def dropped(key: Array, weights: dict[str, Array], x: Array) -> Array:
         threefry = jax.random.wrap_key_data(jax.random.key_data(key))

@@ -1,14 +1,14 @@
-"""What the compiler makes of dropout: kernels, bytes moved, how often words are computed.
+"""What does the compiler make of dropout: which kernels, bytes moved, words computed how often?
 
     python benchmarks/programs.py
 
-compiles each workload (workloads.py) for the device that JAX finds, and runs
-nothing. With `--target h200` it compiles for a GPU that need not be there;
-ahead.py says what that takes. It writes `results/programs_<target>.json`.
+compiles each workload (common/workloads.py), attention and a training step for
+the device that JAX finds, and runs nothing. With `--target h200` it compiles for
+a GPU that need not be there; common/ahead.py says what that takes. It writes
+`results/programs_<target>.json`.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +21,25 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from ahead import HERE, TARGETS, Target, target
-from attention import arguments_of, candidates as attentions, with_gradient
-from compiled import Kernel, Program
-from elementwise import Record, temporary_bytes
+from common.ahead import HERE, TARGETS, Target, target
+from common.attention import WAYS, candidates as attentions, function_of, types_of
+from common.compiled import Kernel, Program
+from common.measuring import NO_DROPOUT, temporary_bytes
+from common.peers import BASELINE, OURS, find_peers, make_drop
+from common.results import MIB, RESULTS, Record, cell, command, rounded, table, write_json
+from common.training import OPTIMIZER, make_step
+from common.transformer import LARGE, OUR_WEIGHTS, SMALL, Transformer
+from common.workloads import ALONE, PEERS, WORKLOADS
 from jax import Array
-from peers import BASELINE, OURS, find_peers, make_drop
-from probing import markdown
-from results_file import write_json
-from timing import rounded
 from tqdm import tqdm
-from training import NO_DROPOUT, OPTIMIZER, make_step
-from transformer import LARGE, OUR_WEIGHTS, SMALL, Transformer
-from workloads import ALONE, PEERS, WORKLOADS
 
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.core import bernoulli
 
+RATES = (0.1, 0.5, 1e-5)  # usual; of one binary digit; of twice the digits
 SWAPPED = "jaxdrop, in the form for other platforms"
-RESULTS = Path(__file__).parent / "results"
-_MIB = 2**20
-_SMALL = 2**16  # bytes below which a kernel is only its start
+_SMALL = 2**16  # bytes; of a kernel that moves fewer, the start is most of the cost
+_SHOWN = 6  # of the largest kernels
 _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # key data, which any device can be given
 
 
@@ -78,39 +76,27 @@ def forms_swapped() -> Iterator[None]:
 
 def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterator[Compilation]:
     """The workloads with each candidate."""
-    for workload, rate in [
-        *((workload, 0.1) for workload in WORKLOADS),
-        (ALONE, 0.5),
-        (ALONE, 1e-5),
-    ]:
+    usual, *others = RATES
+    cases = [*((workload, usual) for workload in WORKLOADS), *((ALONE, rate) for rate in others)]
+    for workload, rate in cases:
+        program, moved = f"{workload.name}, rate {rate}", workload.bytes(elements, dtype)
+        types = workload.types(elements, dtype)
         for name in names:
-            record = {
-                "program": f"{workload.name}, rate {rate}",
-                "candidate": name,
-                "must_move_mib": rounded(workload.bytes(elements, dtype) / _MIB),
-            }
             function = with_key(workload.of(make_drop(name, rate)))
-            types = workload.types(elements, dtype)
-            yield Compilation(record, function, types)
+            yield Compilation(_about(program, name, moved), function, types)
             if name == OURS and workload == ALONE:
-                record = {**record, "candidate": SWAPPED}
-                yield Compilation(record, function, types, forms_swapped)
+                yield Compilation(_about(program, SWAPPED, moved), function, types, forms_swapped)
 
 
 def attention_programs(shape: Sequence[int], dtype: str) -> Iterator[Compilation]:
     """Attention, forward and with its gradient."""
-    for way in ("forward", "gradient"):
+    for way in WAYS:
+        types = types_of(way, shape, dtype)
+        arrays = len(types) + (1 if way == "forward" else 4)  # the output, and three cotangents
+        moved = arrays * types[0].size * types[0].dtype.itemsize
         for name, attend in attentions().items():
-            types = arguments_of(way, shape, dtype)
-            arrays = len(types) + (1 if way == "forward" else 4)
-            must_move = arrays * types[0].size * types[0].dtype.itemsize
-            record = {
-                "program": f"attention, {way}",
-                "candidate": name,
-                "must_move_mib": rounded(must_move / _MIB),
-            }
-            function = with_gradient(attend) if way == "gradient" else attend
-            yield Compilation(record, with_key(function), types)
+            function = with_key(function_of(attend, way))
+            yield Compilation(_about(f"attention, {way}", name, moved), function, types)
 
 
 def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilation]:
@@ -121,11 +107,7 @@ def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilat
     moved = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((weights, state)))
     for name, dropout in model.dropouts().items():
         if name in names:
-            record = {
-                "program": "training step of a transformer",
-                "candidate": name,
-                "must_move_mib": rounded(moved / _MIB),
-            }
+            record = _about("training step of a transformer", name, moved)
             step = make_step(partial(model.loss, dropout))
             yield Compilation(record, partial(_step_of_data, step), (weights, state, tokens))
 
@@ -134,6 +116,14 @@ def _step_of_data(
     step: Callable[..., Any], data: Array, weights: Any, state: Any, tokens: Array
 ) -> Any:
     return step(weights, state, jax.random.wrap_key_data(data), tokens)
+
+
+def _about(program: str, candidate: str, must_move: int) -> Record:
+    return {
+        "program": program,
+        "candidate": candidate,
+        "must_move_mib": rounded(must_move / MIB),
+    }
 
 
 def with_key(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,11 +152,11 @@ def examine(device: Target, compilation: Compilation) -> Record:
         **compilation.record,
         "kernels_started": sum(kernel.runs for kernel in kernels),
         "of_which_move_much": sum(k.runs for k in kernels if k.moved > k.runs * _SMALL),
-        "moved_mib": rounded(sum(kernel.moved for kernel in kernels) / _MIB),
-        "temporary_mib": rounded((temporary_bytes(compiled) or 0) / _MIB),
+        "moved_mib": rounded(sum(kernel.moved for kernel in kernels) / MIB),
+        "temporary_mib": rounded((temporary_bytes(compiled) or 0) / MIB),
         "threefry_blocks": program.threefry_blocks(),
         "compile_seconds": rounded(seconds),
-        "largest_kernels": [described(k) for k in sorted(kernels, key=lambda k: -k.moved)[:6]],
+        "largest_kernels": [described(k) for k in sorted(kernels, key=lambda k: -k.moved)[:_SHOWN]],
     }
 
 
@@ -175,32 +165,34 @@ def described(kernel: Kernel) -> Record:
     return {
         "name": kernel.name,
         "runs": kernel.runs,
-        "read_mib": rounded(kernel.read / _MIB),
-        "written_mib": rounded(kernel.written / _MIB),
+        "read_mib": rounded(kernel.read / MIB),
+        "written_mib": rounded(kernel.written / MIB),
     }
 
 
-def table(records: Sequence[Record], elements: int) -> str:
+def programs_table(records: Sequence[Record], elements: int) -> str:
     """All programs, in Markdown."""
-    heading = ["program", "candidate", "kernels started", "must move, MiB", "moved, MiB"]
-    heading += ["temporaries, MiB", "blocks an element, at least", "compiled in, s"]
-    return markdown(heading, (_row(record, elements) for record in records))
 
+    def kernels(record: Record) -> str:
+        if "error" in record:
+            return record["error"]
+        return f"{record['kernels_started']} ({record['of_which_move_much']})"
 
-def _row(record: Record, elements: int) -> list[str]:
-    named = [record["program"], record["candidate"]]
-    if "error" in record:
-        return [*named, record["error"], f"{record['must_move_mib']:.0f}", *["-"] * 4]
-    is_one_dropout = "rate" in record["program"]
-    return [
-        *named,
-        f"{record['kernels_started']} ({record['of_which_move_much']})",
-        f"{record['must_move_mib']:.0f}",
-        f"{record['moved_mib']:.0f}",
-        f"{record['temporary_mib']:.0f}",
-        f"{record['threefry_blocks'] / elements:.3g}" if is_one_dropout else "-",
-        f"{record['compile_seconds']:.2f}",
-    ]
+    def blocks(record: Record) -> str:
+        is_one_dropout = "rate" in record["program"] and "error" not in record
+        return f"{record['threefry_blocks'] / elements:.3g}" if is_one_dropout else "-"
+
+    columns = {
+        "program": cell("program"),
+        "candidate": cell("candidate"),
+        "kernels started": kernels,
+        "must move, MiB": cell("must_move_mib", form=".0f"),
+        "moved, MiB": cell("moved_mib", form=".0f"),
+        "temporaries, MiB": cell("temporary_mib", form=".0f"),
+        "blocks per element, at least": blocks,
+        "compiled in, s": cell("compile_seconds", form=".2f"),
+    }
+    return table(records, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -227,16 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     examined = map(partial(examine, device), todo)
     records = list(tqdm(examined, unit="program", disable=None))
-    command = shlex.join(["python", "benchmarks/programs.py", *given])
-    if options.target != HERE:
-        command = f"JAX_PLATFORMS=cpu {command}"
+    prefix = "" if options.target == HERE else "JAX_PLATFORMS=cpu "
     print(f"{device.name}, {options.elements} elements of {options.dtype}\n")
-    print(table(records, options.elements))
+    print(programs_table(records, options.elements))
     results = {
         "device": device.name,
         "jax": jax.__version__,
         "peers": versions,
-        "command": command,
+        "command": prefix + command("programs.py", *given),
         "elements": options.elements,
         "dtype": options.dtype,
         "attention": list(options.attention),

@@ -1,14 +1,17 @@
-"""Measures how `jaxdrop.dropout` and its peers behave on each of its promises.
+"""Which promises of `jaxdrop.dropout` does each library keep?
 
-Run it as `python benchmarks/promises.py`. Each probe below measures one promise
-on one library and returns the text of one cell; its docstring says how. What
-raises gets the name of the exception. It runs on eight simulated CPU devices,
-prints a table in Markdown and writes it, with versions, to a JSON file.
+    python benchmarks/promises.py
+
+Each probe below measures one promise on one library and returns the text of one
+cell; its docstring says how. What raises gets the name of the exception. It runs
+on eight simulated CPU devices, prints a table in Markdown and writes it, with
+versions, to a JSON file.
 """
 
 import argparse
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,18 +19,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from elementwise import (
-    Case,
-    compile_drop,
-    kept_bytes_per_element,
-    temporary_bytes,
-    threefry_blocks,
-)
+from common.measuring import compile_drop, kept_bytes, temporary_bytes
+from common.peers import FORWARD, OURS, PEERS, TORCH, find_peers, make_drop
+from common.probing import attempt, how, refused
+from common.results import MIB, RESULTS, command, markdown, write_json
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from peers import FORWARD, OURS, PEERS, TORCH, find_peers, make_drop
-from probing import attempt, how, markdown, refused
-from results_file import write_json
 
 import jaxdrop
 
@@ -38,8 +35,9 @@ DEVICES = 8
 BAD_RATES = {"-0.1": -0.1, "1.5": 1.5, "NaN": float("nan")}
 RATE = 0.1
 SHAPE = (64, 256)
-RESULTS = Path(__file__).parent / "results" / "promises.json"
-_BITS_A_BLOCK = 64
+_ONE = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)  # one array for what is only traced
+_BITS_PER_BLOCK = 64
+_XORS_PER_BLOCK = 20  # one in each round of Threefry-2x32-20
 
 
 def bad_known_rates(name: str) -> str:
@@ -120,8 +118,7 @@ def bfloat16_scale_error(name: str) -> str:
 
 def bytes_kept(name: str) -> str:
     """Leaves of the function that `jax.vjp` returns, traced, for 1024x1024 float32, rate 0.1."""
-    case = Case((1024, 1024), "float32", RATE)
-    return f"{kept_bytes_per_element(make_drop(name, RATE), case):.3g}"
+    return f"{kept_bytes(make_drop(name, RATE), _key(), _ONE) / _ONE.size:.3g}"
 
 
 def random_bits_computed(name: str) -> str:
@@ -129,13 +126,12 @@ def random_bits_computed(name: str) -> str:
 
     A `random_bits` of JAX computes one block for each number it returns, of 32
     bits or fewer (its default, `jax_threefry_partitionable`). A Threefry that is
-    written out has 20 exclusive-ors a block, by which its blocks are counted.
+    written out has 20 exclusive-ors per block, by which its blocks are counted.
     """
-    case = Case((1024, 1024), "float32", RATE)
 
     def bits(rate: float) -> str:
-        jaxpr = jax.make_jaxpr(make_drop(name, rate))(*case.inputs(FORWARD)).jaxpr
-        return f"{_BITS_A_BLOCK * threefry_blocks(jaxpr) / np.prod(case.shape):.3g}"
+        jaxpr = jax.make_jaxpr(make_drop(name, rate))(_key(), _ONE).jaxpr
+        return f"{_BITS_PER_BLOCK * _threefry_blocks(jaxpr) / _ONE.size:.3g}"
 
     return _joined({f"rate {rate}": bits(rate) for rate in (RATE, 0.5)})
 
@@ -144,7 +140,7 @@ def temporaries(name: str) -> str:
     """What XLA allocates besides input and output, 4096x4096 float32 forward, rate 0.1."""
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
     count = temporary_bytes(compile_drop(make_drop(name, RATE), FORWARD, (_key(), x)))
-    return "n/a" if count is None else f"{count / 2**20:.0f}"
+    return "n/a" if count is None else f"{count / MIB:.0f}"
 
 
 def forward_mode(name: str) -> str:
@@ -220,14 +216,14 @@ PROMISES: dict[str, Probe] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes the results."""
-    parser = argparse.ArgumentParser(description="Probes jaxdrop's promises on it and its peers.")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "promises.json", help="where the results go"
+    )
     path = parser.parse_args(arguments).json
     jax.config.update("jax_platforms", "cpu")  # where eight devices can be had anywhere
     jax.config.update("jax_num_cpu_devices", DEVICES)
     versions, missing = find_peers(peer for peer in PEERS if peer != TORCH)
-    for name, reason in missing.items():
-        print(f"{name} is left out: {reason}")
     names = [OURS, *versions]
     rows = {
         promise: {name: attempt(partial(probe, name)) for name in names}
@@ -247,7 +243,7 @@ def _environment(versions: dict[str, str], missing: dict[str, str]) -> dict[str,
         "jax": jax.__version__,
         "peers": versions,
         "left_out": missing,
-        "command": "python benchmarks/promises.py",
+        "command": command("promises.py"),
     }
 
 
@@ -256,6 +252,30 @@ def _records(rows: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
         {"promise": promise, "how": how(PROMISES[promise]), "cells": cells}
         for promise, cells in rows.items()
     ]
+
+
+def _threefry_blocks(jaxpr: Any) -> int:
+    """Threefry blocks that a jaxpr computes, those of its inner ones included."""
+    xors, blocks = Counter[int](), 0
+    for equation in jaxpr.eqns:
+        size = equation.outvars[0].aval.size if equation.outvars else 0
+        match equation.primitive.name:
+            case "random_bits":
+                blocks += size
+            case "xor":
+                xors[size] += 1
+        inner = [_threefry_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+        together = max if equation.primitive.name == "cond" else sum
+        blocks += equation.params.get("length", 1) * together(inner or [0])
+    # An exclusive-or left over is none of a block's rounds; it mixes the words of a key.
+    return blocks + sum(size * (count // _XORS_PER_BLOCK) for size, count in xors.items())
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for value in jax.tree.leaves(list(equation.params.values())):
+        value = getattr(value, "jaxpr", value)
+        if hasattr(value, "eqns"):
+            yield value
 
 
 def _joined(parts: Mapping[str, str]) -> str:

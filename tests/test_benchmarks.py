@@ -89,7 +89,7 @@ backend_config={"known_trip_count":{"n":"3"}}
 
 
 def test_kernels_of_a_loop_count_as_often_as_it_runs_and_slices_as_parts():
-    kernels = load(ROOT / "benchmarks" / "compiled.py").Program(PROGRAM).kernels()
+    kernels = load(ROOT / "benchmarks" / "common" / "compiled.py").Program(PROGRAM).kernels()
     assert [(k.name, k.runs, k.read, k.written) for k in kernels] == [
         ("rows", 3, 32 + 4, 32),
         ("y", 3, 0 + 32 + 4, 32),

@@ -1,6 +1,6 @@
-"""What the tables of probes share: to run a probe, to say how it measures, to show its row."""
+"""What the tables of probes share: to run a probe, and to say how it measures."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 
@@ -24,9 +24,3 @@ def refused(call: Callable[[float], object], rate: float) -> str:
 def how(probe: Callable[..., Any]) -> str:
     """The docstring of a probe, on one line."""
     return " ".join((probe.__doc__ or "").split())
-
-
-def markdown(heading: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

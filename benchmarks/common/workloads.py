@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from elementwise import forward_backward
+from common.measuring import forward_backward
+from common.peers import Drop
 from jax import Array
-from peers import Drop
 
 PEERS = ("flax.linen", "equinox", "haiku")
 WIDTH = 4096  # of the last axis, which the bias has

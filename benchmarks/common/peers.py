@@ -4,15 +4,17 @@ A library is imported when it is first asked for, so that one that is not
 installed leaves out its row and nothing else.
 """
 
+import importlib
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
+from common.timing import Run
 from jax import Array
-from timing import Run
 
 import jaxdrop
 
@@ -21,56 +23,16 @@ Drop: TypeAlias = Callable[[Array, Array], Array]
 OURS = "jaxdrop"
 BASELINE = "x * 2"  # reads and writes what dropout must, and draws nothing
 TORCH = "torch"
+REFERENCE_PEER = "flax.linen"  # what dropout adds is compared with what this one adds
 FORWARD, BOTH = "forward", "forward+backward"
 
 
-def _jaxdrop(rate: float) -> Drop:
-    return partial(jaxdrop.dropout, rate=rate)
-
-
-def _flax_linen(rate: float) -> Drop:
-    from flax import linen
-
-    layer = linen.Dropout(rate, deterministic=False)
-    return lambda key, x: layer.apply({}, x, rngs={"dropout": key})
-
-
-def _flax_nnx(rate: float) -> Drop:
-    from flax import nnx
-
-    layer = nnx.Dropout(rate, deterministic=False)
-    return lambda key, x: layer(x, rngs=key)
-
-
-def _equinox(rate: float) -> Drop:
-    import equinox
-
-    layer = equinox.nn.Dropout(rate)
-    return lambda key, x: layer(x, key=key)
-
-
-def _haiku(rate: float) -> Drop:
-    import haiku
-
-    return lambda key, x: haiku.dropout(key, rate, x)
-
-
-def _keras(rate: float) -> Drop:
-    os.environ["KERAS_BACKEND"] = "jax"  # read when keras is first imported
-    import keras
-
-    # A key in the place of a seed makes the function pure, as `jit` needs it.
-    return lambda key, x: keras.random.dropout(x, rate, seed=key)
-
-
-_DROPS: dict[str, Callable[[float], Drop]] = {
-    OURS: _jaxdrop,
-    "flax.linen": _flax_linen,
-    "flax.nnx": _flax_nnx,
-    "equinox": _equinox,
-    "haiku": _haiku,
-    "keras": _keras,
-    BASELINE: lambda rate: lambda key, x: x * 2,
+_FUNCTIONS = {
+    "flax.linen": "flax.linen.Dropout",
+    "flax.nnx": "flax.nnx.Dropout",
+    "equinox": "equinox.nn.Dropout",
+    "haiku": "haiku.dropout",
+    "keras": "keras.random.dropout",
 }
 _DISTRIBUTIONS = {
     "flax.linen": "flax",
@@ -81,15 +43,49 @@ _DISTRIBUTIONS = {
     TORCH: "torch",
 }
 PEERS = tuple(_DISTRIBUTIONS)
+os.environ["KERAS_BACKEND"] = "jax"  # read when keras is first imported
 
 
 def make_drop(name: str, rate: float) -> Drop:
     """The dropout of the library called `name`, with its rate set."""
-    return _DROPS[name](rate)
+    if name == OURS:
+        return partial(jaxdrop.dropout, rate=rate)
+    if name == BASELINE:
+        return lambda key, x: x * 2
+    return jax_drop(_FUNCTIONS[name], rate)
+
+
+def jax_drop(peer: str, rate: Any, **options: Any) -> Drop:
+    """The layer or function of this name, as each library on JAX wants to be called."""
+    make = find(peer)
+    match re.split(r"\W", peer)[:2]:
+        case "flax", "nnx":
+            layer = make(rate, deterministic=False, **options)
+            return lambda key, x: layer(x, rngs=key)
+        case "flax", _:
+            layer = make(rate, deterministic=False, **options)
+            return lambda key, x: layer.apply({}, x, rngs={"dropout": key})
+        case "equinox", _:
+            layer = make(rate, **options)
+            return lambda key, x: layer(x, key=key)
+        case "keras", "random":  # a key in the place of a seed makes it pure, as `jit` needs it
+            return lambda key, x: make(x, rate, seed=key)
+        case "keras", _:
+            layer = make(rate, **options)
+            return lambda key, x: layer(x, training=True)
+        case "haiku", _:
+            return lambda key, x: make(key, rate, x)
+    raise ValueError(f"jax_drop: peer must be of a library on JAX; got {peer}.")
+
+
+def find(name: str) -> Any:
+    """What a dotted name means, up to the first character that belongs to none."""
+    module, _, attribute = re.match(r"[\w.]+", name)[0].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def find_peers(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the peers that can be imported, and why the others cannot."""
+    """Versions of the peers that can be imported, and why the others cannot, which is printed."""
     versions, missing = {}, {}
     for name in names:
         try:
@@ -97,6 +93,7 @@ def find_peers(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
             versions[name] = importlib.metadata.version(_DISTRIBUTIONS[name])
         except (ImportError, AttributeError) as error:  # the latter: too old for this JAX
             missing[name] = f"{type(error).__name__}: {error}"
+            print(f"{name} is left out: {missing[name]}")
     return versions, missing
 
 

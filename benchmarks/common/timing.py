@@ -8,23 +8,38 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
+from common.results import Record, rounded
 
 Run: TypeAlias = Callable[[], object]
 """Computes once and returns when the result is there."""
-
+Tick: TypeAlias = Callable[[], object]
+"""Moves a progress bar."""
 Samples: TypeAlias = dict[str, np.ndarray]
-"""Seconds of each candidate, one number a round."""
+"""Seconds of each candidate, one number per round."""
 
-_SECONDS_A_SAMPLE = 0.005  # short calls are repeated until a sample lasts this long
-_MOST_CALLS_A_SAMPLE = 100
+ROUNDS = 15  # by default; the quartiles of so many samples differ little between runs
+_SECONDS_PER_SAMPLE = 0.005  # short calls are repeated until a sample lasts this long
+_MOST_CALLS_PER_SAMPLE = 100
 
 
-def take_turns(runs: Mapping[str, Run], rounds: int, tick: Callable[[], object]) -> Samples:
-    """Times each candidate once a round, in an order drawn anew for each round.
+def run_of(function: Callable[..., Any], inputs: Sequence[Any], calls: int = 1) -> Run:
+    """A run that calls a function of JAX arrays, and waits for the result of the last call."""
+
+    def run() -> object:
+        for _ in range(calls - 1):
+            function(*inputs)
+        return jax.block_until_ready(function(*inputs))
+
+    return run
+
+
+def take_turns(runs: Mapping[str, Run], rounds: int, tick: Tick = lambda: None) -> Samples:
+    """Times each candidate once per round, in an order drawn anew for each round.
 
     Args:
       runs: what to time, by name.
@@ -32,10 +47,10 @@ def take_turns(runs: Mapping[str, Run], rounds: int, tick: Callable[[], object])
       tick: called after each round.
 
     Returns:
-      Seconds a call, an array of `rounds` numbers for each name.
+      Seconds per call, an array of `rounds` numbers for each name.
     """
     order = list(runs)
-    calls = {name: _calls_a_sample(run) for name, run in runs.items()}
+    calls = {name: _calls_per_sample(run) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     generator = random.Random(0)
     for _ in range(rounds):
@@ -46,7 +61,7 @@ def take_turns(runs: Mapping[str, Run], rounds: int, tick: Callable[[], object])
     return {name: np.array(seconds) for name, seconds in samples.items()}
 
 
-def summarise(samples: Samples, references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def summarise(samples: Samples, references: Mapping[str, str]) -> dict[str, Record]:
     """Medians and quartiles in milliseconds, and ratios to the references.
 
     Args:
@@ -69,15 +84,10 @@ def summarise(samples: Samples, references: Mapping[str, str]) -> dict[str, dict
     }
 
 
-def spread_ms(seconds: np.ndarray) -> dict[str, Any]:
+def spread_ms(seconds: np.ndarray) -> Record:
     """The median and the quartiles, in milliseconds."""
     low, median, high = map(rounded, 1e3 * np.quantile(seconds, [0.25, 0.5, 0.75]))
     return {"median_ms": median, "quartiles_ms": [low, high]}
-
-
-def rounded(value: Any) -> float:
-    """The value to four digits, which is more than timing can tell."""
-    return float(f"{value:.4g}")
 
 
 def _sample(run: Run, calls: int) -> float:
@@ -96,6 +106,6 @@ def _seconds(run: Run) -> float:
     return seconds
 
 
-def _calls_a_sample(run: Run) -> int:
+def _calls_per_sample(run: Run) -> int:
     run()
-    return min(_MOST_CALLS_A_SAMPLE, math.ceil(_SECONDS_A_SAMPLE / _seconds(run)))
+    return min(_MOST_CALLS_PER_SAMPLE, math.ceil(_SECONDS_PER_SAMPLE / _seconds(run)))

@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from elementwise import Record, run_of, temporary_bytes
+from common.attention import attend, attend_flax, attend_plain
+from common.measuring import NO_DROPOUT, describe
+from common.peers import OURS, REFERENCE_PEER, make_drop
+from common.results import Record
+from common.training import time_steps
 from jax import Array, lax
-from peers import OURS, make_drop
-from timing import Run, rounded, spread_ms, take_turns
-from training import NO_DROPOUT, OPTIMIZER, REFERENCE_PEER, make_step
-
-import jaxdrop
 
 OUR_WEIGHTS = "jaxdrop, weights in memory"
 _VOCABULARY = 1024
@@ -78,18 +76,13 @@ class Transformer:
             from flax import linen
 
             mask = linen.make_causal_mask(jnp.ones((self.batch, self.length)))
-            options = {"dropout_rng": key, "dropout_rate": self.rate, "deterministic": False}
-            return linen.dot_product_attention(*qkv, mask=mask, broadcast_dropout=False, **options)
-
-        def plain(key: Array, *qkv: Array) -> Array:
-            return jax.nn.dot_product_attention(*qkv, is_causal=True)
-
-        def in_tiles(key: Array, *qkv: Array) -> Array:
-            return jaxdrop.dot_product_attention(key, *qkv, self.rate, is_causal=True)
+            options = {"mask": mask, "broadcast_dropout": False}
+            return attend_flax(key, *qkv, rate=self.rate, **options)
 
         drop = make_drop(OURS, self.rate)
+        in_tiles = partial(attend, rate=self.rate, is_causal=True)
         return {
-            NO_DROPOUT: Dropout(lambda key, x: x, plain),
+            NO_DROPOUT: Dropout(lambda key, x: x, partial(attend_plain, is_causal=True)),
             REFERENCE_PEER: Dropout(make_drop(REFERENCE_PEER, self.rate), flax_attend),
             OURS: Dropout(drop, in_tiles),
             OUR_WEIGHTS: Dropout(drop, partial(_attend_in_memory, drop)),
@@ -141,27 +134,9 @@ def _attend_in_memory(drop: Callable[..., Array], key: Array, *qkv: Array) -> Ar
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-def compare_transformers(
-    model: Transformer, names: Sequence[str], rounds: int, tick: Callable[[], object]
-) -> list[Record]:
+def compare_transformers(model: Transformer, names: Sequence[str], rounds: int) -> list[Record]:
     """Times and temporaries of a step with each dropout, over that without any and over ours."""
-    weights = model.init()
-    state = OPTIMIZER.init(weights)
-    inputs = (weights, state, jax.random.key(2), model.tokens())
-    dropouts = model.dropouts()
-    steps = {
-        name: jax.jit(make_step(partial(model.loss, dropouts[name]))).lower(*inputs).compile()
-        for name in names
-    }
-    runs: dict[str, Run] = {name: run_of(step, inputs) for name, step in steps.items()}
-    samples = take_turns(runs, rounds, tick)
-    return [
-        {
-            "candidate": name,
-            **spread_ms(seconds),
-            "over_no_dropout": rounded(np.median(seconds / samples[NO_DROPOUT])),
-            "over_jaxdrop": rounded(np.median(seconds / samples[OURS])),
-            "temporary_bytes": temporary_bytes(steps[name]),
-        }
-        for name, seconds in samples.items()
-    ]
+    dropouts = {name: model.dropouts()[name] for name in names}
+    samples, programs = time_steps(model.loss, dropouts, model.init(), (model.tokens(),), rounds)
+    records = describe(samples, programs, {"over_no_dropout": NO_DROPOUT, "over_jaxdrop": OURS})
+    return [{"candidate": name, **record} for name, record in records.items()]
