@@ -109,7 +109,9 @@ class _Differentiated:
         avals: list[Any] = [atom.aval for atom in equation.operands]
         # JAX counts integers as differentiated too, though they have no tangent.
         floating = (jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals)
-        return _Differentiated(tuple(d and f for d, f in zip(is_differentiated, floating, strict=True)))
+        return _Differentiated(
+            tuple(d and f for d, f in zip(is_differentiated, floating, strict=True))
+        )
 
     def take(self, values: Values) -> list[Value]:
         return [value for value, place in zip(values, self.places, strict=True) if place]
