@@ -9,7 +9,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Inexact, Shaped
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import explicit_sharding
@@ -21,6 +20,7 @@ from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import checked_rate
 from jaxdrop.core.words import Words, below, draw_pair, draw_words, grid_address, threefry_key
 from jaxdrop.methods.masked import draw_for, drop
+from jaxdrop.rescale import expected
 
 
 def spatial_dropout(
@@ -30,7 +30,7 @@ def spatial_dropout(
     *,
     batch_axis: int | None = 0,
     channel_axis: int | None = -1,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops whole feature maps: one decision for each sample and channel.
 
@@ -84,7 +84,7 @@ def drop_path(
     rate: Rate,
     *,
     batch_axis: int | None = 0,
-    rescale: Rescale = rules.expected,
+    rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
     """Drops a residual branch whole: stochastic depth, one decision per sample.
 

@@ -9,7 +9,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Inexact
 
-from jaxdrop import rescale as rules
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import whole_along
@@ -21,6 +20,7 @@ from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
+from jaxdrop.rescale import realized
 
 # What a query may be left with instead of one position among its keys.
 _AS_DRAWN, _UNTOUCHED = -2, -1
@@ -75,7 +75,7 @@ def drop_heads(
     head = check.axis("head_axis", head_axis, x.ndim)
     named = check.distinct_axes(x, head_axis=head_axis, batch_axis=batch_axis)
     shared = other_axes(x.ndim, named)
-    rule = rules.realized(head) if rescale is None else rescale
+    rule = realized(head) if rescale is None else rescale
     return drop(check, key, x, rate, shared, rule)
 
 
