@@ -267,7 +267,7 @@ def _threefry_blocks(jaxpr: Any) -> int:
         inner = [_threefry_blocks(jaxpr) for jaxpr in _inner_jaxprs(equation)]
         together = max if equation.primitive.name == "cond" else sum
         blocks += equation.params.get("length", 1) * together(inner or [0])
-    # An exclusive-or left over is none of a block's rounds; it mixes the words of a key.
+    # An exclusive-or left over is no round of a block: it works on words that are drawn.
     return blocks + sum(size * (count // _XORS_PER_BLOCK) for size, count in xors.items())
 
 
