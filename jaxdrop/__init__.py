@@ -6,16 +6,16 @@ from jaxdrop.base.oldest_jax import require_jax as _require_jax
 
 _require_jax()  # first: chex and optax would fail on an old JAX with a message of their own
 
-# Namespaces: assertions, rules for the factor of survivors, what samples say, and what rules of
-# `plant` match.
+# Namespaces: assertions, rules for the factor of survivors, and what samples say. The
+# namespace `match` is imported below, with `plant`.
 from jaxdrop import checks as checks, rescale as rescale, uncertainty as uncertainty
 
-# Masks that are drawn apart and applied later.
+# Masks that are drawn first and applied later.
 from jaxdrop.core.bernoulli import draw_mask as draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_mask
 from jaxdrop.core.mask import Mask as Mask
 
-# Elements: `(key, x, rate, ...) -> y`, as all methods.
+# Elements. Like most methods, they are functions `(key, x, rate, ...) -> y`.
 from jaxdrop.methods.alpha import alpha_dropout as alpha_dropout
 
 # Attention.
@@ -37,7 +37,7 @@ from jaxdrop.methods.elementwise import (
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 
-# Rates that are trained: `(key, x, parameter) -> y`, and what each adds to the loss.
+# Rates that are trained, `(key, x, parameter) -> y`, and the term that each adds to the loss.
 from jaxdrop.methods.learned import (
     concrete_dropout as concrete_dropout,
     concrete_dropout_penalty as concrete_dropout_penalty,
@@ -67,7 +67,7 @@ from jaxdrop.methods.weights import (
     mixout as mixout,
 )
 
-# Drops put into functions that were written without them.
+# Drops that are put into functions written without them.
 from jaxdrop.planting import (
     Rule as Rule,
     SiteRow as SiteRow,
@@ -86,7 +86,7 @@ from jaxdrop.transforms.consistency import (
     two_views as two_views,
 )
 
-# Many runs of a function with a key.
+# Functions that run another function with many keys.
 from jaxdrop.transforms.moments import Moments as Moments
 from jaxdrop.transforms.monte_carlo import (
     monte_carlo as monte_carlo,

@@ -37,20 +37,20 @@ def dropout(
     E[y] = x and Var[y] = x^2 p / q. Dropped elements are exactly 0, and so is their
     gradient, even where `x` is infinite or NaN.
 
-    The mask is that of `draw_mask(key, x.shape, rate)`, whose docstring says
-    what it depends on. The product is computed in float32 (float64 for 64-bit
-    input) and rounded once. The backward pass keeps one bit per element. It keeps `x`
-    too if the derivative of the rule needs it, as with `preserve_sum`.
+    The mask is `draw_mask(key, x.shape, rate)`. The docstring of `draw_mask` says what
+    a mask depends on. The product is computed in float32 (float64 for 64-bit input) and
+    rounded once. The backward pass keeps one bit per element. It keeps `x` too if the
+    derivative of the rule needs it, as with `preserve_sum`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself, whatever the rule. A traced rate that is out of range
-        by more than rounding turns the result into NaN, and fails under `checkify`.
+      rate: probability of dropping, in [0, 1]; may be traced. A known rate of 0 returns
+        `x` itself, whatever the rule. A traced rate that is out of range by more than
+        rounding turns the result into NaN. Under `checkify` it is an error.
       broadcast_dims: axes along which the mask is shared.
-      rescale: rule for the factor of the survivors, `(mask, x) -> factor`. With
-        one of `jaxdrop.rescale` eager calls are compiled and cached; your own
+      rescale: rule for the factor of the survivors, `(mask, x) -> factor`. If it is
+        from `jaxdrop.rescale`, eager calls are compiled and cached. A rule of your own
         is called each time, so it may close over traced values.
 
     Returns:
@@ -95,17 +95,16 @@ def gaussian_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Multiplies `x` by normal noise of mean 1, with the variance of `dropout`.
 
-    y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and
-    Var[y] = x^2 p / q, as under `dropout`. The backward pass draws the noise again
-    instead of keeping it. The noise depends on the same things as a mask of
-    `draw_mask`, except for rounding: backends may differ in the last bit of a
-    logarithm.
+    y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and Var[y] = x^2 p /
+    q, as under `dropout`. The backward pass draws the noise again instead of keeping
+    it. The noise depends on the same things as a mask of `draw_mask`. Rounding is the
+    exception: the logarithms of two backends may differ in the last bit.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate: the rate p of the `dropout` that has this variance, in [0, 1]; may be
-        traced. A rate of 1, for which no variance exists, gives zeros, as with
+      rate: the rate p of the `dropout` that has the same variance, in [0, 1]; may be
+        traced. At a rate of 1 the variance is infinite; the result is zeros, as with
         `dropout`.
       broadcast_dims: axes along which the noise is shared.
 
@@ -149,10 +148,10 @@ def fixed_count_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Keeps exactly k = round(n (1 - rate)) of n elements, in every draw.
 
-    Survivors are multiplied by n / k, so E[y] = x and Var[y_i] = x_i^2 (n/k - 1),
-    while Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1). The number of survivors has
-    no variance, and neither has the sum of a constant input. Halves are rounded to
-    the even count. A k of 0 gives zeros. For another factor, draw a mask with
+    Survivors are multiplied by n / k, so E[y] = x and Var[y_i] = x_i^2 (n/k - 1), while
+    Cov(y_i, y_j) = -x_i x_j (n/k - 1) / (n - 1). The number of survivors does not vary,
+    so the sum of a constant input does not vary either. A half is rounded to the even
+    count. If k is 0, the result is zeros. For another factor, draw a mask with
     `draw_fixed_count_mask` and apply it with `apply_mask`.
 
     Args:
@@ -162,7 +161,8 @@ def fixed_count_dropout(
         only as exact as its dtype.
       axis: axes along which elements are counted together; None for all. Each
         position along the other axes has a draw of its own.
-      broadcast_dims: axes along which the mask is shared; they count once.
+      broadcast_dims: axes along which the mask is shared. The elements along such an
+        axis count as one.
 
     Returns:
       An array with the shape and dtype of `x`.
@@ -202,10 +202,10 @@ def apply_mask(
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 
-    `dropout` at a rate above 0 is `draw_mask` followed by this.
+    `dropout` at a rate above 0 is `draw_mask` followed by `apply_mask`.
 
     Args:
-      mask: a mask of the shape of `x`, or 1 along axes where it is shared.
+      mask: a mask with the shape of `x`, or with size 1 along the axes where it is shared.
       x: floating or complex array.
       rescale: rule for the factor of the survivors, `(mask, x) -> factor`.
 
@@ -238,7 +238,7 @@ def apply_mask(
     same_rank = len(mask.shape) == x.ndim
     if not same_rank or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
         raise ValueError(
-            f"{check}: mask must have the shape of x, or 1 where it is shared;"
+            f"{check}: mask must have the shape of x, or size 1 where it is shared;"
             f" got {mask.shape} for {x.shape}."
         )
     rescale = checked_rule(check, rescale)
@@ -267,7 +267,7 @@ def _fixed_count_dropout(
 ) -> Array:
     size = math.prod([layout.shape[axis] for axis in axes])
 
-    # One division: 1 / `keep_prob`, itself a quotient, would be rounded twice.
+    # One division is rounded once. `keep_prob` is a quotient, so 1 / `keep_prob` is rounded twice.
     def by_count(mask: Mask, x: Array) -> Array:
         return jnp.where(count == 0, 0, size / jnp.maximum(count, 1).astype(compute_dtype(x)))
 
@@ -276,6 +276,6 @@ def _fixed_count_dropout(
 
 @partial(jax.jit, static_argnames="size")
 def _traced_count(rate: Array, size: int) -> Array:
-    """The count for a traced rate; -1, which poisons, for a bad one."""
+    """The count for a traced rate. It is -1 for a bad rate, which turns the result into NaN."""
     rate = checked_rate(rate)
     return jnp.where(jnp.isnan(rate), -1, nearest_count(size * (1 - rate))).astype(jnp.int32)

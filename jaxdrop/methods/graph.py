@@ -1,4 +1,4 @@
-"""Methods for graphs: edges or nodes of a fixed-size array are dropped whole."""
+"""Methods for graphs: they drop whole edges or nodes, and keep the sizes of arrays."""
 
 from jax import Array
 from jaxtyping import Inexact
@@ -21,11 +21,12 @@ def drop_edges(
     """Drops edges of a graph, by setting their weights to zero.
 
     There is one decision per edge. E[y] = weights, so a sum over neighbours keeps its
-    mean. The number of edges stays the same, so that programs compile once. DropEdge
-    as published does not rescale, but normalises the adjacency again: pass
-    `rescale.none` and normalise afterwards. In an undirected graph, drop from one
-    weight per undirected edge and gather: `drop_edges(key, weights, rate)[edge]`.
-    For a dense adjacency matrix use `dropout`, since here its rows would be edges.
+    mean. The number of edges stays the same, so that programs compile once. The
+    published DropEdge does not rescale; it normalises the adjacency again. For that,
+    pass `rescale.none` and normalise afterwards. In an undirected graph, keep one
+    weight per undirected edge, drop from these weights, and gather: `drop_edges(key,
+    weights, rate)[edge]`. For a dense adjacency matrix use `dropout`, because this
+    function would take its rows for edges.
 
     Args:
       key: one random key, consumed here.
@@ -69,8 +70,8 @@ def drop_nodes(
 ) -> Inexact[Array, "*shape"]:
     """Drops nodes of a graph, by setting all their features to zero.
 
-    There is one decision per node. E[y] = x and Var[y] = x^2 p / q at each element,
-    and so what is propagated from a node keeps its mean.
+    There is one decision per node. E[y] = x and Var[y] = x^2 p / q at each element, so
+    the messages of a node keep their mean.
 
     Args:
       key: one random key, consumed here.

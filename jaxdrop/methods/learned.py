@@ -17,7 +17,7 @@ from jaxdrop.core.apply import compute_dtype, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
 
-_FARTHEST = 80.0  # logits beyond it count as this: in float32, exp(89) is infinite
+_FARTHEST = 80.0  # larger logits count as this one: in float32, exp(89) is infinite
 
 # Coefficients that the papers fitted: k1, k2, k3 and c1, c2, c3 of the docstring below.
 _MOLCHANOV = (0.63576, 1.87320, 1.48695)
@@ -34,24 +34,24 @@ def concrete_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Dropout whose rate has a gradient, by a mask that is nearly 0 or 1.
 
-    y = x z / q with z = 1 - sigmoid((rate_logit + ln u - ln(1 - u)) / temperature),
-    u uniform, and q = sigmoid(-rate_logit). As the temperature falls to 0 this becomes
-    `dropout` at rate p = sigmoid(rate_logit): z exceeds 1/2 with probability q at
-    any temperature. But z is neither 0 nor 1, and its mean is only nearly q: .89882
-    for .9 at temperature .1, so that E[y] = .99869 x there. Dropped places are
-    small, not zero.
+    y = x z / q with z = 1 - sigmoid((rate_logit + ln u - ln(1 - u)) / temperature), u
+    uniform, and q = sigmoid(-rate_logit). As the temperature falls to 0, this becomes
+    `dropout` at rate p = sigmoid(rate_logit). At any temperature z exceeds 1/2 with
+    probability q. But z is neither 0 nor 1, and its mean is only nearly q. At
+    temperature .1 and q = .9 the mean of z is .89882, so E[y] = .99869 x. Dropped
+    elements are small, not zero.
 
-    The rate is learned by minimising the loss plus `concrete_dropout_penalty`; with
-    the loss alone it would fall to 0. At test time leave it out, or run the network
-    under `monte_carlo`.
+    Minimise the loss plus `concrete_dropout_penalty`; with the loss alone the rate
+    would fall to 0. At test time leave the dropout out, or run the network under
+    `monte_carlo`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      rate_logit: logarithm of the odds of dropping, ln(p / (1 - p)), for all of
-        `x`, or an array that broadcasts to it, as one of shape (features,) does.
-        The parameter to train, such as `jax.scipy.special.logit(0.1)` at first.
-        -inf keeps everything, +inf gives zeros.
+      rate_logit: logarithm of the odds of dropping, ln(p / (1 - p)). It is one number
+        for all of `x` or an array that broadcasts to `x`, such as one of shape
+        (features,). This is the parameter to train; it may start at
+        `jax.scipy.special.logit(0.1)`. -inf keeps everything, +inf gives zeros.
       temperature: how soft the mask is, above 0 and well below 1; may be traced.
       broadcast_dims: axes along which the noise is shared.
 
@@ -87,14 +87,15 @@ def concrete_dropout_penalty(
     weight_regularizer: float,
     dropout_regularizer: float,
 ) -> Float[Array, ""]:
-    """What `concrete_dropout` of a layer's input adds to the loss, so that its rate is learned.
+    """The term to add to the loss so that the rate of `concrete_dropout` is learned.
 
     weight_regularizer * sum(weights^2) / (1 - p)
       + dropout_regularizer * num_features * (p ln p + (1 - p) ln(1 - p))
 
-    The first part, over the weights that follow the dropout, makes a high rate costly.
-    The second part is least at rate 1/2. Both follow from the evidence lower bound, for
-    N examples, a prior of length-scale l and a loss that is a mean over examples, with
+    The first part is a sum over the weights that follow the dropout; it makes a high
+    rate costly. The second part is least at rate 1/2. Both follow from the evidence
+    lower bound. For N examples, a prior of length-scale l and a loss that is a mean
+    over examples, take
 
       weight_regularizer = l^2 / (2 N), dropout_regularizer = 1 / N for a negative
       log-likelihood in nats, such as the cross-entropy;
@@ -103,18 +104,19 @@ def concrete_dropout_penalty(
     Args:
       rate_logit: logarithm of the odds of dropping, as in `concrete_dropout`.
       weights: a pytree of the arrays that the dropped input is multiplied by.
-      num_features: how many features are dropped independently: the size of the
-        layer's input.
+      num_features: how many features are dropped independently, which is the size of
+        the layer's input.
       weight_regularizer: factor of the squared weights, at least 0.
       dropout_regularizer: factor of the negative entropy, at least 0.
 
     Returns:
-      A scalar, in float32 or wider. With a rate for each feature, use `jax.vmap`
-      over rates and rows of the weights, with `num_features=1`, and add up.
+      A scalar, in float32 or wider. If each feature has a rate of its own, use
+      `jax.vmap` over the rates and the rows of the weights, with `num_features=1`, and
+      add up the results.
 
     Raises:
-      TypeError: `rate_logit` or a weight is not real and floating, or a number is
-        none.
+      TypeError: `rate_logit` or a weight is not real and floating, or one of the other
+        arguments is not a number.
       ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a
         regularizer is negative.
 
@@ -145,7 +147,7 @@ def concrete_dropout_penalty(
     ]
     total = sum((square.astype(logit.dtype) for square in squares), jnp.zeros((), logit.dtype))
     decay = of_weights * total
-    # Without weights no rate is costly: 0, where 0 times infinity would be NaN.
+    # If all weights are 0, no rate is costly. The logit is 0 there, since 0 times infinity is NaN.
     decay *= 1 + jnp.exp(jnp.where(decay == 0, 0, logit))  # 1 / (1 - p) = 1 + e^logit
     return decay + of_rate * count * _negative_entropy(logit)
 
@@ -159,21 +161,21 @@ def variational_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Multiplies `x` by normal noise of mean 1 and a variance that is learned.
 
-    y = x (1 + sqrt(alpha) e) with e standard normal, so E[y] = x and
-    Var[y] = alpha x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and one key
-    gives both the same noise. `x` may be a layer's input, or the weights themselves with
-    one alpha each. The latter sparsifies: weights whose alpha has become large (the
-    paper takes ln alpha > 3) are noise and can be set to 0. The gradient to a weight
-    then has a variance that grows with alpha, so begin with a small one. The spread is
-    learned by minimising the loss plus `variational_dropout_kl`; with the loss alone it would
-    fall to 0. At test time leave it out, or run the network under `monte_carlo`.
+    y = x (1 + sqrt(alpha) e) with e standard normal, so E[y] = x and Var[y] = alpha
+    x^2. It is `gaussian_dropout` with alpha = p / (1 - p), and one key gives both the
+    same noise. `x` may be a layer's input, or the weights themselves with one alpha
+    each. With weights it leads to sparse networks: weights whose alpha has become large
+    (in the paper, ln alpha > 3) are noise and can be set to 0. The variance of the
+    gradient of a weight then grows with its alpha, so begin with a small alpha.
+    Minimise the loss plus `variational_dropout_kl`; with the loss alone alpha would
+    fall to 0. At test time leave the noise out, or run the network under `monte_carlo`.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array.
-      log_alpha: ln alpha for all of `x`, or an array that broadcasts to it. The
-        parameter to train. -inf gives `x`, +inf gives zeros, as
-        `gaussian_dropout` at rate 1.
+      log_alpha: ln alpha, the parameter to train: one number for all of `x`, or an
+        array that broadcasts to `x`. -inf gives `x`. +inf gives zeros, as
+        `gaussian_dropout` does at rate 1.
       broadcast_dims: axes along which the noise is shared.
 
     Returns:
@@ -206,11 +208,12 @@ def variational_dropout_kl(
     *,
     approximation: Literal["molchanov", "kingma"] = "molchanov",
 ) -> Float[Array, "*shape"]:
-    """Divergence of a weight's noise from the log-uniform prior, in nats, by ln alpha.
+    """Divergence of the noise of a weight from the log-uniform prior, in nats.
 
-    The loss for N examples is the mean negative log-likelihood plus the sum of this
-    over all weights, divided by N; count an alpha as often as weights share it. It
-    depends on alpha alone and has no closed form. Two approximations of
+    The loss for N examples is the mean negative log-likelihood, plus 1 / N times the
+    sum of this divergence over all weights. If several weights share an alpha, each of
+    them counts. The divergence depends on alpha alone and has no closed form. There are
+    two approximations of
 
       KL = (gamma + ln 2 - ln alpha) / 2 + E ln|1 + sqrt(alpha) e|,
 
@@ -219,20 +222,20 @@ def variational_dropout_kl(
     "molchanov": k1 sigmoid(-k2 - k3 ln alpha) + ln(1 + 1 / alpha) / 2 with
     (.63576, 1.8732, 1.48695), for any alpha; it is off by at most .0094 nats.
 
-    "kingma": (gamma + ln 2 - ln alpha) / 2 - c1 alpha - c2 alpha^2 - c3 alpha^3
-    with (1.16145124, -1.50204118, .58629921), for alpha <= 1 only, where it is off
-    by at most .041 nats. For larger alpha the result is the value at 1, and the
-    gradient is 0. So bound alpha by 1, as the paper does.
+    "kingma": (gamma + ln 2 - ln alpha) / 2 - c1 alpha - c2 alpha^2 - c3 alpha^3 with
+    (1.16145124, -1.50204118, .58629921), for alpha <= 1 only; there it is off by at
+    most .041 nats. For larger alpha the result is the value at 1, and the gradient is
+    0. So bound alpha by 1, as the paper does.
 
-    The log-uniform prior is improper, and the posterior may be improper too. So read
-    this as a regularizer with a published form, not as a bound of the evidence.
+    The log-uniform prior is improper, and the posterior may be improper too. So take
+    this for a published regularizer, not for a bound of the evidence.
 
     Args:
       log_alpha: ln alpha, any shape.
       approximation: "molchanov" or "kingma".
 
     Returns:
-      The divergence of each, with the shape of `log_alpha`, in float32 or wider.
+      The divergence for each alpha, with the shape of `log_alpha`, in float32 or wider.
 
     Raises:
       TypeError: `log_alpha` is not real and floating.

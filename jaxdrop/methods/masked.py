@@ -1,4 +1,4 @@
-"""What families of methods share: one Bernoulli mask, drawn for an array and applied to it."""
+"""What families of methods share: a Bernoulli mask is drawn for an array and applied to it."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def drop(
     shared: tuple[int, ...],
     rescale: Rescale = expected,
 ) -> Array:
-    """Zeroes elements of `x` and rescales the others; shared axes share their decisions."""
+    """Zeroes elements of `x` and rescales the others; shared axes share a decision."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
     return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale))
@@ -40,8 +40,8 @@ def drop_on_grid(
     if rate.is_one:
         return jnp.zeros_like(x)
     settings = rate, mask_layout(x.shape, shared)
-    # A rule of the user may change between calls or hold traced values. So it stays outside
-    # of the program that is cached, which then is the draw alone.
+    # A rule of the user may change between calls or hold traced values. So it is not
+    # part of the cached program, which then only draws the mask.
     if is_own_rule(rescale):
         return _drop(key, x, *settings, rescale)
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)

@@ -1,4 +1,4 @@
-"""Methods for recurrent networks: one mask for all times, and states that stay."""
+"""Methods for recurrent networks: one mask for all time steps, and states that keep elements."""
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,16 @@ def locked_dropout(
     one step is dropped at all steps.
 
     The state of a recurrent network does not exist before the `scan`. Draw its mask
-    outside and apply it inside, as in the second example. A draw inside, from a key
-    that the step closes over, gives the same mask but repeats the work at each step.
+    outside and apply it inside, as in the second example. If you draw inside, from a
+    key that the step closes over, the mask is the same but the work is repeated at each
+    step.
 
     Args:
       key: one random key, consumed here.
       x: floating or complex array with all time steps.
       rate: probability of dropping, in [0, 1]; may be traced.
-      time_axis: axis of the time steps: 0 for what `scan` stacks, often 1 in
-        (batch, time, features).
+      time_axis: axis of the time steps. It is 0 for what `scan` stacks, and often 1, as
+        in (batch, time, features).
       rescale: rule for the factor of the survivors.
 
     Returns:
@@ -83,8 +84,8 @@ def zoneout(
 ) -> Inexact[Array, "*shape"]:
     """Leaves elements of a recurrent state as they were, with probability `rate`.
 
-    y = m new + (1 - m) old. Nothing is scaled: E[y] = q new + p old. At test time,
-    without a key, this mean is returned.
+    y = m new + (1 - m) old. Nothing is scaled: E[y] = q new + p old. Without a key, for
+    test time, the result is this mean.
 
     Args:
       key: one random key, consumed here; None for the mean, at test time.
@@ -124,6 +125,6 @@ def zoneout(
 @jax.jit
 def _mean(new: Array, old: Array, rate: GridRate) -> Array:
     keep_prob, drop_prob = rate.threshold.probabilities(compute_dtype(new))
-    # `where`, since 0 times infinity is NaN: at rates 0 and 1 one state counts nothing.
+    # `where`, since 0 times infinity is NaN: at rates 0 and 1 one of the states has no weight.
     kept = jnp.where(keep_prob == 0, 0, times(new, keep_prob))
     return (kept + jnp.where(drop_prob == 0, 0, times(old, drop_prob))).astype(new.dtype)

@@ -1,4 +1,4 @@
-"""Methods that drop feature maps, residual branches or squares of images whole."""
+"""Methods that drop whole feature maps, residual branches or squares of images."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,9 +34,9 @@ def spatial_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Drops whole feature maps: one decision for each sample and channel.
 
-    E[y] = x and Var[y] = x^2 p / q at each element, as under `dropout`. All elements
-    of a feature map share one decision, so only batch x channels decisions are drawn.
-    It serves signals, images and volumes alike: all axes except the two named ones are
+    E[y] = x and Var[y] = x^2 p / q at each element, as under `dropout`. All elements of
+    a feature map share one decision, so only batch x channels decisions are drawn. It
+    works for signals, images and volumes: all axes except the two named ones are
     spatial.
 
     Args:
@@ -86,7 +86,7 @@ def drop_path(
     batch_axis: int | None = 0,
     rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
-    """Drops a residual branch whole: stochastic depth, one decision per sample.
+    """Drops a whole residual branch, with one decision per sample: stochastic depth.
 
     Use it as `x + drop_path(key, branch(x), rate)`. E[y] = x and
     Var[y] = x^2 p / q at each element. All elements of a sample share one decision. At
@@ -96,10 +96,10 @@ def drop_path(
       key: one random key, consumed here.
       x: floating or complex array, what the branch returned.
       rate: probability of dropping the branch, in [0, 1]; may be traced.
-      batch_axis: axis of the samples; None for one decision for all of `x`, as
-        for a whole batch, and for one sample under `vmap` or `per_sample`.
-      rescale: rule for the factor of the survivors; `rescale.none` as in the
-        paper, which scales by `1 - rate` at test time.
+      batch_axis: axis of the samples. None makes one decision for all of `x`: for a
+        whole batch, or for one sample under `vmap` or `per_sample`.
+      rescale: rule for the factor of the survivors. The paper's is `rescale.none`; it
+        scales by `1 - rate` at test time instead.
 
     Returns:
       An array with the shape and dtype of `x`; zeros where `rate` is 1.
@@ -137,8 +137,8 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
       depth: number of blocks L, at least 1.
 
     Returns:
-      L rates, the first block's first: Python floats if `rate` is known, an
-      array if not.
+      L rates, from the first block to the last: Python floats if `rate` is known, an
+      array if it is traced.
 
     Raises:
       TypeError: `rate` is not a number, or `depth` not an integer.
@@ -168,16 +168,15 @@ def shake_drop(
     *,
     batch_axis: int | None = 0,
 ) -> Inexact[Array, "*shape"]:
-    """Keeps a residual branch, or multiplies it by noise: another one in the backward pass.
+    """Keeps a residual branch or multiplies it by noise, with other noise in the backward pass.
 
-    For each sample y = x with probability q = 1 - rate. Else y = a x with a
-    uniform in [-1, 1], and derivatives are multiplied by b, uniform in [0, 1] and
-    independent, instead of a: in forward mode and in reverse mode alike. Nothing is
-    rescaled:
+    For each sample, y = x with probability q = 1 - rate. Otherwise y = a x, where a is
+    uniform in [-1, 1]. Derivatives are then multiplied not by a but by b, which is
+    uniform in [0, 1] and independent of a. This holds in forward mode and in reverse
+    mode. Nothing is rescaled:
 
-      E[y] = q x, which is what comes out at test time, without a key;
-      Var[y] = x^2 (q + p / 3 - q^2);
-      the derivative is q + p / 2 on average.
+      E[y] = q x, which is also the result without a key, at test time; Var[y] = x^2 (q
+      + p / 3 - q^2); the derivative is q + p / 2 on average.
 
     Use it as `x + shake_drop(key, branch(x), rate)`, with `drop_path_rates` for the
     rates of all blocks.
@@ -186,8 +185,8 @@ def shake_drop(
       key: one random key, consumed here; None for the mean, at test time.
       x: floating or complex array, what the branch returned.
       rate: probability of shaking the branch, in [0, 1]; may be traced.
-      batch_axis: axis of the samples; None for one decision for all of `x`, as
-        for one sample under `vmap` or `per_sample`.
+      batch_axis: axis of the samples; None makes one decision for all of `x`, for one
+        sample under `vmap` or `per_sample`.
 
     Returns:
       An array with the shape and dtype of `x`.
@@ -225,7 +224,7 @@ def shake_drop(
 @jax.jit
 def _mean_branch(x: Array, rate: GridRate) -> Array:
     keep_prob, _ = rate.threshold.probabilities(compute_dtype(x))
-    # Selected, so that at rate 1 the branch may be infinite.
+    # `where`, since 0 times an infinite branch would be NaN at rate 1.
     return jnp.where(keep_prob == 0, 0, times(x, keep_prob)).astype(x.dtype)
 
 
@@ -233,7 +232,7 @@ def _mean_branch(x: Array, rate: GridRate) -> Array:
 def _shake_drop(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     mask = draw_for(key, x, rate, layout)
     keep = unpack_for(mask, x)
-    # The mask has used the key's own words, so the factors come from another's.
+    # The mask has used the words of this key, so the factors use the words of another key.
     words_key = threefry_key(fold_in_name(key, "factors"))
     address = grid_address(layout.shape, layout.sharding(explicit_sharding(x)))
     factors = _shakes(*draw_pair(words_key, address, jnp.uint32(0)), compute_dtype(x))
@@ -245,7 +244,7 @@ def _shake_drop(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
 
 
 def _shakes(first: Words, second: Words, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Uniform numbers in [-1, 1] and in [0, 1], the middles of 2^32 equal parts.
+    """Uniform numbers in [-1, 1] and in [0, 1]: midpoints of 2^32 equal parts of the interval.
 
     Both lie symmetrically in their intervals, so their means are exactly 0 and 1/2.
     """
@@ -255,7 +254,7 @@ def _shakes(first: Words, second: Words, dtype: jnp.dtype) -> tuple[Array, Array
 
 @jax.custom_jvp
 def _multiply(x: Array, forward: Array, backward: Array) -> Array:
-    """`x` times one factor, with a derivative that is the other one."""
+    """`x` times the first factor; its derivative is the second factor."""
     del backward
     return times(x, forward).astype(x.dtype)
 
@@ -265,7 +264,7 @@ def _multiply_jvp(
     primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
     # Linear in the tangent of `x`, so that JAX can transpose it: one rule for both modes.
-    # Factors are made of random words and have no tangents.
+    # The factors are made of random words, so they have no tangents.
     return _multiply(*primals), times(tangents[0], primals[2]).astype(primals[0].dtype)
 
 
@@ -279,16 +278,17 @@ def cutout(
 ) -> Shaped[Array, "*shape"]:
     """Sets one square of each sample to zero, in all channels.
 
-    The centre is uniform over all positions, and the square is cut off at the
-    border. Nothing is rescaled, and no mean is kept. Along an axis of n positions, the
-    square covers a position with probability `size / n` inside, and about half of that
-    at the border. A position is zeroed where it is covered along all axes.
+    The centre is uniform over all positions, and the square is cut off at the border.
+    Nothing is rescaled, and no mean is kept. Along an axis of n positions, the square
+    covers an inner position with probability `size / n`, and a position at the border
+    with about half of that. A position is set to zero if the square covers it along all
+    axes.
 
     Args:
       key: one random key, consumed here.
       x: array of any numbers, such as (batch, height, width, channels).
-      size: edge of the square in elements, or one for each spatial axis. Of an
-        even edge, one more element lies before the centre than after it.
+      size: edge of the square in elements, or one for each spatial axis. If an edge is
+        even, one more element lies before the centre than after it.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
       channel_axis: axis of the channels; None if there is none.
 
@@ -331,7 +331,7 @@ def _cutout(
 ) -> Array:
     samples = 1 if batch_axis is None else x.shape[batch_axis]
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps the words, not what they cover
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps the words, not the squares
     def cut(words: Words, x: Array) -> Array:
         inside = jnp.ones((1,) * x.ndim, bool)
         for i, (axis, edge) in enumerate(zip(spatial, edges, strict=True)):
