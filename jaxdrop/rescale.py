@@ -1,7 +1,7 @@
-"""What survivors are multiplied by: the rules behind every rescaled dropout.
+"""Rules for the factor that the survivors of a dropout are multiplied by.
 
-A rule is any function `(mask, x) -> factor` whose result broadcasts to `x`.
-Survivors are multiplied by it. Let x be fixed, with n elements, of which S are kept,
+A rule is any function `(mask, x) -> factor`. The factor broadcasts to `x`, and
+survivors are multiplied by it. Let x be fixed, with n elements, of which S are kept,
 each with probability q = 1 - p:
 
 | | `expected` | `realized` | `preserve_sum` | `preserve_norm` | `none` |
@@ -11,11 +11,12 @@ each with probability q = 1 - p:
 | Var[sum y] | (p/q) sum x^2 | (R-1) n s^2 | 0 | | p q sum x^2 |
 | E norm(y)^2 | norm(x)^2 / q | R norm(x)^2 | | norm(x)^2 | q norm(x)^2 |
 
-R = E[n/S | S > 0], and s^2 is the sample variance of x. Both entries with R hold
-given S > 0. So do the zeros and the norm(x)^2 of the `preserve` rules.
+Here R = E[n/S | S > 0], and s^2 is the sample variance of x. Four entries hold under
+the condition S > 0: both with R, and those of `preserve_sum` and `preserve_norm` in the
+last two rows.
 
-The rules made here compare equal when their settings do, so that `dropout`
-called eagerly with `realized(axis=0)` is compiled once.
+Rules of this module with equal settings compare equal. So eager calls of `dropout` with
+`realized(axis=0)` are compiled once.
 """
 
 import inspect
@@ -57,8 +58,9 @@ Tree = TypeVar("Tree")
 def expected(mask: Mask, x: Array) -> Array:
     """Divides by the keep probability: inverted dropout, the default.
 
-    Keeps the mean of every element, E[y] = x, and adds variance x^2 p / q. The
-    probability is that of the mask, which is on the grid of rates, so this is exact.
+    Keeps the mean of every element, E[y] = x, and adds variance x^2 p / q. q is the
+    probability that the mask was drawn with, already rounded to the grid, so this is
+    exact.
 
     Args:
       mask: the mask about to be applied.
@@ -79,7 +81,7 @@ def expected(mask: Mask, x: Array) -> Array:
 
 
 def none(mask: Mask, x: Array) -> Array:
-    """Leaves survivors as they are, E[y] = q x: dropout as first published.
+    """Leaves survivors as they are, so E[y] = q x. Dropout was first published in this form.
 
     At test time, networks that were trained with it need `inference_scale` on the
     weights that follow the dropout.
@@ -105,12 +107,13 @@ def none(mask: Mask, x: Array) -> Array:
 
 
 def realized(axis: Axes = None) -> Rescale:
-    """Divides by the fraction that was really kept: a rule with factor n / S.
+    """Makes a rule that divides by the fraction that was really kept: the factor is n / S.
 
-    The sum no longer varies with the count: a constant input keeps its sum exactly.
-    E[y] = (1 - p^n) x, since the result is 0 where all n elements are dropped. A count
-    over a whole batch couples its samples, and for many elements differs little from
-    `expected`; `axis=-1` counts within each row.
+    The sum does not vary with the number of survivors, so a constant input keeps its
+    sum exactly. E[y] = (1 - p^n) x, since the result is 0 where all n elements are
+    dropped. If elements are counted over a whole batch, the samples of the batch are
+    not independent, and for many elements the factor differs little from that of
+    `expected`. `axis=-1` counts within each row.
 
     Args:
       axis: axes over which elements are counted; None for all.
@@ -136,7 +139,7 @@ def realized(axis: Axes = None) -> Rescale:
 
 
 def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
-    """Makes the survivors add up to the sum of the input, in every draw.
+    """Makes a rule by which the survivors add up to the sum of the input, in every draw.
 
     The mean of each element is biased, and gradients run through the factor. The
     factor is undefined where the kept elements cancel, and is very large where they
@@ -145,7 +148,7 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
 
     Args:
       axis: axes over which the sum is kept; None for all.
-      tolerance: how much cancellation makes the rule fall back; 0 for exact
+      tolerance: the rule falls back at or below this ratio of the two sums; 0 for exact
         cancellation only.
 
     Returns:
@@ -172,10 +175,10 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
 
 
 def preserve_norm(axis: Axes = None) -> Rescale:
-    """Gives the survivors the 2-norm of the input, in every draw.
+    """Makes a rule by which the survivors have the 2-norm of the input, in every draw.
 
-    The mean of each element is biased, and gradients run through the factor.
-    Falls back to `expected` where all kept elements are 0.
+    The mean of each element is biased, and gradients run through the factor. The rule
+    falls back to `expected` where all kept elements are 0.
 
     Args:
       axis: axes over which the norm is kept; None for all.
@@ -203,9 +206,9 @@ def preserve_norm(axis: Axes = None) -> Rescale:
 def inference_scale(tree: Tree, rate: Rate) -> Tree:
     """Multiplies weights by the keep probability, for use at test time.
 
-    For networks trained with `none`: the next layer then sees its expected
-    input. Pass the weights that the dropped activations are multiplied with,
-    not the biases.
+    Use it for networks that were trained with the rule `none`: the next layer then sees
+    its expected input. Pass the weights that the dropped activations are multiplied
+    with, and not the biases.
 
     Args:
       tree: a pytree of floating or complex arrays.
@@ -227,7 +230,7 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
     """
     check = Check("inference_scale")
     rate = check.probability("rate", rate)
-    # That of the grid: the masks were drawn with it, not with the rate as asked.
+    # The masks were drawn with the rounded probability, so the weights need the same.
     keep_prob = jnp.asarray(grid_rate(rate).threshold.keep_prob)
 
     def scale(path: Any, leaf: Any) -> Array:
@@ -239,7 +242,8 @@ def inference_scale(tree: Tree, rate: Rate) -> Tree:
 
 
 def is_own_rule(rule: Rescale) -> bool:
-    """Whether a rule is of this module: pure, and equal to those with the same settings.
+    """Whether a rule is from this module, so that it is pure and equals rules with the
+    same settings.
 
     Only such a rule may be compiled into a cached program. Another rule may read what
     changes between calls, or close over traced values.
@@ -281,7 +285,7 @@ class _Realized:
                 " Name the axes to count over."
             )
         kept = count_flags(unpack_for(mask, x), axes).astype(compute_dtype(x))
-        # 1 where nothing is kept: an infinite branch would make the gradient NaN.
+        # Divides by 1 where nothing is kept: an infinite quotient would make the gradient NaN.
         some_kept = kept != 0
         return jnp.where(some_kept, size / jnp.where(some_kept, kept, 1), 0)
 

@@ -1,4 +1,4 @@
-"""Alpha dropout, which keeps the mean and variance that SELU settles at."""
+"""Alpha dropout, which keeps the mean 0 and variance 1 of networks with SELU."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,17 +29,17 @@ def alpha_dropout(
 ) -> Float[Array, "*shape"]:
     """Sets elements to the negative limit of SELU, keeping mean 0 and variance 1.
 
-    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is the limit of SELU,
-    a = (q + a'^2 q p)^(-1/2) and b = -a p a'. If x has mean 0 and variance 1, then y
-    has exactly the same; other means and variances are not kept. It is for use with
-    `jax.nn.selu` and `lecun_normal` weights. Use `broadcast_dims` to drop whole
-    features, as in `(1, 2)` for images with the channels last.
+    y = a (m x + (1 - m) a') + b, where a' = -1.7581 is the limit of SELU, a = (q + a'^2
+    q p)^(-1/2) and b = -a p a'. If x has mean 0 and variance 1, then y has exactly the
+    same; other means and variances are not kept. Use it with `jax.nn.selu` and
+    `lecun_normal` weights. `broadcast_dims` drops whole features: take `(1, 2)` for
+    images with the channels last.
 
     Args:
       key: one random key, consumed here.
       x: real floating array.
-      rate: probability of dropping, in [0, 1]; may be traced. A known rate of
-        0 returns `x` itself. A rate of 1 gives zeros, which y tends to.
+      rate: probability of dropping, in [0, 1]; may be traced. A known rate of 0 returns
+        `x` itself. At a rate of 1 the result is zeros, the limit of y.
       broadcast_dims: axes along which the mask is shared.
 
     Returns:

@@ -42,17 +42,17 @@ def drop_block(
     """Drops contiguous blocks of each feature map, a share `rate` of it on average.
 
     A position is a seed with probability gamma, and each seed drops a block. Blocks may
-    overlap, and each lies wholly inside. Gamma is computed such that the expected
-    share of dropped elements is `rate`. The paper's gamma misses that share: it drops
-    .386 instead of .5 for blocks of 3 x 3 in 8 x 8. Elements near the border are
-    covered by fewer blocks and dropped less often.
+    overlap, and each block lies wholly inside the map. Gamma is computed such that the
+    expected share of dropped elements is `rate`. The paper's gamma misses that share:
+    it drops .386 instead of .5 for blocks of 3 x 3 in 8 x 8. Elements near the border
+    are covered by fewer blocks and dropped less often.
 
     Gamma is computed in float64 for a known rate and in float32 for a traced one, so
     their masks may differ at one seed in millions.
 
-    Survivors are multiplied by size / kept for each sample and channel: a
-    constant feature map keeps its sum in every draw, unless all of it is
-    dropped, which gives zeros. The mean of a single element is not kept.
+    In each sample and channel, survivors are multiplied by size / kept. So a constant
+    feature map keeps its sum in every draw. If all of it is dropped, the result is
+    zeros. The mean of a single element is not kept.
 
     Args:
       key: one random key, consumed here.
@@ -61,9 +61,9 @@ def drop_block(
       block_size: edge of a block, or one for each spatial axis; at least 1, and
         cut to the feature map where that is smaller.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
-      channel_axis: axis of the channels; None if there is none. To drop the same
-        blocks in all channels, count their axis as spatial, with a block as
-        long as it: `block_size=(b, b, channels), channel_axis=None`.
+      channel_axis: axis of the channels; None if there is none. To drop the same blocks
+        in all channels, treat the channels as a spatial axis that a block fills:
+        `block_size=(b, b, channels), channel_axis=None`.
       exact: False for the paper's gamma.
 
     Returns:
@@ -105,12 +105,12 @@ def drop_block(
 def drop_block_gamma(
     rate: Rate, shape: Sequence[int], block_size: int | Sequence[int], *, exact: bool = True
 ) -> Float[Array, ""] | float:
-    """The probability of a seed with which `drop_block` drops a share `rate`.
+    """The seed probability gamma at which `drop_block` drops a share `rate`.
 
-    A position that c seeds can cover is kept with probability (1 - gamma)^c. The exact
-    gamma is the one for which the mean of this over all positions is 1 - rate. The
-    paper's, rate / block^d * prod of f / (f - block + 1), is that of blocks that never
-    overlap.
+    A position that c seeds can cover is kept with probability (1 - gamma)^c. For the
+    exact gamma, the mean of this over all positions is 1 - rate. The paper's gamma is
+    rate / block^d * prod of f / (f - block + 1), which would be right if blocks never
+    overlapped.
 
     Args:
       rate: share to drop, in [0, 1]; may be traced.
@@ -155,8 +155,8 @@ def _drop_block(
     sizes = tuple(x.shape[axis] for axis in spatial)
     if not isinstance(rate, Threshold):
         rate = fine_threshold(_gamma(checked_rate(rate), sizes, blocks, exact))
-    # With the spatial axes apart from the packed ones, a block spreads by
-    # shifting whole words, 32 decisions at once.
+    # The spatial axes are kept apart from the packed ones. So a block spreads by shifts
+    # of whole words, 32 decisions at once.
     edges = dict(zip(spatial, blocks, strict=True))
     seeds = tuple(n - edges.get(axis, 1) + 1 for axis, n in enumerate(x.shape))
     sharding = explicit_sharding(x)
@@ -167,16 +167,17 @@ def _drop_block(
     words = mask.words
     for axis, block in enumerate(blocks):
         words = _spread(words, axis, block)
-    # The seeds' `keep_prob` is not used, except that NaN tells of a bad rate.
+    # Nothing uses the `keep_prob` of the seeds, except that NaN shows a bad rate.
     mask = replace(mask, words=words, layout=Layout(x.shape, apart=spatial))
     return rescale_and_select(mask, x, realized(spatial))
 
 
 def _spread(words: Words, axis: int, block: int) -> Words:
-    """Clears each element that lies up to `block - 1` behind a cleared one.
+    """Clears each element that follows a cleared one at a distance below `block`.
 
-    The axis grows by as much. Each trip doubles what a seed clears, and the last one
-    adds what is missing. It is a loop so that XLA computes the words of each trip once.
+    The axis grows by `block - 1`. Each trip doubles the length that a seed clears, and
+    the last trip adds what is missing. A loop makes XLA compute the words of each trip
+    only once.
     """
     shifts = []
     while sum(shifts) < block - 1:
@@ -185,7 +186,7 @@ def _spread(words: Words, axis: int, block: int) -> Words:
     shifts = np.array([*shifts, 0, 0][: max(len(shifts), 2)])
     ones = [(0, 0)] * words.ndim
     ones[axis] = (0, block - 1)
-    # `roll` wraps around. What it brings in are the ones put here, which clear nothing.
+    # `roll` wraps around, but it only brings in the ones that are put here. They clear nothing.
     words = jnp.pad(words, ones, constant_values=np.uint32(0xFFFFFFFF))
 
     def trip(i: Array, words: Words) -> Words:
@@ -208,7 +209,7 @@ def _known_gamma(
 ) -> float:
     """The probability of a seed for a known rate.
 
-    In NumPy's float64, so that masks of known rates are the same everywhere.
+    It is computed in NumPy's float64, so that masks of known rates are the same everywhere.
     """
     if rate == 1:
         return 1.0
@@ -240,7 +241,7 @@ def _disjoint_share(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> float:
 
 
 def _newton_step(t: Any, rate: Any, cover: Any, share: Any, xp: ModuleType) -> Any:
-    """One step to the t = -log(1 - gamma) at which a share `rate` is dropped.
+    """One step towards the t = -log(1 - gamma) at which a share `rate` is dropped.
 
     The share dropped, 1 - mean of exp(-c t), is a concave function of t that rises. So
     Newton's steps from 0 approach the root from below and need no bracket.
@@ -251,14 +252,14 @@ def _newton_step(t: Any, rate: Any, cover: Any, share: Any, xp: ModuleType) -> A
 
 
 def _coverage(sizes: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """How many seeds can cover a position: the numbers, and the share that has each."""
+    """How many seeds can cover a position: the numbers, and the share of positions with each."""
     axes = []
     for f, b in zip(sizes, blocks, strict=True):
         i = np.arange(f)  # covered by seeds i - b + 1 to i, of those from 0 to f - b
         counts = np.minimum.reduce([i + 1, f - i, np.full(f, b), np.full(f, f - b + 1)])
         axes.append(np.unique(counts, return_counts=True))
-    # Axes are independent, so numbers and shares multiply; equal numbers are taken together
-    # along each axis, which keeps the lists short.
+    # Axes are independent, so numbers and shares multiply. Along each axis, positions
+    # with equal numbers are counted together, which keeps the lists short.
     cover = [math.prod(numbers) for numbers in itertools.product(*[values for values, _ in axes])]
     share = [math.prod(numbers) for numbers in itertools.product(*[c / c.sum() for _, c in axes])]
     return np.array(cover, float), np.array(share)

@@ -1,4 +1,4 @@
-"""Methods for conditions, which are dropped whole."""
+"""Methods for conditions, each of which is dropped as a whole."""
 
 import dataclasses
 from functools import partial
@@ -28,20 +28,19 @@ def drop_condition(
 ) -> Tree:
     """Replaces whole conditions by the null condition: classifier-free guidance.
 
-    There is one decision per sample, the same for all leaves of its condition.
-    Nothing is scaled. Gradients reach both the conditions and the null, which
-    may be learned.
+    There is one decision per sample, and it holds for all leaves of the sample's condition.
+    Nothing is scaled. Gradients reach both the conditions and the null, which may be
+    learned.
 
     Args:
       key: one random key, consumed here.
       condition: a pytree of arrays, each with the samples along `batch_axis`.
-      rate: probability of replacing a sample's condition, in [0, 1]; may be
-        traced. A traced rate that is out of range turns floats into NaN, integers
-        into the one farthest from 0 and booleans into False.
-      null: what stands for no condition: a pytree prefix of `condition` whose
-        leaves broadcast to its leaves, such as 0 or a learned embedding.
-      batch_axis: axis of the samples; None for a single decision, as for one
-        sample under `vmap`.
+      rate: probability of replacing a sample's condition, in [0, 1]; may be traced. If
+        a traced rate is out of range, floats become NaN, integers become the integer
+        farthest from 0, and booleans become False.
+      null: the null condition, such as 0 or a learned embedding. It is a pytree prefix
+        of `condition` whose leaves broadcast to the leaves of `condition`.
+      batch_axis: axis of the samples. None makes a single decision, for one sample under `vmap`.
 
     Returns:
       A pytree with the structure, shapes and dtypes of `condition`.
@@ -91,14 +90,14 @@ def _batches(
     counts = {array.shape[axis] for array, axis in zip(arrays, axes, strict=True)}
     if len(counts) > 1:
         raise ValueError(
-            f"{check}: condition must have as many samples in each leaf; got"
+            f"{check}: condition must have the same number of samples in each leaf; got"
             f" {sorted(counts)}. Pass batch_axis=None for one sample."
         )
     return axes, next(iter(counts), 1)
 
 
 def _prefix_leaves(check: Check, prefix: Any, tree: Any) -> list[Any]:
-    """The leaves of a prefix, each as often as the tree has leaves below it."""
+    """The leaves of a prefix, each repeated for all leaves of the tree below it."""
     try:
         return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
     except ValueError as error:
@@ -116,8 +115,8 @@ def _drop_condition(
 ) -> list[Array]:
     mask = bernoulli_mask(key, rate, Layout((samples,)))
 
-    # The decisions of the samples as a mask of each leaf: along all axes but that of the
-    # samples it is shared, so its words are the same in another shape.
+    # Makes the decisions of the samples a mask of a leaf. The mask is shared along all
+    # axes except that of the samples, so it has the same words in another shape.
     def choose(x: Array, null: Array, axis: int | None) -> Array:
         layout = mask_layout(x.shape, other_axes(x.ndim, (axis,)))
         words = mask.words.reshape(layout.words_shape)

@@ -95,10 +95,10 @@ def gaussian_dropout(
 ) -> Inexact[Array, "*shape"]:
     """Multiplies `x` by normal noise of mean 1, with the variance of `dropout`.
 
-    y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and Var[y] = x^2 p /
-    q, as under `dropout`. The backward pass draws the noise again instead of keeping
-    it. The noise depends on the same things as a mask of `draw_mask`. Rounding is the
-    exception: the logarithms of two backends may differ in the last bit.
+    y = x (1 + sqrt(p / q) e) with e standard normal, so E[y] = x and Var[y] = x^2
+    p / q, as under `dropout`. The backward pass draws the noise again instead of
+    keeping it. The noise depends on the same things as a mask of `draw_mask`. Rounding
+    is the exception: the logarithms of two backends may differ in the last bit.
 
     Args:
       key: one random key, consumed here.

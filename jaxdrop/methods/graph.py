@@ -24,9 +24,9 @@ def drop_edges(
     mean. The number of edges stays the same, so that programs compile once. The
     published DropEdge does not rescale; it normalises the adjacency again. For that,
     pass `rescale.none` and normalise afterwards. In an undirected graph, keep one
-    weight per undirected edge, drop from these weights, and gather: `drop_edges(key,
-    weights, rate)[edge]`. For a dense adjacency matrix use `dropout`, because this
-    function would take its rows for edges.
+    weight per undirected edge, drop from these weights, and gather:
+    `drop_edges(key, weights, rate)[edge]`. For a dense adjacency matrix use `dropout`,
+    because this function would take its rows for edges.
 
     Args:
       key: one random key, consumed here.

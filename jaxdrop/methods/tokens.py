@@ -1,4 +1,4 @@
-"""Methods for sequences: tokens are left out or replaced whole."""
+"""Methods for sequences: they leave out or replace whole tokens."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,18 +28,18 @@ def drop_tokens(
 ) -> tuple[Shaped[Array, "*kept_shape"], Int[Array, "*batch kept"]]:
     """Keeps a random set of tokens of fixed size, in their order.
 
-    Of the n tokens after the prefix exactly k = round(n (1 - rate)) are kept, and
-    every set of k is equally likely. The prefix is always kept. Without a prefix, no
-    token may be left. Nothing is scaled. The sequence gets shorter, so later layers
-    get cheaper. `restore_tokens` puts tokens back to where they were.
+    Exactly k = round(n (1 - rate)) of the n tokens after the prefix are kept, and every
+    set of k tokens is equally likely. The prefix is always kept. If k is 0 and there is
+    no prefix, no token is left. Nothing is scaled. The sequence gets shorter, so later
+    layers get cheaper. `restore_tokens` puts the tokens back.
 
     Args:
       key: one random key, consumed here.
       x: array of tokens, such as (batch, time, features).
-      rate: share to drop, in [0, 1]. It decides a shape, so it must be known
-        while tracing.
-      axis: axis of the tokens; -1 for token ids. The axes before it are batches,
-        each with a set of its own; the axes after it belong to the token.
+      rate: share to drop, in [0, 1]. The shape of the result depends on it, so it must
+        be known while tracing.
+      axis: axis of the tokens; -1 for token ids. The axes before it are batches, and
+        each example has a set of its own. The axes after it belong to the token.
       prefix: number of first tokens that are always kept, such as a class token.
 
     Returns:
@@ -88,22 +88,23 @@ def restore_tokens(
     *,
     fill: Any = 0,
 ) -> Shaped[Array, "*shape"]:
-    """Puts tokens back to their positions, and a fill everywhere else.
+    """Puts tokens back to their positions, and a fill value everywhere else.
 
-    The inverse of what `drop_tokens` gathered: masked autoencoders decode a
+    This is the inverse of `drop_tokens`. Masked autoencoders use it: they decode a
     sequence in which a learned token stands for each dropped one.
 
     Args:
-      tokens: what `drop_tokens` returned, or what was computed from it; the axes
-        after those of `positions` may have changed.
-      positions: the positions that it returned: in [0, length), all different
-        within a sequence. Other positions lose tokens, which only `checkify` reports.
-      length: number of tokens before any was dropped.
+      tokens: the tokens that `drop_tokens` returned, or what was computed from them.
+        Their axes after those of `positions` may have changed.
+      positions: the positions that `drop_tokens` returned. They lie in [0, length) and
+        are all different within a sequence. With other positions tokens are lost; only
+        `checkify` reports this.
+      length: number of tokens before `drop_tokens`.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
 
     Returns:
-      An array with `length` in the place of the number of kept tokens.
+      An array like `tokens`, but with `length` tokens.
 
     Raises:
       TypeError: `tokens` is no array, `positions` are not integers, or `fill`
@@ -152,8 +153,8 @@ def replace_tokens(
     Args:
       key: one random key, consumed here.
       ids: array of token ids, or of any numbers.
-      rate: probability of replacing, in [0, 1]; may be traced. A traced rate
-        out of range turns integers into the one farthest from 0, floats into NaN.
+      rate: probability of replacing, in [0, 1]; may be traced. If a traced rate is out
+        of range, floats become NaN and integers become the integer farthest from 0.
       replacement: the id of the unknown or mask token, or an array that
         broadcasts to `ids`, such as random ids.
       where: booleans that broadcast to `ids`; False where a token must stay,
@@ -193,7 +194,7 @@ def _drop_tokens(
     layout = Layout((*x.shape[:axis], x.shape[axis] - prefix))
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
-    # Kept tokens have the places 0, 1, ... in their order. Dropped ones have the place
+    # Kept tokens get the places 0, 1, ... in their order. Dropped tokens get the place
     # `count`, which does not exist. The inverse says which token is at each place.
     places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)
     chosen = _for_batches(partial(_inverse, size=count), axis)(places)
@@ -209,11 +210,11 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
     axis, kept = positions.ndim - 1, positions.shape[-1]
-    if kept == 0:  # there is no token that the gather below could take
+    if kept == 0:  # the gather below needs at least one token
         return vary_as(fill, (tokens, positions))
 
-    # A gather by the inverse of the positions. A scatter of the tokens, the usual way,
-    # would keep something of the size of the result for the gradient.
+    # A gather by the inverse of the positions. The usual way is a scatter of the
+    # tokens, which would keep an array of the size of the result for the gradient.
     @partial(jax.checkpoint, prevent_cse=False)
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
         there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
@@ -225,7 +226,7 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
 
 def _inverse(places: Array, size: int) -> Array:
-    """For each of `size` places, which entry of `places` names it; if none, their number."""
+    """For each of `size` places, which entry of `places` names it, or `len(places)`."""
     number = places.shape[0]
     unnamed = jnp.full(size, number, jnp.int32)
     return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")

@@ -36,7 +36,7 @@ def drop_connect(
     where: Where | None = None,
     rescale: Rescale = expected,
 ) -> Tree:
-    """Drops single weights of the leaves of a pytree.
+    """Drops single weights in the leaves of a pytree.
 
     E[W'] = W and Var[W'] = W^2 p / q for each weight, so the pre-activation W' v
     has mean W v and, with independent entries, variance (p / q) (W o W) (v o v).
@@ -50,9 +50,9 @@ def drop_connect(
       key: one random key, consumed here.
       params: a pytree, such as a model's parameters or an equinox module.
       rate: probability of dropping, in [0, 1]; may be traced.
-      where: which leaves to drop from, a predicate `(path, leaf) -> bool` with
-        the path as `jax.tree_util.tree_map_with_path` gives it; None for all
-        floating and complex arrays. Other leaves pass through.
+      where: predicate `(path, leaf) -> bool` that picks the leaves to drop from. The
+        path is that of `jax.tree_util.tree_map_with_path`. None picks all floating and
+        complex arrays. Other leaves pass unchanged.
       rescale: rule for the factor of the survivors.
 
     Returns:
@@ -88,10 +88,10 @@ def drop_connect(
 
 
 def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | None = None) -> Tree:
-    """Replaces weights by those of a target, and rescales so that the mean is kept.
+    """Replaces weights by the weights of a target, and rescales so that the mean is kept.
 
-    W' = (m W + (1 - m) U - p U) / q = U + m (W - U) / q: dropout of the
-    difference from the target U. E[W'] = W. If U are the pretrained weights, this
+    W' = (m W + (1 - m) U - p U) / q = U + m (W - U) / q, which is dropout of the
+    difference from the target U. So E[W'] = W. If U are the pretrained weights, this
     keeps fine-tuning close to them. With U = 0 it is `drop_connect`, with the same
     keys.
 
@@ -100,8 +100,8 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
       params: a pytree of weights W.
       rate: probability of replacing, in [0, 1]; may be traced.
       target: a pytree of weights U, of the structure of `params`.
-      where: which leaves to mix, a predicate `(path, leaf) -> bool` as for
-        `drop_connect`; None for all floating and complex arrays.
+      where: predicate `(path, leaf) -> bool` that picks the leaves to mix, as in
+        `drop_connect`. None picks all floating and complex arrays.
 
     Returns:
       A pytree of the structure of `params`; the target where `rate` is 1.
@@ -151,17 +151,16 @@ def embedding_dropout(
     axis: int = 0,
     rescale: Rescale = expected,
 ) -> Inexact[Array, "*shape"]:
-    """Drops whole rows of an embedding table, so a word vanishes everywhere at once.
+    """Drops whole rows of an embedding table, so a dropped word is zero wherever it occurs.
 
-    There is one decision per word of the vocabulary, and it holds for all occurrences
-    of the word that are looked up afterwards. E[y] = table and Var[y] = table^2 p / q
-    at each element.
+    There is one decision per word of the vocabulary. It holds for every later lookup of
+    the word in the result. E[y] = table and Var[y] = table^2 p / q at each element.
 
     Args:
       key: one random key, consumed here.
       table: floating or complex array, such as (vocabulary, features).
       rate: probability of dropping, in [0, 1]; may be traced.
-      axis: axis of the vocabulary; all others share its decisions.
+      axis: axis of the vocabulary; all other axes share its decisions.
       rescale: rule for the factor of the survivors.
 
     Returns:
@@ -223,8 +222,8 @@ def _is_inexact(leaf: Any) -> bool:
 def _mix(key: Key, x: Array, target: Array, rate: GridRate, layout: Layout) -> Array:
     @partial(jax.checkpoint, prevent_cse=False)
     def add(mask: Mask, threshold: Threshold, x: Array, target: Array) -> Array:
-        # Where kept, U + (W - U) / q = W + (W - U) p / q. The second form is exactly W at
-        # p = 0, and near it no large terms cancel.
+        # Where kept, U + (W - U) / q = W + (W - U) p / q. The second form is exactly W
+        # at p = 0, and no large terms cancel near p = 0.
         q, p = threshold.probabilities(compute_dtype(x))
         wide, target = widen(x), widen(target)  # once, so that gradients are rounded once
         more = times(wide - target, p / jnp.where(q == 0, 1, q))
