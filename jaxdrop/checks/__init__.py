@@ -1,14 +1,14 @@
 """Assertions that anybody can run on their own dropout.
 
-Each takes a drop, any function `(key, x) -> y`, one key and an input, and
-raises AssertionError with what was seen, as chex's assertions do, or ValueError
-where it cannot tell. They run the drop, so call them in tests and not under
-`jit`.
+Each takes a drop, which is any function `(key, x) -> y`, one key and an input. If the
+drop is wrong, it raises an AssertionError that says what was seen. If the input or the
+settings do not allow a decision, it raises a ValueError. The assertions run the drop,
+so call them in tests and not under `jit`.
 
 The statistical ones reject a correct drop with at most the probability
 `false_alarm_rate`, whatever its distribution. They assume that y_i / x_i has the same
-range at every element, so that the survivors at some elements tell how large those
-at others may be.
+range at every element i. So the survivors at some elements tell how large survivors at
+other elements can be.
 """
 
 from jaxdrop.checks.exact import (

@@ -1,4 +1,4 @@
-"""Assertions that hold or fail for each key, without statistics."""
+"""Assertions that need no statistics: they hold or fail for one key."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import outputs, require_finite, wide
 from jaxdrop.core.words import unconsumed
 
-_ROWS_PROBED = 256  # of the Jacobian, each of which takes a backward pass
+_ROWS_PROBED = 256  # rows of the Jacobian; each row takes a backward pass
 
 
 def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
@@ -39,7 +39,7 @@ def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
 
 
 def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
-    """Asserts that `jit` changes neither the mask nor, beyond rounding, the values.
+    """Asserts that `jit` does not change the mask, and changes values only by rounding.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -70,11 +70,12 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
 
 
 def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
-    """Asserts that reverse mode differentiates the forward pass of the same key.
+    """Asserts that the gradient is that of the forward pass with the same key.
 
     Compares rows of the Jacobian, from `jax.vjp`, with central differences of the
-    forward pass under one key. A backward pass that draws a fresh mask differs from
-    them. Up to 256 elements, all rows are compared; beyond, 256 evenly spread ones.
+    forward pass under one key. If the backward pass draws a fresh mask, they differ.
+    All rows are compared up to 256 elements; for larger outputs, 256 evenly spread
+    rows.
 
     Args:
       drop: a function `(key, x) -> y`, differentiable in x.
@@ -98,7 +99,8 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
     y, pull = jax.vjp(forward, x)
     probed = np.unique(np.linspace(0, max(y.size - 1, 0), min(y.size, _ROWS_PROBED)).astype(int))
     scale = np.max(np.abs(difference), initial=0.0)
-    # 50 times the error of a central difference, or 0.1 for dtypes of 16 bits, whose is more.
+    # 50 times the error of a central difference. Dtypes of 16 bits have a larger error;
+    # there it is 0.1.
     tolerance = min(0.1, 50 * float(jnp.finfo(x.dtype).eps) ** (2 / 3))
     for row in probed:
         cotangent = jnp.zeros(y.size, y.dtype).at[row].set(1).reshape(y.shape)
@@ -115,15 +117,15 @@ def _central_difference(
     forward: Callable[[Array], Array], x: Array
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far `x` was moved along one direction, and by how much the result changed."""
-    # A central difference errs by step^2 and, from rounding, by eps / step. The sum is
-    # least, about eps^(2/3), for a step of about eps^(1/3).
+    # A central difference has an error of step^2, and an error of eps / step from
+    # rounding. Their sum is least, about eps^(2/3), for a step of about eps^(1/3).
     eps = float(jnp.finfo(x.dtype).eps)
     step = eps ** (1 / 3) * max(1.0, float(np.max(np.abs(wide(x)), initial=0.0)))
-    # All elements move at once, by amounts that no two share: two passes serve every row.
+    # All elements move at once, each by a different amount, so two passes are enough for all rows.
     direction = np.random.default_rng(0).uniform(0.5, 1.0, x.shape)
     moved = [np.asarray(wide(x) + sign * step * direction).astype(x.dtype) for sign in (1, -1)]
     ahead, behind = (wide(forward(jnp.asarray(point))) for point in moved)
-    # The distance is what the dtype has left of the step.
+    # The dtype rounds the step, so the distance is what really remains of it.
     return wide(moved[0]) - wide(moved[1]), ahead - behind
 
 
@@ -137,9 +139,10 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
       num_samples: number of different keys.
 
     Raises:
-      AssertionError: one key gave two outputs, or all keys the same output. A
-        right drop fails with the probability that all draws agree. For n independent
-        elements, all draws keep everything with probability (1 - p)^(n num_samples).
+      AssertionError: one key gave two outputs, or all keys gave the same output. A
+        correct drop fails with the probability that all draws agree. For n independent
+        elements, the probability that all draws keep everything is
+        (1 - p)^(n num_samples).
 
     Example:
       >>> drop = partial(dropout, rate=0.5)

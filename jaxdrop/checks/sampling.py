@@ -1,9 +1,9 @@
 """What the assertions share: outputs for many keys, and bounds on their means.
 
-A mean over N independent draws with sample variance V and range R is off by
-more than sqrt(2 V L / N) + 7 R L / (3 (N - 1)), L = ln(4 / rate), with no more
-than the probability `rate`: the empirical Bernstein bound, which needs no
-normality.
+Take the mean over N independent draws with sample variance V and range R. With
+probability at most `rate` it is off by more than sqrt(2 V L / N) + 7 R L / (3 (N - 1)),
+where L = ln(4 / rate). This is the empirical Bernstein bound, which does not assume a
+normal distribution.
 
 References:
   Maurer and Pontil, "Empirical Bernstein bounds and sample variance
@@ -32,7 +32,8 @@ class Deviations:
         self.count = 0
         self.total = np.zeros(expected.shape)
         self.squares = np.zeros(expected.shape)
-        # The range spans 0, for dropped elements that no draw has shown yet, and x itself.
+        # The range includes x and 0; 0 because elements may be dropped that no draw has
+        # dropped yet.
         self.low = np.minimum(0.0, -expected)
         self.high = np.maximum(0.0, -expected)
 
@@ -53,14 +54,15 @@ class Deviations:
     @property
     def variance(self) -> np.ndarray:
         """The sample variance."""
-        # Sums of deviations from what is expected, not of values: little cancels.
+        # The sums are over deviations from the expected value, not over values, so little cancels.
         return np.maximum(self.squares - self.count * self.bias**2, 0) / (self.count - 1)
 
     def ratio_span(self) -> float:
-        """The range of y / x over all draws and elements, with 0 and 1 in it.
+        """The range of y / x over all draws and elements; it always includes 0 and 1.
 
-        Rare survivors may not be seen at every element. The range over all of them bounds
-        that of each element, and that of their projection on x, which is an average.
+        If survivors are rare, not every element has shown one. The range over all
+        elements bounds the range at each element. It also bounds the range of the
+        projection on x, which is an average.
         """
         # Where x is 0, y must be 0 as well, and its ratio counts as 0.
         x = np.where(self.expected == 0, 1, self.expected)
@@ -71,7 +73,7 @@ class Deviations:
     def radius(self, false_alarm_rate: float, span: Any) -> np.ndarray:
         """How far the mean may be off: the empirical Bernstein bound."""
         log = np.log(4 / false_alarm_rate)
-        # The bound takes the possible range, given as `span`; a draw may have shown more.
+        # The bound needs the possible range, which is `span`. A draw may have shown a larger range.
         span = np.maximum(span, self.high - self.low)
         return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
             3 * (self.count - 1)
@@ -101,7 +103,7 @@ def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> I
     if num_samples < 2:
         raise ValueError(f"{check}: num_samples must be at least 2; got {num_samples}.")
     if x.size == 0:
-        raise ValueError(f"{check}: x must have elements to be judged; got shape {x.shape}.")
+        raise ValueError(f"{check}: x must not be empty; got shape {x.shape}.")
     keys = jax.random.split(unconsumed(check.one_key(key)), num_samples)
     batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
     run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
@@ -118,7 +120,7 @@ def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> I
 def survivors(
     check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
 ) -> np.ndarray:
-    """Which elements survive, by slice along `axis`, draw and all other axes."""
+    """Which elements survive, as an array of (slice along `axis`, draw, all other axes)."""
     (axis,) = check.axes("axis", axis, x.ndim)
     require_no_zeros(check, x)
     draws = outputs(check, drop, key, x, num_samples)
@@ -135,7 +137,7 @@ def require_no_zeros(check: Check, x: Array) -> None:
 
 
 def require_finite(check: Check, output: np.ndarray) -> None:
-    """Raises if an output has a NaN or an infinity, with which no mean can be compared."""
+    """Raises if an output has a NaN or an infinity, since no mean can be compared then."""
     if not np.all(np.isfinite(wide(output))):
         raise AssertionError(f"{check}: the output is not finite.")
 

@@ -1,4 +1,4 @@
-"""Assertions about distributions, which hold with a stated false-alarm rate."""
+"""Assertions about distributions, with a stated false-alarm rate."""
 
 from collections.abc import Iterator
 
@@ -28,11 +28,10 @@ def assert_expectation_kept(
 ) -> None:
     """Asserts that E[y] = x, at every element and for the array as a whole.
 
-    The array as a whole is tested by the projection of y on x. It must be 1 on
-    average, and shows a wrong scale that no single element shows. With the default
-    number of draws, 1000 independent elements and rate 0.1, a scale that is wrong by
-    0.6 % is noticed. More draws notice smaller errors, down to the rounding of the
-    dtype.
+    For the array as a whole, the projection of y on x must be 1 on average. This test
+    can find a wrong scale that no single element shows. With the default number of
+    draws, 1000 independent elements and rate 0.1, it finds a scale that is wrong by
+    0.6 %. With more draws it finds smaller errors, down to the rounding of the dtype.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -42,7 +41,7 @@ def assert_expectation_kept(
       false_alarm_rate: probability of rejecting a drop that is right.
 
     Raises:
-      AssertionError: some mean is too far from the input to be chance.
+      AssertionError: a mean differs from the input by more than chance allows.
       ValueError: nothing survived in any draw, or `x` is empty.
 
     Example:
@@ -52,7 +51,7 @@ def assert_expectation_kept(
     check = Check("assert_expectation_kept")
     x = check.inexact_array("x", x)
     x64 = real(x)
-    energy = np.sum(x64**2) or 1.0  # zeros have no projection to test
+    energy = np.sum(x64**2) or 1.0  # if x is zeros, there is no projection to test
     elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
     for samples in outputs(check, drop, key, x, num_samples):
         y = real(samples)
@@ -60,11 +59,10 @@ def assert_expectation_kept(
         elements.add(y)
         whole.add(np.sum((y * x64 / energy).reshape(len(y), -1), axis=1))
     if not survived:
-        raise ValueError(
-            f"{check}: something must survive to be judged; got zeros in {num_samples} draws."
-        )
+        raise ValueError(f"{check}: something must survive; got only zeros in {num_samples} draws.")
     ratio, rounding = elements.ratio_span(), float(jnp.finfo(x.dtype).eps)
-    # Each of the two tests has half of the false alarms, and each element its part of that.
+    # Each of the two tests gets half of the false-alarm rate, and each element an equal
+    # part of that half.
     rate = false_alarm_rate / 2
     if np.any(x64):
         what = "projection of the output on the input"
@@ -90,12 +88,12 @@ def assert_keep_rate(
       drop: a function `(key, x) -> y`.
       key: one random key, split into one for each draw.
       x: an input without zeros.
-      rate: the probability of dropping that is expected, in [0, 1].
+      rate: the expected probability of dropping, in [0, 1].
       num_samples: number of draws.
       false_alarm_rate: probability of rejecting a drop that is right.
 
     Raises:
-      AssertionError: some share of survivors is too far off to be chance.
+      AssertionError: a share of survivors differs from 1 - rate by more than chance allows.
       ValueError: `rate` lies outside [0, 1], or `x` has zeros.
 
     Example:
@@ -119,7 +117,7 @@ def assert_keep_rate(
 def assert_mask_shared_along(
     drop: Drop, key: Key, x: Array, axis: int, *, num_samples: int = 16
 ) -> None:
-    """Asserts that what is dropped does not change along an axis.
+    """Asserts that the same elements are dropped at all positions along an axis.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -130,8 +128,8 @@ def assert_mask_shared_along(
 
     Raises:
       AssertionError: an element is dropped where another along the axis is not.
-      ValueError: `axis` is out of range, `x` has zeros, or no draw could tell
-        because all elements were kept or all were dropped.
+      ValueError: `axis` is out of range, `x` has zeros, or the draws show nothing
+        because all of them kept everything or all dropped everything.
 
     Example:
       >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
@@ -148,8 +146,8 @@ def assert_mask_shared_along(
         )
     if masks.all() or not masks.any():
         raise ValueError(
-            f"{check}: the mask must vary to be tested; got the same everywhere"
-            f" in {num_samples} draws. Use a rate nearer to 0.5 or more draws."
+            f"{check}: the draws must keep some elements and drop others; got the same"
+            f" everywhere in {num_samples} draws. Use a rate nearer to 0.5 or more draws."
         )
 
 
@@ -164,9 +162,9 @@ def assert_masks_differ_along(
 ) -> None:
     """Asserts that no two slices along an axis always have the same mask.
 
-    With independent masks, some two of n slices agree in every draw with a probability
-    of at most n (n - 1) / 2 * (q^2 + p^2)^num_samples, whatever else is shared. The
-    test can tell only if this is below `false_alarm_rate`.
+    If masks are independent, the probability that any two of n slices agree in every
+    draw is at most n (n - 1) / 2 * (q^2 + p^2)^num_samples, even if the mask is shared
+    along other axes. The test needs this bound to be below `false_alarm_rate`.
 
     Args:
       drop: a function `(key, x) -> y`.
@@ -178,8 +176,7 @@ def assert_masks_differ_along(
 
     Raises:
       AssertionError: two slices had the same mask in every draw.
-      ValueError: `axis` is out of range, `x` has zeros, or the number of draws
-        is too small to tell.
+      ValueError: `axis` is out of range, `x` has zeros, or there are too few draws for a decision.
 
     Example:
       >>> drop = partial(dropout, rate=0.5)
@@ -189,8 +186,9 @@ def assert_masks_differ_along(
     masks = survivors(check, drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()
-    # Two independent decisions agree if both keep or both drop. A slice may share a single
-    # decision, so one per draw is counted; and any two of the slices may be the twins.
+    # Two independent decisions agree if both keep or both drop. A slice may share a
+    # single decision, so one decision per draw is counted. Any two of the slices may
+    # agree, so all pairs are counted.
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
     if chance > false_alarm_rate:
@@ -208,7 +206,7 @@ def assert_masks_differ_along(
 
 def _twins(masks: np.ndarray) -> Iterator[tuple[int, int]]:
     """Pairs of slices whose masks are equal in all draws."""
-    # By hashing: comparing all pairs would take as many passes as there are slices.
+    # Found by hashes: a comparison of all pairs would take one pass per slice.
     first_seen: dict[bytes, int] = {}
     for i, mask in enumerate(masks):
         twin = first_seen.setdefault(mask.tobytes(), i)

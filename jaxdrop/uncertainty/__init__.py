@@ -1,13 +1,13 @@
-"""What samples of a prediction say: spread, its parts, and whether it is calibrated.
+"""What samples of a prediction say: their spread, the parts of the spread, and its calibration.
 
-Samples come from `jaxdrop.monte_carlo`, along the first axis. The mean that
-`monte_carlo_moments` returns is enough for what needs no single sample. Logarithms are
+Samples come from `jaxdrop.monte_carlo`, along the first axis. Functions that take
+probabilities need only their mean, which `monte_carlo_moments` returns. Logarithms are
 natural, so entropies are in nats.
 
-Dropout's samples are a heuristic posterior. Their spread is set by the rate and
-need not shrink with more data (Osband 2016). With T samples the mutual information is
-too low: by a factor of 1 - 1/T where it is small, and by more where samples disagree.
-Calibration measures whether a spread means anything on your data.
+The samples of dropout are a heuristic posterior. Their spread is set by the rate and
+need not shrink with more data (Osband 2016). The mutual information of T samples is too
+low: by a factor of 1 - 1/T if it is small, and by more if the samples disagree. Only a
+measured calibration shows whether the spread is right for your data.
 
 References:
   Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;

@@ -1,4 +1,4 @@
-"""What is asked of probabilities and predictions before anything is computed from them."""
+"""Checks of probabilities and predictions, before anything is computed from them."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def real_with_axes(check: Check, name: str, x: Any, least_axes: int) -> Array:
 
 
 def checked_samples(check: Check, samples: Any) -> Array:
-    """Returns samples of class probabilities: at least one of at least one class."""
+    """Returns samples of class probabilities: at least one sample of at least one class."""
     samples = real_with_axes(check, "samples", samples, 2)
     if 0 in (samples.shape[0], samples.shape[-1]):
         raise ValueError(
@@ -30,7 +30,7 @@ def checked_samples(check: Check, samples: Any) -> Array:
 
 
 def checked_means(check: Check, means: Any) -> Array:
-    """Returns what samples predict: at least one of them."""
+    """Returns the predictions of samples, if there is at least one sample."""
     means = real_with_axes(check, "means", means, 1)
     if len(means) == 0:
         raise ValueError(f"{check}: means must have at least one sample; got shape {means.shape}.")

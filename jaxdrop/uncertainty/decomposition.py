@@ -1,4 +1,4 @@
-"""The uncertainty of samples, split into noise and disagreement."""
+"""Splits the uncertainty of samples into noise and disagreement."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from jaxdrop.uncertainty.arguments import checked_means, checked_samples, real_w
 
 
 class Classification(NamedTuple):
-    """What samples of class probabilities say of each example.
+    """What samples of class probabilities say about each example.
 
     Attributes:
       probabilities: their mean.
-      total: entropy of the mean, in nats: all that is not known of the label.
-      aleatoric: mean of the entropies: what each sample by itself leaves open.
+      total: entropy of the mean, in nats: all uncertainty about the label.
+      aleatoric: mean of the entropies: the uncertainty that each sample states by itself.
       epistemic: the difference, which is the mutual information of label and sample:
         how much the samples disagree. In [0, min(total, ln K)].
       variation_ratio: the share of samples that vote for another class than the
@@ -38,7 +38,7 @@ class Classification(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """What samples of a predicted normal distribution say of each example.
+    """What samples of a predicted normal distribution say about each example.
 
     Attributes:
       mean: the mean of the means.
@@ -88,7 +88,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
       samples: probabilities, samples along the first axis, classes along the last.
 
     Returns:
-      Entropy of the mean less the mean of the entropies.
+      Entropy of the mean, minus the mean of the entropies.
 
     Raises:
       TypeError: `samples` is not a real floating array.
@@ -107,13 +107,13 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
 def classification(samples: Float[Array, "T *batch K"]) -> Classification:
     """Splits the uncertainty of a classifier into noise and disagreement of the samples.
 
-    A form that needs less memory: let a function return `(p, predictive_entropy(p))`.
-    The means of its `monte_carlo_moments` are the mean probabilities and the aleatoric
-    part, and the `predictive_entropy` of the mean probabilities is the total.
+    To save memory, let a function return `(p, predictive_entropy(p))` and take its
+    `monte_carlo_moments`. Their means are the mean probabilities and the aleatoric
+    part. The `predictive_entropy` of the mean probabilities is the total.
 
     Args:
       samples: probabilities, samples along the first axis, classes along the last.
-        It is not checked that they add up to 1: pass `jax.nn.softmax` of logits.
+        Nothing checks that they add up to 1. For logits, pass their `jax.nn.softmax`.
 
     Returns:
       A `Classification`; `total` is `aleatoric` plus `epistemic` up to rounding.
@@ -137,9 +137,9 @@ def classification(samples: Float[Array, "T *batch K"]) -> Classification:
 def _classification(samples: Array) -> Classification:
     mean = centred_mean(samples)
     total = _entropy(mean)
-    # The mean divergence from the mean. The usual difference of two entropies would cancel.
-    # `where` cuts off what rounding leaves outside [0, total]: `clip` would halve the
-    # gradient at both ends.
+    # This is the mean divergence from the mean. The usual form, a difference of two
+    # entropies, would cancel. Rounding may leave [0, total]. `where` brings it back;
+    # `clip` would halve the gradient at both ends.
     epistemic = jnp.mean(jnp.sum(samples * (_log(samples) - _log(mean)[None]), -1), 0)
     epistemic = jnp.where(epistemic > total, total, epistemic)
     epistemic = jnp.where(epistemic < 0, 0, epistemic)
@@ -183,7 +183,7 @@ def regression(
 
 
 def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
-    """The share of samples that vote against the class that most of them vote for.
+    """The share of samples that do not vote for the class with the most votes.
 
     Args:
       samples: probabilities or logits, samples along the first axis, classes
@@ -205,7 +205,7 @@ def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch
     """
     samples = checked_samples(Check("variation_ratio"), samples)
     count = len(samples)
-    # Of equal probabilities the first class has the vote. Integers count exactly.
+    # If probabilities are equal, the first class gets the vote. Integers count exactly.
     votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
     against = count - jnp.max(jnp.sum(votes, 0), -1)
     return against.astype(samples.dtype) / count
@@ -216,5 +216,5 @@ def _entropy(p: Array) -> Array:
 
 
 def _log(p: Array) -> Array:
-    """Logarithm, but 0 where p is 0, so that such a class adds nothing, also to gradients."""
+    """The logarithm, or 0 where p is 0: such a class adds nothing, not even to gradients."""
     return jnp.log(jnp.where(p == 0, 1, p))

@@ -46,8 +46,8 @@ def predictive_log_likelihood(
     Args:
       targets: what was observed.
       means: what each sample predicts, samples along the first axis.
-      variances: the variance of each, at least 0; a single number if the noise is
-        the same everywhere (Gal's 1 / tau).
+      variances: the variance that each sample states, at least 0. It is a single number
+        if the noise is the same everywhere (Gal's 1 / tau).
 
     Returns:
       ln (1/T) sum_t N(target; mean_t, variance_t), for each example.
@@ -71,7 +71,7 @@ def predictive_log_likelihood(
     errors, some_noise = targets[None] - means, variances != 0
     spread = jnp.where(some_noise, variances, 1)
     densities = -0.5 * (errors**2 / spread + jnp.log(2 * jnp.pi * spread))
-    # Without noise the density is a point: infinite at the mean, and 0 elsewhere.
+    # At variance 0 all mass is at one point: the density is infinite at the mean and 0 elsewhere.
     certain = jnp.where(errors == 0, jnp.inf, -jnp.inf)
     densities = jnp.where(some_noise, densities, certain)
     return jax.nn.logsumexp(densities, 0) - jnp.log(jnp.asarray(len(means), means.dtype))
@@ -80,7 +80,7 @@ def predictive_log_likelihood(
 def negative_log_likelihood(
     probabilities: Float[Array, "*batch K"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """Mean of -ln of the probability given to the right class, in nats.
+    """Mean of -ln p, where p is the probability given to the right class, in nats.
 
     Args:
       probabilities: classes along the last axis.
@@ -103,7 +103,7 @@ def negative_log_likelihood(
     """
     p, labels, is_class = _labelled(Check("negative_log_likelihood"), probabilities, labels)
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
-    # A sum over one term: the other classes have ln 1 = 0, also in the gradient.
+    # Only one term counts: the other classes have ln 1 = 0, with gradient 0.
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
     return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
 
@@ -146,7 +146,7 @@ def expected_calibration_error(
     The confidence of an example is its largest probability. Bin i of n holds
     confidences in (i / n, (i + 1) / n], and the first bin holds 0 too. The error
     depends on the number of bins and is biased upwards for few examples, so state both
-    numbers. Even a calibrated model does not have error 0. To see what it has, draw
+    numbers. Even a calibrated model does not have error 0. To see its error, draw
     labels from the probabilities themselves (`jax.random.categorical`).
 
     Args:
@@ -179,8 +179,8 @@ def expected_calibration_error(
     right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
     right = jnp.where(is_class, right, jnp.nan)
 
-    # A pass per bin. A scatter of all examples into the bins, the usual way, adds one by one
-    # and loses the small terms.
+    # One pass per bin. The usual way, a scatter of all examples into the bins, adds
+    # them one by one and loses small terms.
     def of_bin(edges: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         above, upto = edges
         inside = ~((confidence <= above) | (confidence > upto))  # a NaN is in every bin
@@ -188,18 +188,18 @@ def expected_calibration_error(
         gap = jnp.sum(jnp.where(inside, right - confidence, 0))
         return count, jnp.sum(jnp.where(inside, right, 0)), gap
 
-    # What rounding puts beyond 0 or 1 belongs to the first and the last bin.
+    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
     edges = jnp.arange(bins + 1, dtype=p.dtype) / bins
     bounds = edges.at[0].set(-jnp.inf)[:-1], edges.at[-1].set(jnp.inf)[1:]
     count, rights, gap = jax.lax.map(of_bin, bounds)
-    # The gap is a sum by itself: as a difference of two sums it would cancel.
+    # The gap is summed by itself: a difference of two sums would cancel.
     accuracy = rights / count.astype(p.dtype)
     confidences = accuracy - gap / count.astype(p.dtype)
     return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
 
 
 def _labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
-    """Probabilities, labels in a type that holds them, and which of them are a class."""
+    """Probabilities, labels as int32 or wider, and which of the labels are a class."""
     p = real_with_axes(check, "probabilities", probabilities, 1)
     labels = check.integer_array("labels", labels)
     if labels.dtype.itemsize < 4:

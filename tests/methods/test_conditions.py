@@ -73,7 +73,7 @@ def test_batch_axis_may_be_any():
 def test_bad_conditions():
     with raises(
         ValueError,
-        "drop_condition: condition must have as many samples in each leaf; got [3, 4]."
+        "drop_condition: condition must have the same number of samples in each leaf; got [3, 4]."
         " Pass batch_axis=None for one sample.",
     ):
         drop_condition(KEY, [jnp.ones(3), jnp.ones(4)], 0.5, null=0)
