@@ -1,22 +1,22 @@
-"""Planting: drops put into functions that were written without them.
+"""Planting: puts drops into functions that were written without them.
 
-A planted function is traced to a jaxpr, planned and interpreted. An equation goes one
-way through these files, which are best read in this order:
+A planted function is traced to a jaxpr, and the jaxpr is planned and interpreted. Read
+the files in the order in which they handle an equation:
 
-- `mark`: what `site` leaves in the jaxpr;
+- `mark`: the equations that `site` puts into the jaxpr;
 - `keys`: which key each run of a site gets;
 - `tracing`: from a function to a jaxpr;
 - `rules`, `match`: the names of values that a rule matches;
 - `equations`, `groups`, `candidates`: which values of a jaxpr are sites;
 - `drops`: how a value is dropped, and its derivative;
 - `plan`: the interpreter;
-- `steps`: the steps of a plan between calls;
-- `calls`, `derivatives`: equations with bodies, one rule and one line of a table each;
+- `steps`: the steps of a plan, except calls;
+- `calls`, `derivatives`: equations with bodies; each has a rule and a line in a table;
 - `planner`: from a jaxpr and rules to a plan;
-- `table`, `report`: what `sites` prints, and suggestions;
+- `table`, `report`: the table that `sites` returns, and suggestions in errors;
 - `plant`: the two public functions.
 
-`jaxprs` and `options` hold what differs between versions of JAX.
+`jaxprs`, `equations` and `options` have what differs between versions of JAX.
 """
 
 from jaxdrop.planting import match as match

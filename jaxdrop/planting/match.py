@@ -1,13 +1,13 @@
-"""What a rule of `plant` may match, besides the names of marked sites.
+"""Matchers: what a rule of `plant` may match besides the names of marked sites.
 
 The values of a model that nobody marked have names too: tags for the policies of
-`jax.checkpoint`, named scopes (flax.linen, equinox and haiku open one for each
-module), inner jitted functions, primitives, and the Python functions that computed
-a value. Patterns are those of `fnmatch`: `*` stands for any text, also with slashes
-in it. Upper and lower case are different.
+`jax.checkpoint`, named scopes (flax.linen, equinox and haiku open one for each module),
+inner jitted functions, primitives, and the Python functions that computed a value.
+Patterns are those of `fnmatch`: `*` stands for any text, also with slashes in it. Upper
+and lower case letters are different.
 
-A matcher sees a value as the compiled program has it. In an inner `vmap` that is
-the whole batch, so one mask covers all examples.
+A matcher finds the value that the compiled program has. In an inner `vmap` this value
+is the whole batch, so one mask covers all examples.
 """
 
 from jaxdrop.planting.rules import Matcher
@@ -54,11 +54,11 @@ def checkpoint_name(pattern: str) -> Matcher:
 def named_scope(pattern: str) -> Matcher:
     """Floating values computed inside a named scope and used outside of it.
 
-    Modules of flax.linen, equinox and haiku run in a scope, so these values are
-    their outputs. The scope has the name of the module in flax.linen and haiku,
-    and the name of the class in equinox. The pattern must match a whole path of
-    scopes, as "net/*/Dense_0" does. If nested scopes match, the outermost counts.
-    Each time that a scope is entered is a run of its own.
+    Modules of flax.linen, equinox and haiku run in a scope, so these values are their
+    outputs. The scope has the name of the module in flax.linen and haiku, and the name
+    of the class in equinox. The pattern must match a whole path of scopes, as
+    "net/*/Dense_0" does. If nested scopes match, only the outermost counts. Each entry
+    into a scope is a run of its own.
 
     Args:
       pattern: a glob over paths of scopes, with slashes between them.
@@ -82,7 +82,7 @@ def named_scope(pattern: str) -> Matcher:
 def jit(pattern: str) -> Matcher:
     """Floating results of inner jitted functions, and of functions with a custom derivative.
 
-    Which of its own functions JAX jits depends on its version.
+    Which functions of JAX itself are jitted depends on the version of JAX.
 
     Args:
       pattern: a glob over the names of the functions.
@@ -120,11 +120,11 @@ def primitive(pattern: str) -> Matcher:
 def function(pattern: str) -> Matcher:
     """Floating values computed by a Python function and used outside of it.
 
-    A value that a helper of the function computes counts as the function's. If
-    nested functions match, the outermost counts. Calls from different places are
-    different runs. A function that loops in Python over its own results is
-    refused, and so is a function that is called in such a loop, because nothing
-    tells the one from the other.
+    If the function calls a helper, the values that the helper computes count too. If
+    nested functions match, only the outermost counts. Calls from different places are
+    different runs. `plant` refuses a function with a Python loop over its own results,
+    and a function that is called in such a loop, because it cannot tell these two cases
+    apart.
 
     Args:
       pattern: a glob over the names of functions.

@@ -23,27 +23,26 @@ from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
 def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     """Puts drops into a function that was written without them.
 
-    The planted function takes a key first, and then the arguments of `fn`. At
-    test time one calls `fn` itself. A planted function is a function like any
-    other: one can differentiate, batch and shard it. One can also plant a
-    function that was differentiated already. Each call of a planted function
-    traces `fn` again, so put `jax.jit` around it, as around any training step.
+    The planted function takes a key first, and then the arguments of `fn`. At test
+    time, call `fn` itself. You can differentiate, batch and shard a planted function
+    like any other function. You can also plant a function that was differentiated
+    already. Each call of a planted function traces `fn` again, so wrap it in `jax.jit`,
+    like any training step.
 
-    Each run of a site has a mask of its own. A run is one call, one step of a
-    loop, one example of an inner `vmap`, or one device of a `shard_map` along the
-    axes over which the value varies. `site_key` says which key each run has. With
-    a `Rule` runs share masks.
+    Each run of a site has a mask of its own. A run is one call, one step of a loop, one
+    example of an inner `vmap`, or one device of a `shard_map` along the axes over which
+    the value varies. `site_key` says which key each run has. With a `Rule`, several
+    runs can share a mask.
 
-    Prefer `grad(plant(f))` to `plant(grad(f))`, where two things differ. JAX has
-    then moved values that are the same in all steps of a scan out of the scan, so
-    a site on such a value has one mask for all steps. And if a rule of
-    `jax.custom_jvp` runs a site twice, for the value and for the derivative, the
-    two runs have different masks. In either order, `plant` leaves a site alone if
-    the rule for a custom derivative runs it but the function itself does not.
+    Prefer `grad(plant(f))` to `plant(grad(f))`. With `plant(grad(f))` two things
+    differ. First, JAX has moved values that are the same in all steps of a scan out of
+    the scan, so a site on such a value has one mask for all steps. Second, if a rule of
+    `jax.custom_jvp` runs a site twice, for the value and for the derivative, the two
+    runs have different masks. In either order, `plant` does nothing at a site that only
+    the rule of a custom derivative runs, and not the function itself.
 
     Args:
-      fn: a pure function of pytrees. Arrays are traced, all other leaves stay as
-        they are.
+      fn: a pure function of pytrees. Arrays are traced; all other leaves are passed unchanged.
       rules: a dict from patterns to drops `(key, x) -> y` or `Rule`s. A pattern
         is a glob over the names that `site` gave, or a matcher from
         `jaxdrop.match`. No two patterns of a dict may match one site. In a list
@@ -72,8 +71,9 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
       (3,)
     """
     _refuse_uncallable("plant", fn)
-    # Rules are checked before any call. And the planner lives as long as the planted function:
-    # an inner jitted function that JAX traces once for all calls is planned once for all, too.
+    # Rules are checked before any call. The planner lives as long as the planted
+    # function. So an inner jitted function that JAX traces once for all calls is also
+    # planned once for all calls.
     checked_rules = Rules("plant", rules)
     planner = Planner(checked_rules)
 
@@ -94,13 +94,13 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
 def sites(
     fn: Callable[..., Any], *args: Any, rules: RulesLike | None = None, **kwargs: Any
 ) -> SiteTable:
-    """Lists the sites of a function: a dry run, in which nothing is computed.
+    """Lists the sites of a function. It is a dry run: nothing is computed.
 
     Args:
       fn: the function that `plant` would be given.
       *args: the arguments of `fn`. Arrays may be `jax.ShapeDtypeStruct`s.
-      rules: the rules that `plant` would be given. None lists all values that are
-        marked by `site` or tagged by `checkpoint_name`.
+      rules: the rules that `plant` would be given. With None, the table has all values
+        that are marked by `site` or tagged by `checkpoint_name`.
       **kwargs: keyword arguments of `fn`.
 
     Returns:
@@ -133,7 +133,7 @@ def _refuse_uncallable(caller: str, fn: object) -> None:
 
 
 def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """The same function, which refuses to return a result with a site out of reach."""
+    """The same function, with an error if it returns a function that still has a site inside."""
 
     def checked(*args: PyTree, **kwargs: PyTree) -> PyTree:
         results = fn(*args, **kwargs)
@@ -144,7 +144,7 @@ def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _with_signature(planted: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Says that a key comes first, then the parameters of `fn`."""
+    """Gives the planted function a signature: a key, then the parameters of `fn`."""
     # Libraries that follow `__wrapped__`, as Equinox does, would see the signature of `fn`.
     del planted.__wrapped__
     try:

@@ -1,1 +1,1 @@
-"""Functions of functions: they take any drop `(key, x) -> y`."""
+"""Functions that take a function, such as a drop `(key, x) -> y`, and schedules for rates."""

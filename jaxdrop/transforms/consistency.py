@@ -21,17 +21,17 @@ from jaxdrop.transforms.monte_carlo import batch_of
 def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Runs a function with two keys, for losses that compare two masks of one input.
 
-    For R-Drop take `symmetric_kl` of two views of the logits; for contrastive
-    learning, as in SimCSE, take two views of the embeddings: the two of one example
-    are a positive pair. Both run side by side, under `vmap`. (The example takes the
-    mean of the two cross-entropies where the paper of R-Drop adds them, so its weight
-    is half of the paper's.)
+    For R-Drop, take `symmetric_kl` of two views of the logits. For contrastive
+    learning, as in SimCSE, take two views of the embeddings; the two views of one
+    example are a positive pair. Both runs are computed together, under `vmap`. (The
+    example below takes the mean of the two cross-entropies. The paper of R-Drop adds
+    them, so the weight here is half of the paper's weight.)
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
 
     Returns:
-      A function `(key, *args, **kwargs)` that returns a pair: the samples 0 and 1 of
+      A function `(key, *args, **kwargs)` that returns a pair, the samples 0 and 1 of
       `monte_carlo(fn, 2)`.
 
     Raises:
@@ -63,11 +63,11 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
 
 def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
-    """Averages a function over several masks, as multi-sample dropout does with the loss.
+    """Averages a function over several masks. Multi-sample dropout is this average of the loss.
 
-    Let `fn` be the dropout and what follows it, so that the body of the network runs
-    only once. The samples run side by side, under `vmap`. If they do not fit into
-    memory, take `monte_carlo_moments(...).mean`.
+    Let `fn` be the dropout and the layers after it, so that the body of the network
+    runs only once. The samples are computed together, under `vmap`. If they do not fit
+    into memory, use `monte_carlo_moments(...).mean`.
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays, such
@@ -115,14 +115,15 @@ def symmetric_kl(
 ) -> Float[Array, "*batch"]:
     """Mean of the two Kullback-Leibler divergences between two softmaxes, in nats.
 
-    (KL(p || r) + KL(r || p)) / 2 = sum (p - r)(ln p - ln r) / 2, the consistency
-    loss of R-Drop. It is never negative, exactly 0 for equal logits, and accurate
-    where they nearly agree. If the logits have small independent noise of covariance
-    S, it is about trace(F S) with F = diag(p) - p p^T.
+    (KL(p || r) + KL(r || p)) / 2 = sum (p - r)(ln p - ln r) / 2, the consistency loss
+    of R-Drop. It is never negative, exactly 0 for equal logits, and accurate for nearly
+    equal logits. If each view has small independent noise of covariance S in its
+    logits, the divergence is about trace(F S) on average, with F = diag(p) - p p^T.
 
     Args:
-      logits: real floating array of scores, not normalised. A class with score -inf
-        in both counts nothing; in only one, it makes the divergence infinite.
+      logits: real floating array of scores, not normalised. A class with score -inf in
+        both views adds 0. If its score is -inf in only one view, the divergence is
+        infinite.
       other_logits: the same for the other view.
       axis: the axis of the classes.
 
@@ -160,8 +161,8 @@ def symmetric_kl(
         jax.nn.log_softmax(jnp.where(no_class, 0, scores), axis) for scores in (logits, other)
     )
     apart = jnp.where(in_neither, 0, log_p) - jnp.where(in_neither, 0, log_r)
-    # p - r = -p (e^-d - 1) = r (e^d - 1) with d = ln p - ln r. The form whose exponent is
-    # negative is taken: it neither cancels nor overflows.
+    # p - r = -p (e^-d - 1) = r (e^d - 1) with d = ln p - ln r. The code takes the form
+    # whose exponent is negative, which neither cancels nor overflows.
     p_is_larger = apart > 0
     below = -jnp.exp(log_p) * jnp.expm1(jnp.where(p_is_larger, -apart, 0))
     above = jnp.exp(log_r) * jnp.expm1(jnp.where(p_is_larger, 0, apart))

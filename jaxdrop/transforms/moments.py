@@ -1,4 +1,4 @@
-"""Mean and variance of samples, to which further samples can be added."""
+"""Mean and variance of samples; more samples can be added later."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,8 +39,8 @@ class Moments:
     def merge(self, other: "Moments") -> "Moments":
         """The moments of these samples and others together.
 
-        Under `vmap`, use `jax.vmap(Moments.merge)`. For thousands of samples a single
-        run is more exact than as many merges.
+        Under `vmap`, use `jax.vmap(Moments.merge)`. For thousands of samples, a single
+        run is more exact than thousands of merges.
 
         Args:
           other: moments of other samples of the same function.
@@ -64,10 +64,10 @@ class Moments:
 
 
 class RunningMoments(NamedTuple):
-    """Moments that further samples are added to, and the rounding errors of these sums.
+    """Moments to which samples are added, and the rounding errors of these sums.
 
-    A long sum of small terms needs the errors. Each addition is rounded to the digits of
-    the large total, and the next one corrects it (Kahan).
+    A long sum of small terms needs the errors: each addition is rounded to the digits
+    of the large total, and the next addition corrects this error (Kahan).
     """
 
     moments: Moments
@@ -76,12 +76,12 @@ class RunningMoments(NamedTuple):
 
     @classmethod
     def of(cls, moments: Moments) -> "RunningMoments":
-        """Moments of which nothing has been lost yet."""
+        """Moments whose sums have no rounding errors yet."""
         zeros = (jax.tree.map(jnp.zeros_like, x) for x in (moments.mean, moments.variance))
         return cls(moments, *zeros)
 
     def add(self, other: Moments) -> "RunningMoments":
-        """With other samples, by Chan's formula and Kahan's summation.
+        """Adds other samples, by Chan's formula and Kahan's summation.
 
         With w = n_b / (n_a + n_b) and d = mean_b - mean_a, the mean grows by w d and the
         variance by w (var_b - var_a + (1 - w) d^2). All are small corrections of totals.
@@ -92,7 +92,7 @@ class RunningMoments(NamedTuple):
         def share_of(x: Array) -> Array:
             return other.count.astype(x.dtype) / jnp.maximum(count, 1).astype(x.dtype)
 
-        # The zeros at the start have no weight. But where d^2 is infinite, 1 - w = 0 times it
+        # The zeros at the start have no weight: 1 - w = 0. But 0 times an infinite d^2
         # would be NaN.
         is_first = moments.count == 0
         apart = jax.tree.map(_apart, moments.mean, other.mean)
@@ -117,11 +117,11 @@ def _apart(a: Array, b: Array) -> Array:
 
 
 def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:
-    """Totals with the terms added, and by how much rounding has made them too large."""
+    """The totals with the terms added, and how much too large rounding has made them."""
     terms = jax.tree.map(lambda term, excess: term - excess, terms, lost)
     sums = jax.tree.map(lambda x, term: x + term, total, terms)
 
-    # What was really added, less what should have been. XLA does not simplify it to 0.
+    # What was really added, minus what should have been added. XLA does not simplify this to 0.
     def excess(x: Array, y: Array, term: Array) -> Array:
         return jnp.where(jnp.isfinite(y), (y - x) - term, 0)
 

@@ -1,4 +1,4 @@
-"""Many runs of a function with a key: all results, or their moments in the memory of one run."""
+"""Runs a function with many keys, and returns all results or their mean and variance."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +17,7 @@ Progress: TypeAlias = Callable[[int], object]
 """A function, such as `tqdm.update`, that is told how many samples were just finished."""
 
 Carry: TypeAlias = tuple[Array, RunningMoments]
-"""Between batches: the number of the next sample, and the moments of all before it."""
+"""The state between batches: the number of the next sample, and the moments of all earlier ones."""
 
 
 def monte_carlo(
@@ -31,23 +31,23 @@ def monte_carlo(
     """Runs a function with many keys and stacks what it returns.
 
     Sample i uses `jax.random.fold_in(key, i)`. So its masks depend neither on the
-    number of samples nor on `batch_size`, and `start` extends a run. (With another
-    batch size, XLA may round products differently. Numbers that `fn` itself draws by
-    `jax.random` from an `rbg` key depend on the batch, as always under `vmap`; the
-    drops of jaxdrop do not.)
+    number of samples nor on `batch_size`, and `start` continues an earlier run. (With
+    another batch size, XLA may round products differently. If `fn` itself draws numbers
+    with `jax.random` from an `rbg` key, these depend on the batch, as always under
+    `vmap`. The drops of jaxdrop do not.)
 
-    The samples of a network with dropout say how much its answer depends on the
-    units it drops. That is a heuristic for the uncertainty of a posterior: the
-    spread is set by the rate and need not shrink with more data, so measure its
-    calibration before you rely on it.
+    The samples of a network with dropout show how much its answer depends on the
+    dropped units. This is a heuristic for the uncertainty of a posterior: the rate sets
+    the spread, which need not shrink with more data. So measure its calibration before
+    you rely on it.
 
     Args:
       fn: a function `(key, *args, **kwargs)` that returns a pytree of arrays.
       num_samples: how many samples, at least 1.
       batch_size: the most samples that run at once, under `vmap`; None for all. All
         batches have one size; the last is filled up with samples that are not used.
-      start: the number of the first sample. To extend a run, pass a
-        `jax.random.clone` of its key if the key reuse checker is on.
+      start: the number of the first sample. If the key reuse checker is on and you
+        continue a run, pass a `jax.random.clone` of its key.
       progress: called on the host after each batch with the number of its
         samples, such as `tqdm.update`; None for no calls. It may lag behind the
         result (`jax.effects_barrier` waits for it). Under `vmap` it is called once
@@ -104,10 +104,10 @@ def monte_carlo_moments(
 ) -> Callable[..., Moments]:
     """Runs a function with many keys and keeps count, mean and variance.
 
-    The samples are those of `monte_carlo`, but memory does not grow with their
-    number: each batch is merged into the moments and forgotten. (A gradient keeps
-    what it needs of each sample; if `fn` is wrapped in `jax.checkpoint`, this is its
-    inputs alone.) Let `fn` return everything whose mean you need, such as
+    The samples are those of `monte_carlo`, but memory does not grow with their number,
+    because each batch is merged into the moments and not kept. (A gradient keeps the
+    residuals of each sample; if `fn` is wrapped in `jax.checkpoint`, it keeps only the
+    inputs of `fn`.) Let `fn` return everything whose mean you need, such as
     probabilities and their entropy.
 
     Args:
@@ -165,7 +165,7 @@ class _Batches(NamedTuple):
     """How samples are run: in batches of one size, one after another."""
 
     samples: int
-    size: int  # of all but the last, which may have fewer
+    size: int  # of all batches; the last may use fewer
     number: int
     start: int
     progress: Progress | None
@@ -185,8 +185,8 @@ class _Batches(NamedTuple):
         def tell(count: Array, _: list[Array]) -> None:
             progress(int(count))
 
-        # The call waits for its operands. Sums are given, since they are small and lie whole
-        # on one device, however the samples are split.
+        # The callback waits for its operands. The operands are sums: they are small,
+        # and each is whole on one device, even if the samples are split over devices.
         leaves = [x for x in jax.tree.leaves(samples) if not _is_extended(x)]
         jax.debug.callback(tell, self.left(first), [jnp.sum(x) for x in leaves])
 
@@ -204,8 +204,8 @@ def _batches(check: Check, samples: Any, batch: Any, start: Any, progress: Any) 
             f"{check}: progress must be a function of the number of samples just finished;"
             f" got {progress!r}."
         )
-    # Both quotients are rounded up. Of equal batches the last one wastes least: 10 samples,
-    # at most 6 at once, are 5 and 5.
+    # Both quotients are rounded up. With equal batches the last batch wastes least: 10
+    # samples, of which at most 6 run at once, become 5 and 5.
     batches = -(-samples // min(batch, samples))
     return _Batches(samples, -(-samples // batches), batches, start, progress)
 
@@ -213,7 +213,7 @@ def _batches(check: Check, samples: Any, batch: Any, start: Any, progress: Any) 
 def batch_of(
     fn: Callable[..., Any], key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Array, int], Any]:
-    """A function `(first, count)` that runs the samples from number `first` on, side by side."""
+    """A function `(first, count)` that runs `count` samples together, from number `first` on."""
     mark_consumed(key)
 
     def run(first: Array, count: int) -> Any:
@@ -224,5 +224,5 @@ def batch_of(
 
 
 def _is_extended(x: Array) -> bool:
-    """Whether an array is one of keys, which cannot be added up."""
+    """Whether an array holds keys, which cannot be added up."""
     return jnp.issubdtype(x.dtype, jax.dtypes.extended)

@@ -1,4 +1,4 @@
-"""Combinators over drops: how one drop is used on batches, trees and schedules.
+"""Combinators for drops: they use one drop on batches, on pytrees and with schedules.
 
 Two things need no combinator. One mask for a whole batch is `jax.vmap(drop,
 in_axes=(None, 0))`, and a fixed rate is `functools.partial(dropout, rate=0.1)`.
@@ -26,8 +26,8 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
     """Draws an independent mask for each sample of a batch.
 
     The key is split along the batch axis, so sample i has the key
-    `jax.random.split(key, batch)[i]`. Use it if the samples must not share anything,
-    or if each must be reproducible alone.
+    `jax.random.split(key, batch)[i]`. Use it if samples must share nothing, or if each
+    sample must be reproducible by itself.
 
     Args:
       drop: a function `(key, sample) -> sample`.
@@ -72,8 +72,7 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
       A function `(key, tree) -> tree`.
 
     Raises:
-      TypeError: when called, if `key` is not one key, or by `drop` for a leaf
-        that it does not take.
+      TypeError: when called, if `key` is not one key, or `drop` refuses a leaf.
 
     Example:
       >>> drop = per_leaf(partial(dropout, rate=0.5))
@@ -87,7 +86,7 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
 
     def drop_tree(key: Key, tree: Tree) -> Tree:
         key = check.one_key(key)
-        mark_consumed(key)  # `fold_in` is no use of a key to the key reuse checker
+        mark_consumed(key)  # the key reuse checker does not count `fold_in` as a use
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: drop(fold_in_name(key, path_name(path)), leaf), tree
         )
@@ -132,7 +131,7 @@ def scheduled(
 ) -> Callable[[Key, Array, chex.Numeric], Array]:
     """Takes the rate from a schedule, at a step that may be traced.
 
-    Any Optax schedule will do. If the step is traced then so is the rate, and a
+    Any Optax schedule works. If the step is traced, the rate is traced too, so a
     training step is compiled once for all rates.
 
     Args:
@@ -156,12 +155,12 @@ def scheduled(
 
 
 def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> optax.Schedule:
-    """A rate for the first steps only, which helps underfitted networks.
+    """A schedule that drops only in the first steps, which helps underfitted networks.
 
     Args:
       rate: the rate at step 0.
       steps: the step from which the rate is 0.
-      linear: falls linearly instead of all at once.
+      linear: whether the rate falls linearly, instead of in one step.
 
     Returns:
       A function from the step to the rate.
@@ -185,7 +184,7 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
 
 
 def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
-    """A rate that sets in late, which helps networks that overfit at the end.
+    """A schedule that starts to drop late, which helps networks that overfit at the end.
 
     Args:
       rate: the rate from step `start` on.
@@ -211,11 +210,11 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
 
 
 def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
-    """A rate that grows from 0 to its limit, rate * (1 - exp(-gamma * step)).
+    """A schedule that grows from 0 to a limit: rate * (1 - exp(-gamma * step)).
 
     Args:
       rate: the limit.
-      gamma: speed per step; the paper takes 10 over the number of steps.
+      gamma: speed of the growth per step; the paper takes 10 / (number of steps).
 
     Returns:
       A function from the step to the rate.
