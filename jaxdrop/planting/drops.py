@@ -1,4 +1,4 @@
-"""What happens at a site: a token becomes a key, a value is dropped with it."""
+"""What happens at a site: the token becomes a key, and the value is dropped with this key."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -22,16 +22,16 @@ from jaxdrop.planting.rules import Match
 
 @dataclass(frozen=True)
 class Site:
-    """A value that a rule matches: how its keys are drawn, and its drop applied."""
+    """A value that a rule matches: how its keys are made, and how its drop is applied."""
 
     match: Match
     source: str
-    unchecked_axes: frozenset[str]  # mesh axes of which JAX does not know whether it varies
+    unchecked_axes: frozenset[str]  # mesh axes over which it may vary, but JAX does not know
     # Equations, by `id`, that read the value before it is dropped.
     insiders: frozenset[int] = frozenset()
 
     def draw(self, stream: Stream, x: Array, axes: Sequence[int] = ()) -> Token:
-        """Key data for a value, for each example along the axes."""
+        """Key data for a value, one key for each example along the axes."""
         rule = self.match.rule
         x = jnp.asarray(x)
         key = stream.next_key(rule.share_loop)
@@ -43,7 +43,7 @@ class Site:
         else:
             # Without a sharding, every device would make the keys and masks of all examples.
             token = sharded_along(jax.random.key_data(spread(key, sizes)), x, *axes)
-        # The program was traced with a token that varies over the mesh axes of the value.
+        # The program was traced with a token that varies over the same mesh axes as the value.
         return vary_over(token, varying_axes(x))
 
     def drop(self, x: Array, token: Token, role: str, axes: Axes) -> Array:
@@ -52,22 +52,23 @@ class Site:
         Args:
           x: the value.
           token: its key data.
-          role: what it is to the mark: `value`, `tangent` or `cotangent`.
-          axes: for each inner `vmap`, the innermost first, the axis of the value and
-            that of the token.
+          role: what `x` is at the mark: `value`, `tangent` or `cotangent`.
+          axes: for each inner `vmap`, the axis of the value and the axis of the token.
+            The innermost `vmap` comes first.
 
         Returns:
-          The value with each example dropped apart.
+          The value; each example is dropped separately.
         """
         x = jnp.asarray(x)
         if x.size == 0:
             return x
         drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, role)
         pairs: list[tuple[int | None, int]] = []
-        # A pair counts axes as they were before the vmaps further out added theirs. So the
-        # outermost axis is taken away first.
+        # The axes of a pair are counted without the axes of outer vmaps. So the
+        # outermost axis is removed first.
         for axis, token_axis in reversed(axes):
-            # All examples have one key, so the first key serves for all, and one mask is drawn.
+            # All examples have the same key, so the first key is used for all, and one
+            # mask is drawn.
             if token_axis is not None and self.match.rule.share_vmap:
                 token, token_axis = lax.index_in_dim(token, 0, token_axis, keepdims=False), None
             pairs.append((token_axis, axis))
@@ -88,8 +89,8 @@ class Site:
                 f" {self.match.rule.drop!r}, whose derivative depends on x. Differentiate the"
                 " planted function instead: grad(plant(f, rules))."
             )
-        # The value at which the derivative is taken is not at hand here. Since the drop is
-        # affine, zero serves as well as any.
+        # The value at which the derivative is taken is not known here. The drop is
+        # affine, so its derivative is the same at zero.
         at_zero = jnp.zeros_like(x)
         if role == "tangent":
             return jax.jvp(partial(drop, key), (at_zero,), (x,))[1]
@@ -106,13 +107,14 @@ class Site:
             )
         mesh_axes = sorted(jax.sharding.get_abstract_mesh().manual_axes)
         for axis in asked or ():
-            # Outside of a shard_map no axis is wrong: a model may be used with one or without.
+            # Outside of a shard_map all axes are allowed: the same model may run with
+            # and without one.
             if mesh_axes and axis not in mesh_axes:
                 raise ValueError(
                     f"plant: mesh_axes must be among {mesh_axes}; got {axis!r}, for site"
                     f" {self.match.name!r} at {self.source}."
                 )
-        # Devices that hold the same value must drop the same entries of it.
+        # Devices that have the same value must drop the same entries of it.
         may_vary = varying_axes(x) | self.unchecked_axes
         return sorted(may_vary if asked is None else may_vary & set(asked))
 
@@ -142,8 +144,9 @@ def _is_affine(drop: Drop, key: Key, x: Array) -> bool:
     def tangent(x: Array, key: Key, t: Array) -> Array:
         return jax.jvp(partial(drop, key), (x,), (t,))[1]
 
-    # It is if the program for the tangent does not read the value. So this may refuse an affine
-    # drop that reads it in vain, but it never lets another drop pass.
+    # It is the same if the program for the tangent does not read the value. This test
+    # may refuse an affine drop whose program reads the value needlessly, but it never
+    # accepts a drop that is not affine.
     jaxpr, _ = opened(jax.make_jaxpr(tangent)(x, key, x))
     _, used = partial_eval.dce_jaxpr(jaxpr, [True])
     return not used[0]

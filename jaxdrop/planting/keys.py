@@ -1,9 +1,9 @@
 """Which key each run of a site gets.
 
-Each site has a key, made from the hash of its name. The runs of a site are numbered
-in the order in which the program executes them, straight through `jit`,
-`checkpoint` and `scan`. So masks do not change when one of these is added or
-removed, and no site shifts the masks of another.
+Each site has a key, made from the hash of its name. The runs of a site are numbered in
+the order in which the program executes them. The numbers continue through `jit`,
+`checkpoint` and `scan`. So masks do not change when one of these is added or removed. A
+new site does not change the masks of other sites.
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,21 @@ Count: TypeAlias = int | UInt32[Array, ""]
 def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
     """The key with which a planted function drops at one run of a site.
 
-    With it one can write by hand what `plant` does. In three cases a number i is
-    folded into this key, by `fold_in(site_key(...), i)`: the iteration of a
-    `while_loop`, the index of a device along a mesh axis of a `shard_map` over
-    which the value varies, and the index of an example of an inner `vmap`. If
-    several apply, they are folded in one after the other, in this order. Of
-    several loops or `vmap`s the outermost comes first, and mesh axes come in the
-    order of their names.
+    With it you can write by hand what `plant` does. In three cases `plant` folds a
+    number i into this key, by `fold_in(site_key(...), i)`: the iteration of a
+    `while_loop`; the index of a device along a mesh axis of a `shard_map` over which
+    the value varies; the index of an example of an inner `vmap`. If several cases
+    apply, the numbers are folded in one after the other, in this order. Outer loops and
+    `vmap`s come before inner ones, and mesh axes come in the order of their names.
 
     Args:
       key: the key that the planted function was called with. It is not consumed.
-      name: the site's name. For an array in a marked pytree its path follows,
-        as in "hidden['a']". A value that a matcher found has the kind of the
-        matcher in front, as in "jit:softmax".
-      occurrence: how many times the site ran before, counted through inner
-        `jit`, `checkpoint` and `scan`. All branches of a `cond` start at the same
-        number. What follows the `cond` goes on where its longest branch stopped.
+      name: the name of the site. For an array in a marked pytree, add its path, as in
+        "hidden['a']". For a value that a matcher found, put the kind of the matcher in
+        front, as in "jit:softmax".
+      occurrence: how many times the site ran before, counted through inner `jit`,
+        `checkpoint` and `scan`. All branches of a `cond` start at the same number.
+        After the `cond`, the count continues from the branch with the most runs.
 
     Returns:
       A typed Threefry key.
@@ -66,8 +65,8 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
 class Place:
     """The number of a site's next run: a base, and the runs since then.
 
-    The offset is known while tracing. So where no loop counts, the whole number is
-    known, and no addition is left in the program.
+    The offset is known while tracing. Outside of loops the base is known too, so the
+    program needs no addition.
     """
 
     base: Count
@@ -86,15 +85,17 @@ class Place:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stream:
-    """The keys of one site: where its runs are, and where the innermost loop began."""
+    """The keys of one site: the place of its next run, and its place at the start of
+    the innermost loop.
+    """
 
-    # The data of the site's own key. Nothing is drawn with that key itself: each run folds its
-    # number in first.
+    # The data of the site's own key. Nothing is drawn with that key itself, because
+    # each run first folds its number in.
     data: UInt32[Array, "2"]
     now: Place
     first: Place
-    # Whether all runs have the same key: in the rule of a custom derivative, which may run a
-    # site of its function again, wherever and however often it likes.
+    # Whether all runs have the same key. It is true in the rule of a custom derivative,
+    # which may run a site of its function again, at any place and any number of times.
     fixed: bool = field(default=False, metadata={"static": True})
 
     @staticmethod
@@ -114,16 +115,17 @@ class Stream:
         """The stream in a step of a scan, each of which runs the site `runs` times."""
         if self.fixed:
             return self
-        # The steps of a scan count on: step i begins i * runs later. So an unrolled scan has
-        # the same masks.
+        # The count continues over the steps of a scan: step i begins i * runs later. So
+        # an unrolled scan has the same masks.
         return Stream(self.data, self.now.plus(step * jnp.uint32(runs)), self.now)
 
     def in_iteration(self, iteration: Array) -> "Stream":
         """The stream in an iteration of a while loop."""
         if self.fixed:
             return self
-        # Nobody knows how many iterations there will be, so the runs after the loop could not be
-        # numbered. The iteration is folded in instead, and the loop counts as one iteration.
+        # The number of iterations is unknown, so the runs after the loop could not be
+        # numbered. Instead the iteration is folded in, and the loop counts as one
+        # iteration.
 
         def inside(number: Array) -> Place:
             return replace(self.now, iterations=(*self.now.iterations, number))
@@ -132,7 +134,7 @@ class Stream:
 
     def as_operand(self) -> "Stream":
         """The same stream, of a type that does not depend on where it is."""
-        # A number that is known would be part of the type, and each call would compile anew.
+        # A known number would be part of the type, so each call would be compiled again.
         now, first = (
             replace(p, base=jnp.asarray(p.occurrence(), jnp.uint32), offset=0)
             for p in (self.now, self.first)
@@ -140,7 +142,9 @@ class Stream:
         return replace(self, now=now, first=first)
 
     def next_key(self, locked: bool) -> Key:
-        """The key of the next run. If locked, the key that it has in the first step of the loop."""
+        """The key of the next run. If `locked`, it is the key of this run in the first
+        step of the loop.
+        """
         place = self.first if locked else self.now
         name_key = jax.random.wrap_key_data(self.data, impl="threefry2x32")
         key = jax.random.fold_in(name_key, place.occurrence())
@@ -159,7 +163,8 @@ def as_operands(streams: Streams) -> Streams:
 
 def spread(key: Key, sizes: tuple[int, ...]) -> Array:
     """A key for each example of nested batches, the outermost first."""
-    # By index, so that an example's mask does not depend on how many others there are.
+    # Each key is made from an index, so the mask of an example does not depend on the
+    # number of examples.
     if not sizes:
         return key
     examples = lax.iota(jnp.uint32, sizes[0])

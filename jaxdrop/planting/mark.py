@@ -1,11 +1,11 @@
-"""What `site` leaves in a jaxpr: two primitives, by which a site's identity is a value.
+"""The two primitives that `site` puts into a jaxpr; a site is known by a value, its token.
 
-`token` makes uint32[2] out of a value, and `site` is the identity of the value
-that also takes the token. Planted, the token becomes a key and the site becomes
-a drop with that key. The token is an array like any other, so JAX itself carries
-it to where the site's derivative is computed: through the residuals of a scan,
-through `vmap`, `checkpoint` and `shard_map`. So a backward pass drops with the
-mask of its forward pass, by construction.
+`token` takes a value and returns uint32[2]. `site` takes the value and the token, and
+returns the value. When the function is planted, the token becomes a key and the site
+becomes a drop with that key. The token is an ordinary array, so JAX itself carries it
+to the place where the derivative of the site is computed: through the residuals of a
+scan, through `vmap`, `checkpoint` and `shard_map`. So a backward pass always has the
+mask of its forward pass.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ Token = UInt32[Array, "*batch 2"]
 Axes: TypeAlias = Sequence[tuple[int, int | None]]
 """For each inner `vmap` the axis of a value, and that of its token."""
 
-# The function of this library for which JAX traces, "plant" or "sites"; None outside of both.
-# It is part of the key of JAX's caches: an inner jit that was traced outside of planting is
-# traced again inside, and the other way round. So no program but a planted one has marks.
+# The function of this library that is tracing, "plant" or "sites"; otherwise None. It
+# is part of the key of JAX's caches: an inner jit that was traced outside of planting
+# is traced again inside, and the other way round. So only planted programs have marks.
 planting = jax.make_user_context(None)
 
 
 def site(x: Tree, name: str) -> Tree:
     """Marks an activation, where `plant` may put a drop.
 
-    It is the identity. Outside of `plant` it leaves nothing in the program.
+    It returns `x` unchanged. Outside of `plant` it adds nothing to the program.
 
     Args:
-      x: any pytree. Its arrays are marked; all other leaves pass as they are.
-      name: the name by which rules and keys know the site. Sites of the same
-        name are runs of one site. Each array of a pytree counts its own runs.
+      x: any pytree. Its arrays are marked; all other leaves pass unchanged.
+      name: the name of the site in rules and keys. Two calls with the same name are two
+        runs of one site. For each array of a pytree, runs are counted separately.
 
     Returns:
       `x`.
@@ -106,8 +106,9 @@ def _token_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ..
 
 
 def _token_aval(x: ShapedArray, *, axes: tuple[int, ...], **_: object) -> ShapedArray:
-    # The key that takes the token's place varies over the mesh axes of the value. The type
-    # says so from the start, since loops around are traced with it.
+    # The key that takes the token's place varies over the mesh axes of the value. The
+    # type of the token shows this from the start, since the loops around it are traced
+    # with this type.
     return like_aval(x, _token_shape(x.shape, axes), jnp.dtype("uint32"))
 
 
@@ -115,14 +116,14 @@ def _batch_token(
     args: Sequence[Array], dims: Sequence[int], *, axes: tuple[int, ...], **params: object
 ) -> tuple[Array, int]:
     (x,), (axis,) = args, dims
-    # The new vmap is around those that are known. Their axes move up by one, if they are at
-    # the place of the new axis or behind it.
+    # The new vmap is outside of those that are known. Their axes at or behind the new
+    # axis move up by one.
     moved = (inner + (inner >= axis) for inner in axes)
     return token_p.bind(x, axes=(axis, *moved), **params), 0
 
 
-# The token has no derivative. A checkpoint saves its 8 bytes under every policy: if they
-# were computed again, the backward pass would draw a mask of its own.
+# The token has no derivative. A checkpoint saves its 8 bytes under every policy: if the
+# backward pass computed the token again, it would draw another mask.
 token_p.def_impl(_blank)
 token_p.def_abstract_eval(_token_aval)
 mlir.register_lowering(token_p, mlir.lower_fun(_blank, multiple_results=False))
@@ -135,7 +136,7 @@ def _batch_site(
     args: Sequence[Array], dims: Sequence[int | None], *, axes: Axes, **params: object
 ) -> tuple[Array, int]:
     (x, token), (axis, token_axis) = args, dims
-    # A cotangent may be the same for all examples. They have masks of their own nevertheless.
+    # A cotangent may be the same for all examples, but each example still has its own mask.
     if axis is None:
         assert token_axis is not None
         x, axis = jnp.broadcast_to(x, (token.shape[token_axis], *x.shape)), 0
@@ -145,7 +146,7 @@ def _batch_site(
 def _differentiate_site(
     primals: Sequence[Array], tangents: Sequence[Array | ad.Zero], *, role: str, **params: object
 ) -> tuple[Array, Array | ad.Zero]:
-    # The tangent is marked with the token of the value, so it gets the same mask.
+    # The tangent is marked with the token of its value, so it gets the same mask.
     (x, token), (tangent, _) = primals, tangents
     y = site_p.bind(x, token, role=role, **params)
     if isinstance(tangent, ad.Zero):
@@ -156,8 +157,9 @@ def _differentiate_site(
 def _transpose_site(
     cotangent: Array | ad.Zero, x: ad.UndefinedPrimal, token: Array, *, role: str, **params: object
 ) -> tuple[Array | ad.Zero, None]:
-    # If the token depends on what is transposed, the value was never computed here. Then there
-    # is no forward pass whose mask the cotangent could have.
+    # If the token depends on the input of the transposed function, the value was never
+    # computed. Then there is no forward pass from which the cotangent could take its
+    # mask.
     if ad.is_undefined_primal(token):
         caller = planting.value or "plant"  # outside, it is a mark that `plant` left alone
         raise NotImplementedError(
@@ -170,7 +172,7 @@ def _transpose_site(
 
 
 def _bind_linear(x: Array, token: Token, role: str, params: Params) -> Array:
-    # A derivative may vary along fewer mesh axes than its value.
+    # A derivative may vary over fewer mesh axes than its value.
     x = vary_over(x, varying_axes(token))
     return site_p.bind(x, token, role=role, **params)
 

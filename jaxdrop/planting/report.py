@@ -1,7 +1,7 @@
-"""What there is to plant: the table of sites, and what to say of a rule that matches none.
+"""The table of sites, and the error for a rule that matches nothing.
 
-Where sites are and how often they run is in the rows of a plan. Only for suggestions,
-of names that a rule could match, the jaxpr itself is read.
+The rows of a plan say where sites are and how often they run. The jaxpr itself is read
+only to suggest names that a rule could match.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from jaxdrop.planting.table import SiteTable, merged
 LISTED = (Matcher("site", "*"), Matcher("checkpoint_name", "*"))
 """What the table lists even if no rule matches it: what was named on purpose."""
 _UNMARKED = ("named_scope", "jit", "function", "primitive")
-_SHOWN = 8  # names in a message, which should fit on a screen
+_SHOWN = 8  # names in a message, so that it fits on a screen
 _SIMILAR = 0.3  # of 1; low, since a wrong suggestion does no harm
 
 
 def table_of(jaxpr: AnyJaxpr, plan: Plan) -> SiteTable:
-    """The sites of a plan; those that are alike share a row."""
+    """The table of the sites of a plan. Sites that are alike share a row."""
     rows = merged(plan.rows)
     return SiteTable(rows, {kind: known_names(jaxpr, kind) for kind in _UNMARKED if not rows})
 
@@ -34,7 +34,7 @@ def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:
         if matcher in used:
             continue
         names = known_names(jaxpr, matcher.kind)
-        # The names are there, but none was the name of a site: the values are integers, say.
+        # The names exist, but none of them names a site: the values may be integers, for example.
         if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
             alone = len(rules.matchers) == 1
             reason = "" if alone else ", or an earlier rule or one around it takes it"
@@ -56,7 +56,7 @@ def known_names(jaxpr: AnyJaxpr, kind: str) -> list[str]:
 def _names(block: Block, kind: str) -> Iterator[str]:
     for equation in block.equations:
         yield from names_of(equation, block.around, kind)
-        # The matcher says what the surroundings must keep: scopes, if names are paths of scopes.
+        # The matcher makes the surroundings keep the scopes, if names are paths of scopes.
         inside = block.around.inside(equation, [Matcher(kind, "*")])
         for jaxprs in equation.bodies.values():
             for jaxpr in jaxprs:

@@ -1,4 +1,4 @@
-"""Rules: which drop is planted where, and what its masks share."""
+"""Rules: which drop is planted at which values, and which runs share a mask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxdrop.base.types import Drop
 
 @dataclass(frozen=True)
 class Matcher:
-    """A pattern over the names of one kind; made by the functions of `jaxdrop.match`."""
+    """A pattern for names of one kind. The functions of `jaxdrop.match` make matchers."""
 
     kind: str
     pattern: str
@@ -31,23 +31,23 @@ class Matcher:
         """Whether the pattern fits a name of the same kind."""
         if self.kind != candidate.kind:
             return False
-        # `layer[0]` is a name, though to fnmatch it is a pattern that `layer0` fits.
+        # `layer[0]` matches itself, though fnmatch takes it for a pattern that matches `layer0`.
         return candidate.name == self.pattern or fnmatchcase(candidate.name, self.pattern)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A drop, and over what its masks are shared. A bare drop shares nothing.
+    """A drop, and which runs share its masks. A drop without a `Rule` shares nothing.
 
     Args:
       drop: a pure function `(key, x) -> y` that keeps the shape and dtype.
-      share_vmap: whether all examples of an inner `vmap` have one mask.
-      share_loop: whether all steps of the innermost loop have one mask. In a
-        recurrent network this is variational dropout.
-      mesh_axes: the mesh axes of a `shard_map` along which each device draws a
-        mask of its own. None means the axes over which the value varies. JAX
-        knows them, except in a `shard_map` with `check_vma=False`. A value that is
-        the same on all devices of an axis has one mask there in any case.
+      share_vmap: whether all examples of an inner `vmap` share a mask.
+      share_loop: whether all steps of the innermost loop share a mask. In a recurrent
+        network this is variational dropout.
+      mesh_axes: the mesh axes of a `shard_map` along which each device draws a mask of
+        its own. None means the axes over which the value varies. JAX knows these axes,
+        except in a `shard_map` with `check_vma=False`. Devices that have the same value
+        along an axis share a mask in any case.
 
     Raises:
       TypeError: `drop` is not callable, or `mesh_axes` is a string.
@@ -71,7 +71,7 @@ class Rule:
         if not callable(self.drop):
             raise TypeError(f"Rule: drop must be a function (key, x) -> y; got {self.drop!r}.")
         if isinstance(self.mesh_axes, str):
-            raise TypeError(f"Rule: mesh_axes must be names, not one; got {self.mesh_axes!r}.")
+            raise TypeError(f"Rule: mesh_axes must be a sequence of names; got {self.mesh_axes!r}.")
 
 
 RulesLike: TypeAlias = (
@@ -94,7 +94,7 @@ class Candidate:
 
 
 class Match(NamedTuple):
-    """The rule for a value: the name under which it draws keys, and its pattern and rule."""
+    """The rule for a value, with its pattern and the name from which its keys are made."""
 
     name: str
     matcher: Matcher
@@ -102,10 +102,10 @@ class Match(NamedTuple):
 
 
 class Rules:
-    """The user's rules as pairs of a matcher and a rule, and the function they were given to."""
+    """The user's rules, as pairs of a matcher and a rule."""
 
     def __init__(self, caller: str, given: RulesLike) -> None:
-        self.caller = caller  # "plant" or "sites", with which all refusals begin
+        self.caller = caller  # "plant" or "sites"; all error messages begin with it
         self.is_disjoint = isinstance(given, Mapping)
         pairs = list(given.items()) if isinstance(given, Mapping) else given
         if not isinstance(pairs, list | tuple) or not all(map(_is_pair, pairs)):
@@ -117,7 +117,7 @@ class Rules:
             (_as_matcher(caller, pattern), _as_rule(caller, pattern, drop))
             for pattern, drop in pairs
         ]
-        # A mark keeps which axis is the batch; what a matcher finds does not.
+        # A mark knows which axis is the batch; a value that a matcher finds does not.
         for matcher, rule in self.pairs:
             if rule.share_vmap and matcher.kind != "site":
                 raise ValueError(
@@ -136,7 +136,7 @@ class Rules:
 
         Args:
           candidates: the names.
-          path: of an array in a marked pytree, which is part of the name of the site.
+          path: the path of an array in a marked pytree; it is part of the name of the site.
           source: the line that made the value.
 
         Returns:
@@ -145,7 +145,7 @@ class Rules:
         Raises:
           ValueError: two rules of a dict match.
         """
-        # Rules in the outer loop: in a list of pairs the first rule wins, not the first name.
+        # The outer loop is over rules: in a list of pairs the first rule wins, not the first name.
         found = [
             Match(candidate.text + path, matcher, rule)
             for matcher, rule in self.pairs

@@ -18,14 +18,14 @@ class SiteRow:
     """One site in the table of `sites`.
 
     Args:
-      site: its name, as `site_key` takes it.
-      shape: the shape of the value that a drop gets. In an inner `vmap` it is
-        that of one example.
+      site: its name, which `site_key` takes.
+      shape: the shape of the value that a drop gets. In an inner `vmap` it is the shape
+        of one example.
       dtype: the dtype of the value.
-      runs: how often it runs in a call. None if it is in a while loop.
-      where: the loops, calls and batches that it is in, outermost first.
+      runs: how often the site runs in a call. None if it is in a while loop.
+      where: the loops, calls and batches around it, from the outermost to the innermost.
       rule: the pattern of its rule, or None.
-      source: the line that made the value.
+      source: the line of code that computes the value.
 
     Example:
       >>> (row,) = sites(lambda x: site(x, "hidden"), jnp.ones((2, 3)))
@@ -42,8 +42,8 @@ class SiteRow:
     source: str
 
     def within(self, label: str, times: int | None) -> "SiteRow":
-        """The row of the same site seen from outside of an equation that runs it so often."""
-        # None stands for a number that nobody knows, and so does its product with any other.
+        """The row of the same site, outside of an equation that runs it `times` times."""
+        # None stands for an unknown number. A product with an unknown number is unknown too.
         runs = None if self.runs is None or times is None else times * self.runs
         return replace(self, runs=runs, where=f"{label}/{self.where}" if self.where else label)
 
@@ -62,7 +62,7 @@ class SiteTable(Sequence[SiteRow]):
     Args:
       rows: the rows.
       unmarked: for each kind of matcher, the names that it could match. They are
-        printed if there is no row.
+        printed if the table has no rows.
 
     Example:
       >>> table = sites(lambda x: site(x, "hidden"), jnp.ones((2, 3)))
@@ -87,7 +87,8 @@ class SiteTable(Sequence[SiteRow]):
         return len(self._rows)
 
     def __repr__(self) -> str:
-        # Whoever sees an empty table has marked nothing yet, so it shows what matchers can find.
+        # If the table is empty, nothing is marked yet. So it shows the names that
+        # matchers can find.
         if not self._rows:
             kinds = [
                 f"  match.{kind}: {', '.join(map(repr, names))}"
@@ -105,7 +106,7 @@ class SiteTable(Sequence[SiteRow]):
 
 
 def row_of(equation: Equation, variable: Var, name: str, rule: str | None) -> SiteRow:
-    """The row of a site in its own jaxpr, where it runs once."""
+    """The row of a site in its own jaxpr, in which it runs once."""
     # A token stands for the value that it was made from, with the batches of inner vmaps.
     is_token = equation.primitive is token_p
     axes: Sequence[int] = equation.params["axes"] if is_token else ()
@@ -122,7 +123,7 @@ def row_of(equation: Equation, variable: Var, name: str, rule: str | None) -> Si
 
 
 def merged(rows: Sequence[SiteRow]) -> list[SiteRow]:
-    """The rows with those that are alike made one, which runs as often as all together."""
+    """Merges rows that are alike. A merged row has the sum of their runs."""
     # Two calls of one jitted function, or two layers of a Python loop, come from one line.
     runs: dict[SiteRow, int | None] = {}
     for row in rows:
@@ -133,7 +134,9 @@ def merged(rows: Sequence[SiteRow]) -> list[SiteRow]:
 
 
 def _shortened(source: str) -> str:
-    """A source line with the path from here, or the last parts of a path elsewhere."""
+    """A source line with a path relative to the working directory, or the last three
+    parts of its path.
+    """
     path, colon, rest = source.partition(":")
     with suppress(ValueError):
         return f"{Path(path).relative_to(Path.cwd())}{colon}{rest}"

@@ -299,7 +299,7 @@ def test_platform_dependent_branches_are_refused():
 def test_sharing_over_a_vmap_is_for_marks():
     with pytest.raises(ValueError, match=r"share_vmap must be left out for match.jit\('f'\)"):
         plant(block, {match.jit("f"): Rule(drop, share_vmap=True)})
-    with pytest.raises(TypeError, match="mesh_axes must be names, not one; got 'data'"):
+    with pytest.raises(TypeError, match="mesh_axes must be a sequence of names; got 'data'"):
         Rule(drop, mesh_axes="data")
 
 
