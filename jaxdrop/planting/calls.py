@@ -1,8 +1,8 @@
-"""Calls, loops and branches with a site inside, rebuilt by JAX's own functions.
+"""Rebuilds calls, loops and branches with a site inside, by JAX's own functions.
 
-Each rule takes the parameters of an equation, without its bodies, and the plans of
-its bodies by the names of their parameters. It returns how the equation is
-evaluated. The table `CALLS` at the end has one line for each primitive.
+Each rule takes the parameters of an equation, without its bodies, and the plans of its
+bodies by the names of their parameters. It returns a function that evaluates the
+equation. The table `CALLS` at the end has one line per primitive.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ from jaxdrop.planting.plan import Evaluate, Plan, Runs
 
 Bodies: TypeAlias = Mapping[str, Sequence[Plan]]
 """The plans of the jaxprs in each parameter of an equation."""
-# A rule does not get the jaxprs themselves. What it returns is kept as long as the jaxpr of
-# its body lives, and if it held that jaxpr, neither would ever be freed.
+# A rule does not get the jaxprs themselves. Its result is kept as long as the jaxpr of
+# the body lives. If the result held that jaxpr, neither would ever be freed.
 Rebuild: TypeAlias = Callable[[Params, Bodies], Evaluate]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A primitive with bodies: how it is evaluated, and what the table of sites says of it."""
+    """A primitive with bodies: how it is evaluated, and what the table of sites says about it."""
 
     rebuild: Rebuild | None = None
     """None if no drop can be put inside."""
@@ -42,10 +42,10 @@ class Call:
     """The parameters whose bodies can have no site, and where such a site would be, in words."""
 
     def runs(self, params: Params, bodies: Sequence[Plan]) -> Runs:
-        """How often each site runs in a call, as keys count it."""
-        # All branches of a cond start at the same run, and what follows goes on after the
-        # longest. Nobody knows how many iterations a while loop has, so it counts as one: each
-        # iteration folds its own number in.
+        """How many runs of each site the keys count in one call."""
+        # All branches of a cond start at the same run, and the count continues after
+        # the longest branch. The number of iterations of a while loop is unknown, so it
+        # counts as one iteration, and each iteration folds its number in.
         times = self.times(params)
         counted = 1 if times is None else times
         names = {name for body in bodies for name in body.runs}
@@ -66,14 +66,14 @@ def rebuild_jit(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def rebuild_closed_call(params: Params, bodies: Bodies) -> Evaluate:
-    """A call that JAX puts around loops when it differentiates a checkpoint. It has no options."""
+    """A call without options. JAX puts it around loops when it differentiates a checkpoint."""
     del params
     (body,) = bodies["call_jaxpr"]
     return body
 
 
 def rebuild_scan(params: Params, bodies: Bodies) -> Evaluate:
-    """Each step goes on counting where the step that ran before it stopped."""
+    """In each step, the count of runs continues from the step that ran before."""
     (body,) = bodies["jaxpr"]
     num_consts, num_carry = options.scan_arity(params)
     kept = options.scan_options(params)
@@ -87,7 +87,7 @@ def rebuild_scan(params: Params, bodies: Bodies) -> Evaluate:
             results = body(here, *consts, *carry, *xs)
             return results[:num_carry], results[num_carry:]
 
-        # A reversed scan runs its last row first, and runs are numbered as they are executed.
+        # A reversed scan runs its last row first, and runs are numbered in the order of execution.
         numbers = lax.iota(jnp.uint32, kept["length"])
         numbers = numbers[::-1] if kept["reverse"] else numbers
         carry, ys = lax.scan(step, init, (numbers, xs), **kept)
@@ -97,7 +97,7 @@ def rebuild_scan(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def rebuild_while(params: Params, bodies: Bodies) -> Evaluate:
-    """The loop also counts its iterations, and each folds its number into the keys."""
+    """The loop also counts its iterations, and each iteration folds its number into the keys."""
     (condition,), (body,) = bodies["cond_jaxpr"], bodies["body_jaxpr"]
     sizes = params["cond_nconsts"], params["body_nconsts"]
 
@@ -113,8 +113,8 @@ def rebuild_while(params: Params, bodies: Bodies) -> Evaluate:
             here = {name: s.in_iteration(iteration) for name, s in streams.items()}
             following = body(here, *consts, *carry)
             going = wanted(carry)
-            # In a loop that was batched, examples that are done stay as they are. The equation
-            # allows a condition for each of them; `lax.while_loop` does not.
+            # In a batched loop, finished examples keep their values. The equation
+            # allows one condition per example; `lax.while_loop` does not.
             if going.ndim:
                 following = tuple(
                     jnp.where(lax.broadcast_in_dim(going, new.shape, range(going.ndim)), new, old)
@@ -140,11 +140,12 @@ def rebuild_cond(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def rebuild_checkpoint(params: Params, bodies: Bodies) -> Evaluate:
-    """The streams are operands, which the backward pass has again."""
+    """The streams are operands, so the backward pass has them too."""
     (body,) = bodies["jaxpr"]
     call = jax.checkpoint(body, **options.checkpoint_options(params))
-    # One that was differentiated already stands in the backward pass, where it computes the
-    # forward pass again. Its barrier keeps XLA from computing that early, with the forward pass.
+    # A checkpoint that was differentiated already is in the backward pass, where it
+    # computes the forward pass again. Its barrier prevents XLA from doing this too
+    # early, together with the forward pass.
     has_barrier = params["differentiated"] and params["prevent_cse"]
 
     def evaluate(streams: Streams, *values: Value) -> Values:
@@ -155,7 +156,9 @@ def rebuild_checkpoint(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def rebuild_shard_map(params: Params, bodies: Bodies) -> Evaluate:
-    """The keys come in replicated; a site folds in the devices over which it varies."""
+    """The keys are replicated operands; a site folds in the index of the device along
+    axes over which it varies.
+    """
     (body,) = bodies["jaxpr"]
     call = jax.shard_map(
         body,
@@ -167,9 +170,9 @@ def rebuild_shard_map(params: Params, bodies: Bodies) -> Evaluate:
 
 
 def _compiled_once(evaluate: Evaluate) -> Evaluate:
-    """Outside of `jit`, where each call would compile again, it is put into one."""
-    # JAX's cache for a loop outside of jit goes by the body, and each evaluation makes a new
-    # one. Inside of jit another jit would only be in the way.
+    """Puts the call into a `jit` if it is outside of one, where each call would compile again."""
+    # Outside of jit, JAX caches a loop by its body, and each evaluation makes a new
+    # body. Inside of jit, another jit would only be an obstacle.
     compiled = jax.jit(evaluate)
 
     def call(streams: Streams, *values: Value) -> Values:

@@ -1,7 +1,7 @@
-"""Which values of a jaxpr are sites: marked ones, and those that a rule finds by another name.
+"""Finds the sites of a jaxpr: marked values, and values that a rule finds by another name.
 
-A mark is an equation of its own. All other names are found at the equation that
-makes a value: in its parameters, its named scopes, its Python functions.
+A mark has equations of its own. All other names are found at the equation that makes
+the value: in its parameters, its named scopes and its Python functions.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ _GROUPED = ("named_scope", "function")
 
 
 class Sites(NamedTuple):
-    """The sites of a jaxpr, by their variables, without the sites of bodies in it."""
+    """The sites of a jaxpr by their variables, without the sites inside of bodies."""
 
     drawn: Mapping[Var, Site]
     """Tokens that become keys."""
@@ -44,7 +44,7 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
     Args:
       block: the jaxpr.
       rules: the rules.
-      also: matchers whose values the table lists even if no rule matches.
+      also: matchers; the table lists their values even if no rule matches.
 
     Returns:
       The sites, by their variables.
@@ -53,8 +53,8 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
     matched: dict[Var, Site] = {}
     for names in _named(block, rules.matchers, rules.caller).values():
         if site := _site_of(names, block.around, rules):
-            # If a rule matches the other name of a marked value, the mark is left alone. The
-            # value is dropped like any value without a mark.
+            # If a rule matches another name of a marked value, the mark is not used.
+            # The value is dropped like a value without a mark.
             is_drawn = site.match.matcher.kind == "site"
             one = names[0] if is_drawn else names[-1]
             (drawn if is_drawn else matched)[one.variable] = site
@@ -67,12 +67,14 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
 
 
 def _named(block: Block, matchers: Sequence[Matcher], caller: str) -> dict[Var, list[Found]]:
-    """The names of each variable that has any; those of a marked value are at its token."""
+    """The names of each variable that has names. The names of a marked value are listed
+    at its token.
+    """
     found: dict[Var, list[Found]] = defaultdict(list)
     for one in candidates_in(block, matchers, caller):
         found[one.variable].append(one)
-    # A mark makes two variables, a token and a value, and the value may go by other names.
-    # It is one site nevertheless, so that one rule applies.
+    # A mark makes two variables, a token and a value, and the value may have other
+    # names. But it is one site, so that one rule applies.
     for equation in block.equations:
         if equation.primitive is site_p:
             token, value = equation.operands[1], equation.results[0]
@@ -93,7 +95,7 @@ def _site_of(names: Sequence[Found], around: Surroundings, rules: Rules) -> Site
 
 
 def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var, Site]:
-    """The marks, each found by its own name."""
+    """The marked sites, each found by the name at its mark."""
     # The token of a mark may have been drawn in another jaxpr: around a loop, or in the forward
     # pass of a derivative. So a mark cannot learn its rule from its token.
     marked: dict[Var, Site] = {}
@@ -109,7 +111,8 @@ def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var
 def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Iterator[Found]:
     """The variables that may be sites.
 
-    Of scopes and functions, only those that match are found; of other names, all.
+    For scopes and functions, only matching ones are returned; for other kinds, all
+    names are returned.
     """
     matchers = [matcher for matcher in matchers if matcher not in block.around.taken]
     kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in _GROUPED)
@@ -155,11 +158,12 @@ def _is_floating(variable: Var) -> bool:
 def _refuse_derivatives(
     site: Site, transforms: frozenset[str], around: Surroundings, caller: str
 ) -> None:
-    """Refuses sites at which a mask of a forward pass would be needed, but cannot be known."""
+    """Refuses sites that need a mask of the forward pass which cannot be known."""
     name = site.match.name
     if site.match.matcher.kind == "site":
-        # A token is made in the forward pass and carried to the backward pass. If one is made
-        # there, the value is computed again, and it would get another mask.
+        # A token is made in the forward pass and carried to the backward pass. If the
+        # backward pass makes a token, it computes the value again, and the value would
+        # get another mask.
         if "transpose" in transforms and not around.in_rule:
             raise NotImplementedError(
                 f"{caller}: site {name!r} at {site.source} runs again in a backward pass, where it"
@@ -167,7 +171,7 @@ def _refuse_derivatives(
                 " grad(plant(f, rules))."
             )
     elif transforms & {"jvp", "transpose"}:
-        # The tangent of this value is computed by equations of its own, which have no token.
+        # Other equations compute the tangent of this value, and they have no token.
         raise NotImplementedError(
             f"{caller}: {name!r} at {site.source} is inside of a derivative, where only marks of"
             " jaxdrop.site can be followed. Differentiate the planted function instead:"

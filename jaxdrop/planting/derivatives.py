@@ -1,7 +1,8 @@
-"""Functions with a derivative of their own and a site inside: their rules are kept.
+"""Functions with a custom derivative and a site inside: their rules are kept.
 
-Where a rule is used, it is traced and planned like the function, from the same
-run on. So a backward rule that computes the function again has its masks.
+When a rule is used, it is traced and planned like the function, and its runs start at
+the same number. So a backward rule that computes the function again has the masks of
+the function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ _Kept: TypeAlias = "tuple[Streams, Callable[..., Values], _Differentiated]"
 
 
 def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
-    """A function of `jax.custom_jvp` again, whose rule is the user's with masks in it."""
+    """Makes a function of `jax.custom_jvp` again. Its rule is the user's rule with masks."""
 
     @jax.custom_jvp
     def planted(streams: Streams, *values: Value) -> Values:
@@ -40,8 +41,8 @@ def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         primals: tuple[Streams, *tuple[Value, ...]], tangents: tuple[object, *tuple[Value, ...]]
     ) -> tuple[Values, Values]:
         (streams, *values), (_, *tangents_of_values) = primals, tangents
-        # The rule is traced for those operands alone that are differentiated. So it sees which
-        # tangents are zero, as it would without planting.
+        # The rule is traced only for the operands that are differentiated. So it sees
+        # which tangents are zero, as without planting.
         is_differentiated = [not isinstance(t, SymbolicZero) for t in tangents_of_values]
         inputs = _Differentiated.of(equation, is_differentiated)
 
@@ -57,7 +58,7 @@ def keep_jvp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
 
 
 def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
-    """A function of `jax.custom_vjp` again, whose rules are the user's with masks in them."""
+    """Makes a function of `jax.custom_vjp` again. Its rules are the user's rules with masks."""
 
     @jax.custom_vjp
     def planted(streams: Streams, *values: Value) -> Values:
@@ -67,8 +68,8 @@ def keep_vjp(equation: Equation, body: Plan, plan_rule: PlanRule) -> Evaluate:
         inputs = _Differentiated.of(equation, [arg.perturbed for arg in args])
         streams, values = custom_vjp_primal_tree_values((streams, args))
 
-        # JAX itself is asked for the user's forward rule, and returns with the results the
-        # function `pull` that holds the backward rule and what it needs.
+        # JAX itself calls the user's forward rule. Besides the results it returns the
+        # function `pull`, which has the backward rule and its residuals.
         def rule(xs: Values) -> tuple[Values, Callable[..., Values]]:
             return jax.vjp(lambda *xs: equation.bind(*inputs.put(xs, values)), *xs)
 
@@ -94,14 +95,14 @@ DERIVATIVES: Mapping[str, Callable[[Equation, Plan, PlanRule], Evaluate]] = {
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Differentiated:
-    """Which operands of a custom derivative are differentiated."""
+    """Says which operands of a custom derivative are differentiated."""
 
     places: tuple[bool, ...]
 
     @staticmethod
     def of(equation: Equation, is_differentiated: Sequence[bool]) -> "_Differentiated":
         if any(is_differentiated[: equation.params["num_consts"]]):
-            # JAX refuses this itself, but here the values have become operands.
+            # JAX normally refuses this, but here the values have become operands.
             raise ValueError(
                 "plant: a function with a custom derivative was differentiated with respect to a"
                 " value that it closes over. Make the value an argument of the function."
@@ -128,14 +129,14 @@ def _instantiated(derivative: Value) -> Value:
     if not isinstance(derivative, SymbolicZero):
         return derivative
     aval: Any = derivative.aval
-    # The derivative of an integer is of no size, which jax.numpy has no array for.
+    # The derivative of an integer has a dtype of size 0, for which jax.numpy has no array.
     zeros = np if aval.dtype == jax.dtypes.float0 else jnp
     return zeros.zeros(aval.shape, aval.dtype)
 
 
 @dataclass(frozen=True)
 class _Masked:
-    """How the rules for a function get the masks of the function."""
+    """Gives the rules for a function the masks of the function."""
 
     body: Plan
     streams: Streams
@@ -146,7 +147,7 @@ class _Masked:
         jaxpr, unflatten, operands = trace("plant", rule, *args)
         plan = self.plan_rule(jaxpr)
         self._refuse_differences(self.body.runs.keys() ^ plan.runs.keys())
-        # A rule that runs a site as often as the function is taken to do so in the same order.
+        # If a rule runs a site as often as the function, it is assumed to do so in the same order.
         here = {
             name: self.streams[name] if n == self.body.runs[name] else self._only_mask(name)
             for name, n in plan.runs.items()
@@ -157,7 +158,7 @@ class _Masked:
         """The cotangents of a rule, which may run sites of the function again."""
         jaxpr, unflatten, operands = trace("plant", pull, cotangents)
         plan = self.plan_rule(jaxpr)
-        # It need not run all of them, and if it runs several, nothing says in which order.
+        # It need not run all of them. If it runs several, their order is unknown.
         self._refuse_differences(plan.runs.keys() - self.body.runs.keys())
         here = {name: self._only_mask(name) for name in plan.runs}
         return unflatten(plan(here, *operands))
@@ -170,7 +171,9 @@ class _Masked:
             )
 
     def _only_mask(self, name: str) -> Stream:
-        """The keys of a site that the function runs once: one mask, wherever a rule runs it."""
+        """The keys of a site that the function runs once: a rule uses the same mask
+        wherever it runs the site.
+        """
         if self.body.runs[name] == 1 and not self.body.is_looped(name):
             return replace(self.streams[name], fixed=True)
         raise NotImplementedError(

@@ -1,7 +1,7 @@
-"""An equation, read in the same way whatever version of JAX made it.
+"""Reads an equation of a jaxpr in the same way for all versions of JAX.
 
-The equation is where planting finds what it needs to know: the bodies of a call,
-the names of a value, the scopes and the Python functions that were running.
+Planting finds everything it needs at the equation: the bodies of a call, the names of a
+value, the scopes and the Python functions that were running.
 """
 
 import re
@@ -19,7 +19,7 @@ from jaxdrop.planting.jaxprs import Params, Value, bodies_in, name_and_params, o
 from jaxdrop.planting.options import manual_axes
 
 _PACKAGE = str(Path(__file__).parent.parent)
-# Frames inside of JAX are of no interest, except functions of whole layers: jax.nn.relu.
+# Frames inside of JAX are ignored, except functions of whole layers, such as jax.nn.relu.
 _INTERNAL = re.compile(rf"/jax/_src/(?!(nn|ops|scipy)/)|{re.escape(_PACKAGE)}/")
 _ONE_NAME = {
     "pjit": "jit",
@@ -29,7 +29,7 @@ _ONE_NAME = {
 }
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "CustomVJPTraced")
 
-# A site's source line is in the code of the user.
+# The source line of a site is in the user's code.
 source_info_util.register_exclusion(_PACKAGE)
 
 
@@ -37,12 +37,12 @@ class Frame(NamedTuple):
     """A Python function that was running when an equation was traced, and where it was."""
 
     function: str
-    position: tuple[Hashable, int]  # its code object, and the instruction in it
+    position: tuple[Hashable, int]  # its code object, and the position of the instruction
     is_internal: bool
 
 
 class Equation:
-    """An equation of a jaxpr. What costs something to find is found once, when it is asked for."""
+    """An equation of a jaxpr. Expensive properties are computed once, when they are first read."""
 
     def __init__(self, eqn: JaxprEqn) -> None:
         self.eqn = eqn
@@ -51,7 +51,7 @@ class Equation:
         self.results = eqn.outvars
         name, self.params = name_and_params(eqn)
         if self.params.get("branches_platforms"):
-            name = "platform_dependent"  # a `cond` to JAX, but no index chooses the branch
+            name = "platform_dependent"  # JAX makes it a `cond`, but no index chooses the branch
         self.name = _ONE_NAME.get(name, name)
 
     @cached_property
@@ -66,7 +66,7 @@ class Equation:
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
-        """The same for two equations that do the same with the same bodies."""
+        """A key that is equal for two equations that do the same with the same bodies."""
         return self.name, *sorted(self.own_params.items(), key=itemgetter(0))
 
     @property
@@ -87,44 +87,46 @@ class Equation:
 
     @property
     def label(self) -> str:
-        """What the table of sites calls it: its name, with that of the function it calls."""
+        """Its label in the table of sites: its name, and the name of the function that it calls."""
         return f"{self.name}({self.called})" if self.called else self.name
 
     @property
     def tag(self) -> str | None:
-        """The name that `checkpoint_name` gave, if the equation is of it."""
+        """The name that `checkpoint_name` gave, if this is an equation of `checkpoint_name`."""
         return self.params["name"] if self.name in ("name", "CheckpointName") else None
 
     @cached_property
     def source(self) -> str:
-        """Where the user's code made it, as `file:line (function)`."""
+        """The place in the user's code that made it, as `file:line (function)`."""
         return source_info_util.summarize(self.eqn.source_info)
 
     @cached_property
     def scopes(self) -> list[tuple[str, int]]:
-        """The named scopes in which it was traced, outermost first, and which entry each was."""
-        # JAX makes an object each time that a scope is entered. So two entries of one
-        # name have different numbers, as long as the equation keeps the objects.
+        """The named scopes in which it was traced, outermost first, each with a number
+        for its entry.
+        """
+        # JAX makes a new object for each entry into a scope. So two entries of one name
+        # have different numbers, as long as the equation keeps the objects.
         stack = self.eqn.source_info.name_stack.stack
         return [(part.name, id(part)) for part in stack if type(part).__name__ == "Scope"]
 
     @property
     def transforms(self) -> frozenset[str]:
-        """The transforms that it went through: "jvp", "transpose", "vmap"."""
-        # Nothing but the name stack says whether a tangent was computed here. A test
-        # watches that JAX still writes it there.
+        """The transforms that were applied to it: "jvp", "transpose", "vmap"."""
+        # Only the name stack says whether the equation computes a tangent. A test
+        # checks that JAX still writes this there.
         stack = self.eqn.source_info.name_stack.stack
         return frozenset(part.name for part in stack if type(part).__name__ == "Transform")
 
     @cached_property
     def frames(self) -> list[Frame]:
-        """The functions that were running, outermost first, since its jaxpr began."""
+        """The functions that were running, outermost first, without those outside of its jaxpr."""
         traceback = self.eqn.source_info.traceback
         if traceback is None:
             return []
         frames: list[Frame] = []
         for frame, *position in zip(traceback.frames, *traceback.raw_frames(), strict=True):
-            # What is further out traced the call around, whose equation has these frames.
+            # Outer frames belong to the call around this jaxpr; the equation of that call has them.
             if frame.function_name.startswith("trace_to_jaxpr"):
                 break
             name = frame.function_name.rpartition(".")[2]
@@ -134,7 +136,7 @@ class Equation:
 
     @property
     def unchecked_axes(self) -> frozenset[str]:
-        """The mesh axes of a `shard_map` that does not check over which of them values vary."""
+        """The mesh axes of a `shard_map` that does not check over which axes values vary."""
         return frozenset() if self.params.get("check_vma", True) else manual_axes(self.params)
 
     @contextmanager
@@ -148,7 +150,7 @@ class Equation:
 
     def bind(self, *operands: Value) -> tuple[Value, ...]:
         """Evaluates it as JAX itself does."""
-        # Primitives that take functions are bound to those first, then to the operands.
+        # If a primitive takes functions, they come first, and then the operands.
         params = self.primitive.get_bind_params(self.eqn.params)
         functions, params = params if isinstance(params, tuple) else ((), params)
         results = self.primitive.bind(*functions, *operands, **params)

@@ -1,10 +1,10 @@
-"""Equations that belong together: those of one entry of a named scope, or of one call.
+"""Groups of equations: the equations of one entry into a named scope, or of one call.
 
 A value leaves a scope or a function if an equation of the group makes it and an
-equation of another uses it. JAX keeps which entry of a scope an equation belongs
-to. Of a function it keeps the lines that were running. So calls from different
-places can be told apart, but a second call from the same place cannot. If a group
-looks like two such calls, of which one works on the result of the other, it is
+equation outside of the group uses it. JAX records the entry into a scope to which an
+equation belongs. For functions it records only the lines that were running. So calls
+from different places can be distinguished, but two calls from the same place cannot. A
+group that looks like two such calls, where one call uses the result of the other, is
 refused.
 """
 
@@ -28,17 +28,17 @@ class Surroundings:
 
     scopes: tuple[str, ...] = ()
     transforms: frozenset[str] = frozenset()
-    unchecked_axes: frozenset[str] = frozenset()  # of which JAX does not know what varies
-    in_rule: bool = False  # whether it is the rule of a custom derivative
-    # Matchers that a call or function around matches already. The outermost counts, so they
-    # find nothing here.
+    unchecked_axes: frozenset[str] = frozenset()  # mesh axes that JAX does not check
+    in_rule: bool = False  # whether the jaxpr is the rule of a custom derivative
+    # Matchers that already match an outer call or function. Only the outermost match
+    # counts, so they find nothing here.
     taken: frozenset[Matcher] = frozenset()
 
     def inside(self, equation: Equation, matchers: Sequence[Matcher]) -> "Surroundings":
         """What is around the bodies of an equation.
 
-        It holds no more than these matchers depend on. Equal bodies in equal
-        surroundings have one plan, and compile once.
+        It has only what these matchers depend on. Equal bodies in equal surroundings
+        share a plan and compile once.
         """
         scopes = (*self.scopes, *(name for name, _ in equation.scopes))
         reads_scopes = any(matcher.kind == "named_scope" for matcher in matchers)
@@ -95,7 +95,7 @@ def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
         members[group].add(id(equation.eqn))
         for variable in unique_variables(equation.operands):
             users[variable].add(group)
-    # What the jaxpr returns is used by its caller, which is in no group of this jaxpr.
+    # The results of the jaxpr are used by its caller, which is in no group of this jaxpr.
     for variable in unique_variables(block.jaxpr.outvars):
         users[variable].add(None)
     for equation, group in zip(block.equations, groups, strict=True):
@@ -111,7 +111,7 @@ def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Grou
     outside = len(around.scopes)
     for depth, path in enumerate(paths_of(equation, around)):
         if matcher.matches(candidate := Candidate("named_scope", path)):
-            # A scope that is open where the jaxpr is called is left there, not here.
+            # A scope that is open at the call of the jaxpr is left there, not inside of the jaxpr.
             inside = depth >= outside
             return Group(candidate, equation.scopes[depth - outside][1]) if inside else None
     return None
@@ -127,13 +127,13 @@ def _function_of(matcher: Matcher, equation: Equation) -> Group | None:
     for depth, frame in enumerate(equation.frames):
         candidate = Candidate("function", frame.function)
         if matcher.matches(candidate) and not frame.is_internal:
-            # A call is known by the places outside of the function that led to it.
+            # A call is identified by the places outside of the function that led to it.
             return Group(candidate, tuple(frame.position for frame in equation.frames[:depth]))
     return None
 
 
 def _takes(matcher: Matcher, equation: Equation) -> bool:
-    """Whether all that an equation does is inside of a call or function that matches."""
+    """Whether everything inside of an equation is inside of a call or function that matches."""
     if matcher.kind == "function":
         return _function_of(matcher, equation) is not None
     called = equation.called
@@ -143,9 +143,10 @@ def _takes(matcher: Matcher, equation: Equation) -> bool:
 def _refuse_repeats(
     equations: Sequence[Equation], groups: Sequence[Group | None], caller: str
 ) -> None:
-    """Refuses a group in which a line runs again on its own result: a loop, or a call in one."""
-    # For each variable, the lines of its group that led to it, as the bits of an integer. A
-    # function may have thousands of lines and variables, for which sets would be slow.
+    """Refuses a group in which a line runs again on its own result: a loop, or a call in a loop."""
+    # For each variable: the lines of its group that it depends on, as the bits of an
+    # integer. A function may have thousands of lines and variables, and sets would be
+    # slow.
     behind: dict[tuple[Group, Var], int] = {}
     bits: dict[Hashable, int] = {}
     for group, line, visit in _visits(equations, groups):
@@ -165,14 +166,14 @@ def _refuse_repeats(
 def _visits(
     equations: Sequence[Equation], groups: Sequence[Group | None]
 ) -> Iterator[tuple[Group, Hashable, Sequence[Equation]]]:
-    """Groups, lines of Python, and the equations that one visit of the line made."""
+    """For each visit of a line of Python: its group, the line, and the equations that it made."""
     lines = [tuple(frame.position for frame in equation.frames) for equation in equations]
     indices = range(len(equations))
     for (group, line), run in groupby(indices, lambda index: (groups[index], lines[index])):
         if group:
             made = [equations[index] for index in run]
-            # One line may make several equations, as `jnp.var` does. If they are the same
-            # several times over, the line was visited as often.
+            # One line may make several equations, as `jnp.var` does. If the same
+            # equations repeat n times, the line was visited n times.
             names = [equation.primitive.name for equation in made]
             lengths = range(1, len(names) + 1)
             length = next(n for n in lengths if names == names[:n] * (len(names) // n))

@@ -161,7 +161,7 @@ def _transpose_site(
     # computed. Then there is no forward pass from which the cotangent could take its
     # mask.
     if ad.is_undefined_primal(token):
-        caller = planting.value or "plant"  # outside, it is a mark that `plant` left alone
+        caller = planting.value or "plant"  # None if `plant` left this mark in
         raise NotImplementedError(
             f"{caller}: site {params['name']!r} is in a function that is transposed. Transpose the"
             " planted function instead: linear_transpose(plant(f, rules), ...)."

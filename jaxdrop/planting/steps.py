@@ -1,8 +1,8 @@
-"""The steps of a jaxpr: drops, calls, and between them runs of equations that JAX evaluates.
+"""The steps of a jaxpr: drops, calls, and sequences of equations that JAX evaluates.
 
-A value that is matched, but not marked, has two names here. Its variable is the
-value before the drop, which equations of its own scope or function read; all
-others read `Dropped(variable)`.
+A value that is matched but not marked has two names here. Its variable is the value
+before the drop; equations of its own scope or function read it. All other equations
+read `Dropped(variable)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,9 @@ from jaxdrop.planting.plan import Dropped, Name, Step
 
 
 def mark_step(equation: Equation, sites: Sites) -> Step | None:
-    """The step for half a mark: a token becomes a key, or a value is dropped with it."""
+    """The step for one of the two equations of a mark: a token becomes a key, or a
+    value is dropped.
+    """
     if equation.primitive is token_p and (site := sites.drawn.get(equation.results[0])):
         return _draw(equation, site)
     if equation.primitive is site_p and (site := sites.marked.get(equation.results[0])):
@@ -49,10 +51,10 @@ def _drop(equation: Equation, site: Site) -> Step:
 
 
 def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
-    """Drops what an equation returned, where it is not marked but matched."""
+    """Drops a result of an equation that is matched but not marked."""
     name = site.match.name
 
-    # A batch of an inner vmap cannot be told from other axes here, so one mask covers it all.
+    # The batch axis of an inner vmap looks like any other axis here, so one mask covers the batch.
     def evaluate(streams: Streams, x: Value) -> Values:
         return [site.drop(x, site.draw(streams[name], x), "value", ())]
 
@@ -67,10 +69,10 @@ def arranged(
     Args:
       block: the jaxpr.
       steps: the step of each equation, or None to leave it to JAX.
-      matched: the sites that are not marked, which are dropped when they are made.
+      matched: the sites that are matched but not marked. They are dropped when they are computed.
 
     Returns:
-      The steps, and the names by which the results of the jaxpr are read.
+      The steps, and the names of the results of the jaxpr.
     """
     pending = _Pending(block.jaxpr, matched)
     for index, (equation, step) in enumerate(zip(block.equations, steps, strict=True)):
@@ -89,10 +91,10 @@ def arranged(
 
 
 class _Pending:
-    """Equations in a row that are left to JAX, until another step comes or names change."""
+    """Consecutive equations that are left to JAX, until another step comes or a name changes."""
 
-    # They become one jaxpr that JAX evaluates itself. So JAX alone needs to know how each
-    # primitive is bound, and tracing takes one call for many equations.
+    # They become one jaxpr that JAX evaluates itself. So only JAX must know how to bind
+    # each primitive, and tracing takes one call for many equations.
 
     def __init__(self, jaxpr: Jaxpr, matched: Mapping[Var, Site]) -> None:
         self.steps: list[Step] = []
@@ -104,20 +106,21 @@ class _Pending:
             for index, eqn in enumerate(jaxpr.eqns)
             for variable in unique_variables(eqn.invars)
         }
-        # What the jaxpr returns, and what is dropped, is read after all equations.
+        # The results of the jaxpr and the dropped values are read after all equations.
         for variable in (*unique_variables(jaxpr.outvars), *matched):
             self._last_read[variable] = len(jaxpr.eqns)
 
     def add(self, index: int, eqn: JaxprEqn, names: Mapping[Var, Name]) -> None:
-        # One variable of a run has one value. So an equation that reads a value after its
-        # drop cannot be in one run with an equation that reads it before.
+        # In one sequence a variable has one value. So an equation that reads the value
+        # after its drop cannot be in the same sequence as an equation that reads it
+        # before the drop.
         if any(self._names.get(variable, name) != name for variable, name in names.items()):
             self.flush(index)
         self._eqns.append(eqn)
         self._names.update(names)
 
     def flush(self, end: int) -> None:
-        """Makes a step of the equations, of which the next one is at index `end`."""
+        """Makes a step of the pending equations, which end before index `end`."""
         if self._eqns:
             results = [
                 variable
@@ -132,8 +135,8 @@ class _Pending:
 def _untouched(
     jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], results: Sequence[Var], names: Mapping[Var, Name]
 ) -> Step:
-    """A run of equations without a site, as one step."""
-    # Inside, equations read variables as they did. Only the operands of the whole have names.
+    """A sequence of equations without a site, as one step."""
+    # Inside, equations read variables as before. Only the operands of the whole step have names.
     made = {variable for eqn in eqns for variable in eqn.outvars}
     read = unique_variables(atom for eqn in eqns for atom in eqn.invars)
     operands = [variable for variable in read if variable not in made]
@@ -146,7 +149,7 @@ def _untouched(
 
 
 def _names_read(equation: Equation, matched: Mapping[Var, Site]) -> dict[Var, Name]:
-    """By which name an equation reads each matched value: before its drop, or after."""
+    """The name by which an equation reads each matched value, before or after its drop."""
     return {
         variable: variable if id(equation.eqn) in site.insiders else Dropped(variable)
         for variable in unique_variables(equation.operands)
