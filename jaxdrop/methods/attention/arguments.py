@@ -1,4 +1,4 @@
-"""What callers of attention pass, checked group by group and brought into one form."""
+"""Checks the arguments of attention, group by group, and brings them into one form."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,33 +15,33 @@ from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.attention.operands import Inputs, Selection
 
 _AXES = 4  # of the weights, (B, N, T, S)
-_LEAST_BITS = 8  # XLA on a CPU does not compile the products of narrower tiles
+_LEAST_BITS = 8  # XLA on a CPU does not compile products of narrower dtypes
 
 
 class Dropping(NamedTuple):
     """How weights are dropped."""
 
-    rng: Key | None  # None where the rate is known to be 0
+    rng: Key | None  # None if the rate is known to be 0
     rate: GridRate
     shared: tuple[int, ...]  # axes of the weights along which the mask is shared
 
 
 class Window(NamedTuple):
-    """How many keys before and after its own position a query sees; None where that is all."""
+    """How many keys before and after its own position a query sees; None for all of them."""
 
     before: int | None
     after: int | None
 
 
 class Blocks(NamedTuple):
-    """Sizes of a tile as asked for; None where the caller leaves the choice."""
+    """Sizes of a tile that the caller gave; None if jaxdrop chooses."""
 
     queries: int | None
     keys: int | None
 
 
 class Arguments(NamedTuple):
-    """Arguments that fit together, of arrays that all have an axis for the batch."""
+    """Checked arguments that fit together. All arrays have a batch axis."""
 
     inputs: Inputs[Array]
     selection: Selection
@@ -68,7 +68,7 @@ def checked_inputs(
     bias: Float[Array, "..."] | None,
     scale: float | Float[Array, ""] | None,
 ) -> Inputs[Array]:
-    """What attention has derivatives by."""
+    """Checks the arguments that attention is differentiated by."""
     query = check.real_array("query", query)
     key = check.real_array("key", key)
     value = check.real_array("value", value)
@@ -89,14 +89,14 @@ def checked_selection(
     query_seq_lengths: Int[Array, "..."] | None,
     key_value_seq_lengths: Int[Array, "..."] | None,
 ) -> Selection:
-    """What arrays say of which query sees which key; nothing is drawn yet."""
+    """Checks the arrays that say which query sees which key. Nothing is drawn yet."""
     query, key = inputs.query, inputs.key
     if mask is not None:
         mask = check.any_array("mask", mask)
         if mask.dtype != jnp.bool_:
             raise TypeError(
                 f"{check}: mask must be boolean; got {mask.dtype}. Cast ones and zeros, as in"
-                " mask.astype(bool); what is added to the logits is the bias."
+                " mask.astype(bool). To add an array to the logits, pass it as bias."
             )
         mask = _over_weights(check, "mask", mask, _weights_shape(query, key))
     query_lengths = _lengths(check, "query_seq_lengths", query_seq_lengths, query)
@@ -110,7 +110,7 @@ def checked_window(
     is_causal: bool,
     size: int | tuple[int, int] | None,
 ) -> Window:
-    """What positions say of which query sees which key."""
+    """Checks the arguments that say by position which query sees which key."""
     if not isinstance(is_causal, bool | np.bool_):
         raise TypeError(f"{check}: is_causal must be True or False; got {describe(is_causal)}.")
     queries, keys = inputs.query.shape[1], inputs.key.shape[1]
@@ -125,26 +125,26 @@ def checked_window(
         before, after = given[0], given[-1]
     if is_causal:
         after = 0
-    # The last query has the most keys before it, the first one the most after
-    # it. A window that reaches to there hides nothing, and then costs nothing.
+    # The last query has the most keys before it, and the first query has the most keys
+    # after it. If a window covers these too, it hides nothing, and is then dropped.
     return Window(before if before < queries - 1 else None, after if after < keys - 1 else None)
 
 
 def checked_dropping(
     check: Check, rng: Key | None, rate: Rate, broadcast_dims: int | Sequence[int], axes: int
 ) -> Dropping:
-    """How weights are dropped; `axes` is how many the caller's weights have."""
+    """Checks how weights are dropped; `axes` is the number of axes of the caller's weights."""
     on_grid = grid_rate(check.probability("rate", rate))
     if rng is not None or not on_grid.is_zero:
         rng = check.one_key(rng, "rng")
     shared = check.axes("broadcast_dims", broadcast_dims, axes)
-    # A caller without a batch counts axes from that of the heads on.
+    # Without a batch, the caller's axis 0 is the axis of heads.
     shared = tuple(axis + _AXES - axes for axis in shared)
     return Dropping(None if on_grid.is_zero else rng, on_grid, shared)
 
 
 def checked_blocks(check: Check, query_block: int | None, key_block: int | None) -> Blocks:
-    """How large tiles are to be."""
+    """Checks the sizes of a tile."""
     if query_block is not None:
         query_block = check.whole_number("query_block_size", query_block, 1)
     if key_block is not None:
@@ -193,7 +193,7 @@ def _check_dtypes(check: Check, query: Array, key: Array, value: Array) -> None:
 
 
 def _over_weights(check: Check, name: str, x: Array, weights: tuple[int, ...]) -> Array:
-    """An array that broadcasts to the weights, with as many axes as they have."""
+    """An array that broadcasts to the weights, with the same number of axes."""
     x = x.reshape((1,) * (_AXES - x.ndim) + x.shape)
     if x.ndim != _AXES or any(n not in (1, m) for n, m in zip(x.shape, weights, strict=True)):
         raise ValueError(
@@ -205,7 +205,7 @@ def _over_weights(check: Check, name: str, x: Array, weights: tuple[int, ...]) -
 def _scale(check: Check, scale: float | Array | None, query: Array) -> Array:
     dtype = compute_dtype(query)
     if scale is None:
-        features = max(query.shape[-1], 1)  # with none, products are 0 at any scale
+        features = max(query.shape[-1], 1)  # without features, products are 0 at any scale
         return jnp.asarray(features**-0.5, dtype)
     scale = check.any_array("scale", scale)
     if scale.shape != () or jnp.iscomplexobj(scale) or scale.dtype == jnp.bool_:
@@ -214,7 +214,7 @@ def _scale(check: Check, scale: float | Array | None, query: Array) -> Array:
 
 
 def _lengths(check: Check, name: str, lengths: Array | None, x: Array) -> Array | None:
-    """How much of the time axis of each sample is real."""
+    """Checks how many positions on the time axis of each sample are real."""
     if lengths is None:
         return None
     lengths = check.integer_array(name, lengths)
@@ -222,8 +222,8 @@ def _lengths(check: Check, name: str, lengths: Array | None, x: Array) -> Array 
         raise ValueError(
             f"{check}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
         )
-    # Clipped ahead of the cast, in which a uint32 or int64 could wrap. Narrower
-    # integers cannot, and might not hold the bound.
+    # Clipped before the cast, because the cast could wrap a uint32 or int64. Narrower
+    # integers cannot wrap, and might not hold the bound.
     if lengths.dtype.itemsize >= np.dtype(np.int32).itemsize:
         lengths = jnp.clip(lengths, 0, x.shape[1])
     return jnp.broadcast_to(lengths.astype(jnp.int32), x.shape[:1])

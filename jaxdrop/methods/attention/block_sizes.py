@@ -1,4 +1,4 @@
-"""How large the tiles of attention are: as asked for, or as memory allows."""
+"""The sizes of tiles of attention: as the caller asks, or by a budget of memory."""
 
 from typing import NamedTuple
 
@@ -12,31 +12,31 @@ from jaxdrop.methods.attention.operands import Inputs
 class Budget(NamedTuple):
     """How many weights a tile may hold."""
 
-    all_heads: int  # of all samples and heads together, as they are computed at once
-    least: int  # of each head, however many there are, unless its query is smaller
-    most: int  # of each head, however few there are
+    all_heads: int  # for all samples and heads together, which are computed at once
+    least: int  # for each head, even if there are many heads, unless its query is smaller
+    most: int  # for each head, even if there are few heads
 
 
-# Smaller tiles cost time and larger ones memory. On a CPU, 4 MiB of float32 were
-# measured to do. A GPU starts some 20 kernels a tile, whatever its size, so there
-# it is the largest power of two with which 64 heads of 4096 queries and keys take
-# less than a tenth of the temporaries of attention that keeps all its weights
-# (benchmarks/programs.py).
+# Smaller tiles need more time, larger tiles need more memory. On a CPU, 4 MiB of
+# float32 are enough (measured). A GPU starts about 20 kernels per tile of any size, so
+# tiles are larger there. The number is the largest power of two for which 64 heads of
+# 4096 queries and keys need less than a tenth of the temporaries of attention with all
+# weights in memory (benchmarks/programs.py).
 GPU_BUDGET = Budget(2**25, 2**14, 2**22)
 BUDGET = Budget(2**20, 2**14, 2**19)
 
 
 def block_sizes(inputs: Inputs[Array], asked: Blocks, budget: Budget) -> tuple[int, int]:
-    """Rows and columns of a tile: what is asked for, or a choice by the shapes."""
+    """Rows and columns of a tile: the caller's sizes, or a choice by the shapes."""
     batch, queries, heads, features = inputs.query.shape
     keys = inputs.key.shape[1]
-    # Where the query of a head is small, tiles should not outgrow it, but one of
-    # 32 x 32 is always allowed: smaller ones would waste bits of their words.
+    # If the query of a head is small, a tile should not be larger than it. But 32 x 32
+    # is always allowed, because smaller tiles would waste bits of their words.
     least = min(budget.least, max(queries * features, WORD_BITS**2))
     area = min(max(budget.all_heads // max(batch * heads, 1), least), budget.most)
     rows, columns = asked
     if rows is None:
-        # Near to square: the power of two below the root of the area.
+        # Nearly square: the power of two below the root of the area.
         rows = _even(queries, 1 << (area.bit_length() - 1) // 2)
     rows = min(rows, queries)
     if columns is None:
@@ -45,11 +45,11 @@ def block_sizes(inputs: Inputs[Array], asked: Blocks, budget: Budget) -> tuple[i
 
 
 def _even(size: int, block: int) -> int:
-    """The block size that cuts an axis into as many parts as `block` does, but into equal ones.
+    """The block size that cuts an axis into the same number of parts as `block`, but equal parts.
 
-    Rounded up to whole words of the mask, by which it may exceed `block`.
+    It is rounded up to whole words of the mask, so it may exceed `block`.
     """
-    # A last part of few elements would cost as much as a full one.
+    # A last part with few elements would cost as much as a full one.
     count = -(-size // max(block, 1))
     even = -(-size // max(count, 1))
     return min(size, -(-even // WORD_BITS) * WORD_BITS)

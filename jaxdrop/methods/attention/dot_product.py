@@ -1,4 +1,4 @@
-"""Dot-product attention with dropped weights: the public function and what can compute it."""
+"""Dot-product attention with dropped weights: the public function and its implementations."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
@@ -22,7 +22,7 @@ from jaxdrop.methods.attention.whole import whole
 
 Implementation: TypeAlias = Literal["tiled", "whole"]
 
-# Each takes arguments that fit together, and refuses those that it has no use for.
+# Each takes checked arguments, and refuses those that it cannot use.
 _IMPLEMENTATIONS: dict[Implementation, Callable[[Check, Arguments], Array]] = {
     "tiled": tiled,
     "whole": whole,
@@ -51,50 +51,49 @@ def dot_product_attention(
 ) -> Float[Array, "*B T N H"]:
     """Attention in which each weight is dropped with probability `rate`.
 
-    `jax.nn.dot_product_attention` with a key and a rate. With m the mask and
-    q = 1 - rate, the output is (m softmax(logits) / q) value, so its mean is the
-    output without dropout. Arguments that `jax.nn` has too mean here what they
-    mean there.
+    This is `jax.nn.dot_product_attention` with a key and a rate. If m is the mask and
+    q = 1 - rate, the output is (m softmax(logits) / q) value, so its mean is the output
+    without dropout. All arguments of the function in `jax.nn` have the same meaning
+    here.
 
-    The weights are computed tile by tile, in both directions, and so is their
-    mask. So memory grows with T + S, not with T S. Tiles in which `is_causal` or
-    `local_window_size` hides everything are skipped. `vmap` computes one tile of
-    each element at once. Where memory is short, pass the batch as an axis
-    instead, or pass smaller block sizes.
+    The weights and their mask are computed tile by tile, in the forward and in the
+    backward pass. So memory grows with T + S, not with T S. Tiles in which `is_causal`
+    or `local_window_size` hides everything are skipped. Under `vmap`, one tile of every
+    element is in memory at once. If that is too much, pass the batch as an axis instead
+    of `vmap`, or pass smaller block sizes.
 
-    The mask is that of `dropout(rng, weights, rate)` for weights of shape
-    (B, N, T, S), bit for bit. It depends neither on the implementation, nor on
-    block sizes, nor on how arrays are split over devices. Splits over batch and
-    heads need no communication.
+    The mask is that of `dropout(rng, weights, rate)` for weights of shape (B, N, T, S),
+    bit for bit. It does not depend on the implementation, on block sizes, or on how
+    arrays are split over devices. If arrays are split over batch and heads, devices
+    need no communication.
 
     Args:
-      rng: one random key, consumed here. May be None if `rate` is a known 0,
-        which consumes none.
+      rng: one random key, consumed here. May be None if `rate` is a known 0, since then
+        no key is needed.
       query: real floating array of shape (B, T, N, H) or (T, N, H).
-      key: real floating array of shape (B, S, K, H) or (S, K, H). K divides N:
-        each head of keys serves N / K heads of queries in a row.
+      key: real floating array of shape (B, S, K, H) or (S, K, H). K divides N: each
+        head of keys is used by N / K consecutive heads of queries.
       value: array of the shape of `key`.
-      rate: probability of dropping a weight, in [0, 1]; may be traced. A traced
-        rate that lies outside by more than rounding turns the result into NaN.
+      rate: probability of dropping a weight, in [0, 1]; may be traced. A traced rate
+        that is out of range by more than rounding turns the result into NaN.
       bias: added to the logits; broadcasts to (B, N, T, S). Minus infinity
         hides a key from a query.
       mask: True where a query sees a key; broadcasts to (B, N, T, S).
       scale: factor of the logits; None for 1 / sqrt(H). May be traced.
       is_causal: whether query t sees no key after key t.
-      query_seq_lengths: integers of shape (B,) or (). How many queries of each
-        sample are real; the others give zeros.
-      key_value_seq_lengths: integers of shape (B,) or (). How many keys of each
-        sample are seen.
+      query_seq_lengths: integers of shape (B,) or (): how many queries of each sample
+        are real. The others give zeros.
+      key_value_seq_lengths: integers of shape (B,) or (): how many keys of each sample are seen.
       local_window_size: how many keys before and after its own position a query
         sees; one number for both.
       broadcast_dims: axes of the weights, (B, N, T, S) or (N, T, S), along
         which the mask is shared.
-      query_block_size: queries per tile; None for a choice by shape, which is
-        larger on a GPU. Changes memory and time; the result only by rounding.
+      query_block_size: queries per tile; None for a choice by shape, which is larger on
+        a GPU. It changes memory and time, and the result only by rounding.
       key_block_size: keys per tile; None for a choice by shape.
-      implementation: "tiled" as above, or "whole", which holds all weights in
-        memory at once and has no block sizes: softmax, `dropout`, product. None
-        chooses, "tiled" today.
+      implementation: "tiled" computes tile by tile, as above. "whole" computes softmax,
+        `dropout` and product with all weights in memory; it has no block sizes. None
+        lets jaxdrop choose; it takes "tiled" today.
 
     Returns:
       An array with the shape and dtype of `query`. Queries that see no key give
@@ -139,7 +138,7 @@ def _named(
 ) -> Callable[[Check, Arguments], Array]:
     if implementation is None:
         return _IMPLEMENTATIONS[_DEFAULT]
-    # A list, unlike a `dict`, can be searched for what has no hash.
+    # A list, because a search in a `dict` fails for values without a hash.
     if implementation not in list(_IMPLEMENTATIONS):
         names = ", ".join(map(repr, _IMPLEMENTATIONS))
         raise ValueError(

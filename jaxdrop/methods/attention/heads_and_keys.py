@@ -1,4 +1,4 @@
-"""Methods for attention: heads, and keys before the softmax."""
+"""Methods for attention that drop heads, or keys before the softmax."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +22,8 @@ from jaxdrop.core.words import Words, below, draw_words
 from jaxdrop.methods.masked import draw_for, drop
 from jaxdrop.rescale import realized
 
-# What a query may be left with instead of one position among its keys.
+# In the place of the position of a key that stays: the query has the mask as it was drawn,
+# or is returned unchanged.
 _AS_DRAWN, _UNTOUCHED = -2, -1
 _BLOCK = 32  # keys that are counted together
 
@@ -38,14 +39,14 @@ def drop_heads(
 ) -> Inexact[Array, "*shape"]:
     """Drops whole attention heads, with one decision per sample and head.
 
-    In each sample the survivors are multiplied by heads / survivors. So heads
-    that are all alike keep their sum in every draw, and E[y] = x, given that a
-    head survives. A sample in which none survives is zero, never NaN.
+    In each sample the survivors are multiplied by heads / survivors. So if all heads
+    are equal, their sum is kept in every draw, and E[y] = x under the condition that a
+    head survives. If no head of a sample survives, the sample is zero, never NaN.
 
     Args:
       key: one random key, consumed here.
-      x: floating or complex array of what the heads return, such as (batch,
-        time, heads, features).
+      x: floating or complex array with the outputs of the heads, such as (batch, time,
+        heads, features).
       rate: probability of dropping a head, in [0, 1]; may be traced.
       head_axis: axis of the heads.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
@@ -89,25 +90,25 @@ def drop_key(
 ) -> Float[Array, "*shape"]:
     """Drops keys of attention before the softmax, by setting their logits to -inf.
 
-    The softmax then gives weights that add up to 1, so nothing is rescaled. A
-    query never loses all its keys: if all n would be dropped, one of them stays,
-    and each is equally likely to. So a key is kept with probability q + p^n / n,
-    where p is the rate and q = 1 - p; at rate 1 each query keeps one key.
+    The softmax then gives weights that add up to 1, so nothing is rescaled. A query
+    never loses all its keys: if all n would be dropped, one of them stays, and each of
+    the n is equally likely. So a key is kept with probability q + p^n / n, where p is
+    the rate and q = 1 - p; at rate 1 each query keeps one key.
 
-    The key that stays must be one that the query may see. Say by `where` which
-    those are, or mask the logits first: a logit below half the dtype's lowest
-    number counts as masked, as -inf does and -1e9 does not. A query that may see
-    no key is returned unchanged.
+    The key that stays must be one that the query may see. Pass these keys by `where`,
+    or mask the logits first. A logit below half of the lowest number of the dtype
+    counts as masked, so -inf does and -1e9 does not. A query that may see no key is
+    returned unchanged.
 
     Args:
       key: one random key, consumed here.
       logits: real floating array, with the keys along its last axis.
       rate: probability of dropping, in [0, 1]; may be traced.
-      where: booleans that broadcast to `logits`, True where a query may see a
-        key; None if the logits alone say it. Keys that it may not see are not
-        masked here. They are only never the one that stays.
-      broadcast_dims: axes along which the mask is shared, such as the axis of
-        heads. Not the last one.
+      where: booleans that broadcast to `logits`, True where a query may see a key; None
+        if only the logits say it. This function does not mask the other keys; it only
+        never lets one of them stay as the last key.
+      broadcast_dims: axes along which the mask is shared, such as the axis of heads.
+        The last axis is not allowed.
 
     Returns:
       An array with the shape and dtype of `logits`.
@@ -115,9 +116,9 @@ def drop_key(
     Raises:
       TypeError: `logits` is not real floating or cannot be infinite, `where` is
         not boolean, `key` is not one key, or `rate` is not a number.
-      ValueError: a known `rate` lies outside [0, 1], `logits` has no axes,
-        `where` does not broadcast to it, or `broadcast_dims` are out of range,
-        repeated or the last.
+      ValueError: a known `rate` lies outside [0, 1], `logits` has no axes, `where` does
+        not broadcast to it, or `broadcast_dims` are out of range, repeated or name the
+        last axis.
 
     Example:
       >>> weights = jax.nn.softmax(drop_key(jax.random.key(0), jnp.zeros((4, 9)), 0.7))
@@ -160,13 +161,13 @@ def _drop_key(
     key: Key, logits: Array, where: Array | None, rate: GridRate, layout: Layout
 ) -> Array:
     mask = draw_for(key, logits, rate, layout)
-    # Half of the lowest number, so that a logit to which the lowest was added
-    # counts as masked too. Negated, so that NaN counts as a key that is seen.
+    # Half of the lowest number, so that a logit plus the lowest number counts as masked
+    # too. The comparison is negated, so that NaN counts as a seen key.
     live = ~(lax.stop_gradient(logits) < float(jnp.finfo(logits.dtype).min) / 2)
     left = _left(fold_in_name(key, "left"), mask, live if where is None else live & where)
 
-    # Under `checkpoint`, so that packed words are kept for the backward pass, and
-    # not a boolean for each logit.
+    # Under `checkpoint`, so that the backward pass keeps packed words, and not one
+    # boolean per logit.
     @partial(jax.checkpoint, prevent_cse=False)
     def lower(mask: Mask, left: Array, logits: Array) -> Array:
         line = (1,) * (logits.ndim - 1) + logits.shape[-1:]
@@ -178,23 +179,23 @@ def _drop_key(
 
 
 def _left(key: Key, mask: Mask, live: Array) -> Array:
-    """What each query is left with: the position of a key, `_AS_DRAWN` or `_UNTOUCHED`."""
+    """For each query: the position of the key that stays, `_AS_DRAWN` or `_UNTOUCHED`."""
     live = whole_along(live, live.ndim - 1)  # a row of keys must lie on one device
-    # In two steps, over short axes and then a long one, as `_blocks` says.
+    # In two steps, over short axes and then over a long one; `_blocks` says why.
     some_kept = jnp.any(jnp.any(_blocks(live & unpack_for(mask, live)), -1), -1, keepdims=True)
-    # Rows that share a mask share the word, and so the key where they see the same.
+    # Rows that share a mask share the word. So the same key stays in those that see the same keys.
     rows = tuple(1 if n == 1 else m for n, m in zip(mask.shape[:-1], live.shape, strict=False))
     words = jnp.broadcast_to(draw_words(key, (*rows, 1)), some_kept.shape)
-    # Drawn for every row: which of them need it is not known while tracing.
+    # Drawn for every row, because it is not known while tracing which rows need it.
     chosen, number = _any_one(_blocks(live), words)
     return jnp.where(number == 0, _UNTOUCHED, jnp.where(some_kept, _AS_DRAWN, chosen))
 
 
 def _blocks(flags: Array) -> Array:
-    """The last axis in blocks, the last one filled up with False.
+    """Cuts the last axis into blocks. The last block is filled up with False.
 
-    Sums over short axes are faster than over long ones (XLA on a CPU, measured),
-    and running counts over all elements would take longer than all the rest.
+    Sums over short axes are faster than over long ones (XLA on a CPU, measured), and
+    cumulative counts over all elements would take longer than everything else.
     """
     block = min(_BLOCK, flags.shape[-1])
     blocks = -(-flags.shape[-1] // block)
@@ -203,18 +204,20 @@ def _blocks(flags: Array) -> Array:
 
 
 def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
-    """The position of one True in each row of blocks, each equally likely, and their number."""
+    """The position of a random True in each row of blocks, and the number of all True
+    in the row.
+    """
     inside = count_flags(blocks, (blocks.ndim - 1,))[..., 0]
     number = jnp.sum(inside, -1, jnp.uint32, keepdims=True)
-    # The True to find has `rank` others before it. The block that it is in comes
-    # after all those at whose end the count does not exceed the rank yet.
+    # `rank` other Trues come before the one to find. Its block comes after all blocks
+    # at whose end the count is at most the rank.
     rank = below(words, number)
     ends = jnp.cumsum(inside, -1)
     block = jnp.sum(ends <= rank, -1, jnp.int32, keepdims=True)
-    # How many come before this block, so the rank within it is `rank - before`.
+    # `before` Trues come before this block, so the rank within it is `rank - before`.
     is_block = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1) == block
     before = jnp.sum(jnp.where(is_block, ends - inside, 0), -1, jnp.uint32, keepdims=True)
-    # Within the block, counting each element is cheap: it is one block in a row.
+    # A count at each element is cheap here, because it is only one block per row.
     flags = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
     place = jnp.sum(
         jnp.cumsum(flags, -1, jnp.uint32) <= rank - before, -1, jnp.int32, keepdims=True

@@ -1,7 +1,7 @@
-"""Linear maps that bring their own transpose: one pass each for `jvp` and for `vjp`.
+"""Linear maps with a transpose of their own: one pass for `jvp`, and one pass for `vjp`.
 
-`custom_vjp` has no forward mode, and `custom_jvp` leaves the transpose to JAX,
-which cannot know a better order of work. A primitive with a rule for each has
+`custom_vjp` has no forward mode. `custom_jvp` leaves the transpose to JAX, which does
+not know the better order of computation. A primitive with a rule for each mode has
 both. `jax.custom_derivatives.linear_call` is the same idea, but has no `vmap`.
 """
 
@@ -41,13 +41,13 @@ def linear_map(
       forward: the map; it closes over no traced values.
       transpose: its transpose, `(residuals, cotangents of the result) ->
         cotangents of x`.
-      residuals: a pytree of what the map also depends on. Derivatives by its
-        leaves are those of `forward`, for use in derivatives of higher order.
+      residuals: a pytree of the other values that the map depends on. Derivatives of
+        higher order differentiate `forward` by its leaves.
       x: a pytree of arrays.
     """
     fixed, fixed_tree = jax.tree.flatten(residuals)
     linear, linear_tree = jax.tree.flatten(x)
-    count = len(fixed)  # all that the functions below know of the arrays: they outlive the trace
+    count = len(fixed)  # a number, not the arrays: the functions below outlive the trace
     linear = vary_as(linear, (fixed, linear))
     out_tree: Any = None
 
@@ -71,9 +71,8 @@ def linear_map(
 def opaque(function: Callable[[Fixed], Out], operands: Fixed) -> Out:
     """Returns `function(operands)`, which stays one equation.
 
-    Partial evaluation would split a loop and keep what does not depend on
-    unknown operands, such as a mask, for each of its steps. It does not look
-    into this.
+    Partial evaluation splits a loop, and keeps for each step what does not depend on
+    unknown operands, such as a mask. It cannot do this with one opaque equation.
     """
     return linear_map(lambda operands, _: function(operands), _no_transpose, operands, ())
 

@@ -1,7 +1,7 @@
-"""What attention works on, and how heads are laid out while it does.
+"""The arrays of attention, and the layout of heads during the computation.
 
-Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K
-heads of queries that share one of keys, H features. A size with # may be 1.
+Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K heads
+of queries that share one head of keys, H features. A size with # may be 1.
 """
 
 from functools import partial
@@ -18,17 +18,18 @@ from jaxdrop.core.words import ThreefryKey
 
 Leaf = TypeVar("Leaf")
 
-# Products of a tile, named by what they give: b batch, k heads of keys, r rows
-# (queries of all groups), s columns (keys), h features.
+# Products of a tile, named by their results. The letters: b batch, k heads of keys, r
+# rows (queries of all groups), s columns (keys), h features.
 TO_WEIGHTS = "bkrh,bksh->bkrs"
 TO_QUERIES = "bkrs,bksh->bkrh"
 TO_KEYS = "bkrs,bkrh->bksh"
 
 
 class Inputs(NamedTuple, Generic[Leaf]):
-    """What attention has derivatives by, or one thing for each: a tangent, a flag.
+    """The inputs that attention is differentiated by, or one value for each, such as a
+    tangent or a flag.
 
-    None is what is missing: a bias that was not given, a tangent that is zero.
+    None stands for what is missing: a bias that was not given, or a tangent that is zero.
     """
 
     query: Leaf  # (B, T, N, H)
@@ -43,7 +44,7 @@ Slopes: TypeAlias = Inputs[Array | None]
 
 
 class Draw(NamedTuple):
-    """What the mask of the dropped weights is drawn from, under `jit`."""
+    """What is needed to draw the mask of the weights, under `jit`."""
 
     key: ThreefryKey
     rate: GridRate  # on the grid
@@ -51,10 +52,10 @@ class Draw(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which weights count: those that are seen and, of these, those that are kept.
+    """Which weights count: those that are seen and kept.
 
-    Attention has no derivatives by any of it. Windows are not here: they are
-    known while tracing, and each implementation has its own use for them.
+    Attention is not differentiated by these arrays. Windows are not here, because they
+    are known while tracing and each implementation uses them differently.
     """
 
     mask: Bool[Array, "#B #N #T #S"] | None
@@ -63,16 +64,17 @@ class Selection(NamedTuple):
     draw: Draw | None  # None where nothing is dropped
 
     def factor(self, dtype: jnp.dtype) -> Array:
-        """What the weights that are kept are multiplied by."""
+        """The factor of the weights that are kept."""
         return jnp.ones((), dtype) if self.draw is None else self.draw.factor.astype(dtype)
 
 
 class Attended(NamedTuple):
-    """What a forward pass gives: the output, and what the other passes need of it.
+    """The result of a forward pass: the output, and what the other passes need from it.
 
-    The log-sum-exp of a row is `highest + log_total`, kept apart since a sum
-    would lose the latter where all logits are far from 0. Only their sum has a
-    meaning, so derivatives are those of `log_total`, with `highest` a constant.
+    The log-sum-exp of a row is `highest + log_total`. They are two arrays, since the
+    sum would round `log_total` away if all logits are far from 0. Only their sum has a
+    meaning. So `highest` is a constant for derivatives, and `log_total` has the whole
+    derivative.
     """
 
     out: Float[Array, "B T N H"]  # in float32 or wider
@@ -81,17 +83,19 @@ class Attended(NamedTuple):
 
 
 def grouped(inputs: Inputs[Array], selection: Selection) -> tuple[Inputs[Array], Selection]:
-    """Puts heads ahead of time, those of queries in groups that share a head of keys."""
+    """Puts the axis of heads before the axis of time, and groups heads of queries that
+    share a head of keys.
+    """
     key_heads = inputs.key.shape[2]
     mask = None if selection.mask is None else _split_heads(selection.mask, key_heads)
     return by_heads(inputs, key_heads), selection._replace(mask=mask)
 
 
 def by_heads(x: Inputs[Leaf], key_heads: int) -> Inputs[Leaf]:
-    """The same for inputs alone, or for their tangents."""
+    """The same for the inputs only, or for their tangents."""
     group = partial(by_group, key_heads=key_heads)
     split = partial(_split_heads, key_heads=key_heads)
-    # To `tree.map` a missing leaf is an empty tree, which stays as it is.
+    # For `tree.map` a missing leaf is an empty tree, which does not change.
     return x._replace(
         query=jax.tree.map(group, x.query),
         key=jax.tree.map(_heads_first, x.key),
@@ -128,13 +132,13 @@ def by_head(x: Array) -> Array:
 
 def product(subscripts: str, a: Array, b: Array) -> Array:
     """A product in the narrower of two dtypes, summed in float32 or wider."""
-    # As in flash attention, weights are rounded to the dtype of the values: it is
-    # in narrow dtypes that hardware multiplies matrices fast.
+    # As in flash attention, weights are rounded to the dtype of the values, because
+    # hardware multiplies matrices of narrow dtypes faster.
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     groups, rows = a.shape[2:4]
     a, b = a.astype(narrow), b.astype(narrow)
-    # Groups and rows become one axis: to sum over two, XLA on a CPU would
-    # transpose the tiles first. Keys and values, of 4 axes, have no groups.
+    # Groups and rows become one axis, because XLA on a CPU would transpose the tiles
+    # before a sum over two axes. Keys and values, of 4 axes, have no groups.
     a, b = (lax.collapse(x, 2, 4) if x.ndim == 5 else x for x in (a, b))
     out = jnp.einsum(subscripts, a, b, preferred_element_type=compute_dtype(a))
     return out if subscripts == TO_KEYS else out.reshape(*out.shape[:2], groups, rows, -1)

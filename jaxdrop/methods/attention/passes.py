@@ -1,8 +1,8 @@
-"""Attention as three passes: what JAX is told of any implementation that brings them.
+"""Attention as three passes: makes a function with derivatives from any implementation of them.
 
-Whoever computes attention and its derivatives in a way of its own, in tiles or by a
-kernel, writes an object of `Passes`. How the passes become one function with
-derivatives in both directions stands here, and knows nothing of how they work.
+To compute attention and its derivatives in a new way, such as in tiles or by a kernel,
+write an object of `Passes`. This file makes the passes one function with derivatives in
+both modes. It does not depend on how the passes work.
 """
 
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ Residuals: TypeAlias = tuple[Inputs[Array], Selection, Attended]
 class Passes(Protocol):
     """One way to compute attention: forward, along tangents, and back from cotangents.
 
-    Static under `jit`, so hashable and equal if it means the same. All give and
-    take the same `Attended`: passes of one object may follow those of another,
-    as where a kernel goes forward and tiles go along tangents.
+    An object is static under `jit`, so it must be hashable, and two objects that mean
+    the same must be equal. All objects return and take the same `Attended`, so they can
+    be mixed: for example, a kernel for the forward pass and tiles for the tangents.
 
-    For derivatives of higher order JAX differentiates `along` and `back`. What it
-    cannot look into, such as a kernel, must bring a rule for that.
+    For derivatives of higher order JAX differentiates `along` and `back`. A kernel,
+    which JAX cannot differentiate, must have a rule for that.
     """
 
     def forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
@@ -45,19 +45,19 @@ class Passes(Protocol):
         ...
 
     def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
-        """Tangents of the output and of `log_total`, linear in those of the inputs."""
+        """Tangents of the output and of `log_total`, linear in the tangents of the inputs."""
         ...
 
     def back(
         self, asked: Inputs[bool], residuals: Residuals, cotangents: tuple[Array, Array]
     ) -> Slopes:
-        """The transpose of `along`: cotangents of those inputs that are asked for."""
+        """The transpose of `along`: cotangents of the inputs that `asked` marks."""
         ...
 
 
 @dataclass(frozen=True)
 class ByPlatform:
-    """Passes of one object on GPUs and of another elsewhere, chosen when they are lowered."""
+    """Uses one object on GPUs and another elsewhere; chosen when the program is lowered."""
 
     on_gpu: Passes
     elsewhere: Passes
@@ -81,9 +81,9 @@ class ByPlatform:
 def attention_by(passes: Passes, arguments: Arguments) -> Array:
     """The output of attention for arguments with a batch axis."""
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
-    if arguments.gives_zeros:  # so passes never meet an empty array, nor a rate known to be 1
+    if arguments.gives_zeros:  # so passes never get an empty array or a known rate of 1
         return vary_as(jnp.zeros_like(inputs.query), (dropping.rng, inputs, selection))
-    # A program that drops nothing is not given what it would draw from.
+    # If nothing is dropped, the program gets no key.
     source = None if dropping.rng is None else (dropping.rng, dropping.rate)
     return _attention_by(passes, source, inputs, selection)
 
@@ -96,7 +96,7 @@ def _attention_by(
     selection: Selection,
 ) -> Array:
     if source is not None:
-        # Once, ahead of all passes, so that each of them draws from the same.
+        # Done once, before all passes, so that all of them draw from the same key.
         rng, rate = source[0], source[1].settle()
         keep_prob = jnp.asarray(rate.threshold.keep_prob)
         factor = inverse_keep_prob(keep_prob, compute_dtype(inputs.query))
@@ -109,11 +109,12 @@ def _attention_by(
 
 
 # `custom_vjp` has no forward mode, and `custom_jvp` alone leaves the transpose of
-# `along` to JAX. So tangents are a `linear_map`, which brings `back` for that. The
-# forward pass is `opaque`: partial evaluation would split it and keep its masks.
+# `along` to JAX. So the tangents are computed by a `linear_map` whose transpose is
+# `back`. The forward pass is `opaque`, because partial evaluation would split it and
+# keep its masks.
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend(passes: Passes, inputs: Inputs[Array], selection: Selection) -> Attended:
-    """The forward pass, with derivatives by the two others."""
+    """The forward pass; its derivatives are the two other passes."""
     return opaque(lambda operands: passes.forward(*operands), (inputs, selection))
 
 

@@ -20,7 +20,7 @@ from jaxdrop.methods.attention.tiling import Tile
 
 
 def scores_and_logits(x: Inputs[Array], selection: Selection, tile: Tile) -> tuple[Array, Array]:
-    """Products of queries and keys, and what the softmax is taken of."""
+    """Scores, which are products of queries and keys, and logits, which the softmax takes."""
     scores = product(TO_WEIGHTS, tile.rows(x.query), tile.columns(x.key))
     logits = scores * x.scale
     if x.bias is not None:
@@ -32,9 +32,9 @@ def scores_and_logits(x: Inputs[Array], selection: Selection, tile: Tile) -> tup
         visible.append(tile.column_numbers < _per_sample(selection.key_lengths))
     visible = [flags for flags in visible if flags is not None]
     if visible:
-        # -inf, since any number would give weights to a query that sees nothing.
+        # -inf, since any finite number would give weights to a query that sees nothing.
         logits = jnp.where(reduce(jnp.logical_and, visible), logits, -jnp.inf)
-    # Scores go along: the derivative by the scale is a sum over them.
+    # Scores are returned too, because the derivative by the scale is a sum over them.
     return scores, logits
 
 
@@ -43,7 +43,7 @@ def scores_and_weights(
 ) -> tuple[Array, Array]:
     """Products of queries and keys, and their softmax, before anything is dropped."""
     scores, logits = scores_and_logits(x, selection, tile)
-    # Two subtractions, since the sum of both would round `log_total` away.
+    # Two subtractions, since `highest + log_total` would round `log_total` away.
     centred = logits - tile.rows(attended.highest)
     return scores, jnp.exp(centred - tile.rows(attended.log_total))
 
@@ -54,7 +54,7 @@ def keep_mask(
     """Which weights of a tile are kept; None for all."""
     if draw is None:
         return None
-    # Positions in the mask of (B, N, T, S) decide, so every pass finds the same.
+    # Bits depend on the position in the mask of (B, N, T, S), so every pass draws the same mask.
     batch, key_heads, groups = weights.shape[:3]
     samples = lax.iota(jnp.uint32, batch).reshape(batch, 1, 1)
     heads = lax.iota(jnp.uint32, key_heads * groups).reshape(1, key_heads, groups)
@@ -70,7 +70,7 @@ def keep_mask(
 
 
 def dropped(keep: Array | None, x: Array) -> Array:
-    """Zeros where nothing is kept; the factor of the survivors is the caller's to apply."""
+    """Sets dropped weights to zero. The caller applies the factor of the survivors."""
     return x if keep is None else jnp.where(keep, x, jnp.zeros_like(x))
 
 

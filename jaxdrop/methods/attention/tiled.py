@@ -1,18 +1,16 @@
-"""Attention tile by tile: the passes forward, along tangents, and back from cotangents.
+"""Attention tile by tile: the forward pass, the pass for tangents, and the pass for cotangents.
 
-Each pass is one loop over tiles, for all heads at once, so that a split over
-batch or heads needs no communication. No pass keeps more of the weights than a
-tile: they are computed again from the log-sum-exp of each row, and the mask is
-drawn again.
+Each pass is one loop over tiles, for all heads at once, so a split over batch or heads
+needs no communication. No pass keeps more than one tile of the weights: it computes
+them again from the log-sum-exp of each row, and draws the mask again.
 
-With logits S, their log-sum-exp L, weights P = exp(S - L), mask m and keep
-probability q, the dropped weights are A = m P / q and the output is O = A V.
-So, along tangents,
+With logits S, their log-sum-exp L, weights P = exp(S - L), mask m and keep probability
+q, the dropped weights are A = m P / q and the output is O = A V. So the tangents are
 
   dO = (A dS) V + A dV - D O and dL = D, where D = rowsum(P dS),
 
-products of matrices of one shape being by element. The transpose of this map
-takes cotangents O' of the output and L' of the log-sum-exp to
+where products of matrices of the same shape are element by element. The transpose of
+this map takes cotangents O' of the output and L' of the log-sum-exp, and gives
 
   V' = A^T O' and S' = A (O' V^T) - P (rowsum(O' O) - L').
 
@@ -66,12 +64,12 @@ Carry = TypeVar("Carry")
 
 def tiled(check: Check, arguments: Arguments) -> Array:
     """Attention in tiles."""
-    del check  # whatever fits together can be cut into tiles
+    del check  # all checked arguments can be cut into tiles
     return attention_by(tiled_passes(arguments), arguments)
 
 
 def tiled_passes(arguments: Arguments) -> Passes:
-    """The passes of `tiled`, in larger tiles on a GPU."""
+    """The passes of `tiled`; tiles are larger on a GPU."""
     layout = mask_layout(arguments.weights_shape, arguments.dropping.shared)
 
     def passes(budget: Budget) -> TiledPasses:
@@ -95,7 +93,7 @@ class TiledPasses:
     layout: Layout
 
     def forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
-        """Attention, with sums that are scaled down as rows meet higher logits."""
+        """Attention by an online softmax: sums are scaled down when a row gets a higher logit."""
         operands = inputs, selection
         x, selection = grouped(*operands)
         rows, features = x.query.shape[:-1], x.query.shape[-1:]
@@ -106,10 +104,10 @@ class TiledPasses:
             _, logits = scores_and_logits(x, selection, tile)
             new_highest = jnp.maximum(highest, jnp.max(logits, -1, keepdims=True))
             origin = _finite(new_highest)
-            # Sums so far are of exp(logits - highest): now the origin is another.
+            # The sums are of exp(logits - highest), so they are scaled to the new `highest`.
             weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
             new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-            # The numerator alone drops: the softmax is that of all weights.
+            # Only the numerator is dropped: the softmax has all weights in its denominator.
             kept = dropped(keep_mask(self.layout, selection.draw, tile, weights), weights)
             new_numerator = numerator * shrink + product(TO_QUERIES, kept, tile.columns(x.value))
             new = new_numerator, new_total, new_highest
@@ -129,8 +127,8 @@ class TiledPasses:
         (x, selection), d = grouped(inputs, selection), by_heads(tangents, key_heads)
         out = by_group(attended.out, key_heads)
 
-        # Carries q times the first two terms of dO, and D. The third term of dO
-        # needs no tiles: D is a number for each row.
+        # The loop carries q times the first two terms of dO, and D. The third term of
+        # dO needs no tiles, because D is one number per row.
         def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
             d_numerator, d_log_total = carry
             scores, weights = scores_and_weights(x, selection, attended, tile)
@@ -153,13 +151,14 @@ class TiledPasses:
     def back(
         self, asked: Inputs[bool], residuals: Residuals, cotangents: tuple[Array, Array]
     ) -> Slopes:
-        """Cotangents of those inputs that are asked for: the transpose of `along`."""
+        """The transpose of `along`: cotangents of the inputs that `asked` marks."""
         inputs, selection, attended = residuals
         key_heads, wide = inputs.key.shape[2], compute_dtype(inputs.query)
         x, selection = grouped(inputs, selection)
         factor = selection.factor(wide)
         d_out, d_log_total = by_group(cotangents[0], key_heads), cotangents[1]
-        # The rows' part of S', from the output in full precision: it cancels.
+        # The part of S' that depends only on the row. It uses the output in full
+        # precision, since it cancels.
         products = d_out * by_group(attended.out, key_heads)
         inner = jnp.sum(products, -1, keepdims=True) - d_log_total
         d_out = d_out.astype(x.value.dtype)
@@ -183,7 +182,9 @@ class TiledPasses:
 
 
 class _Sums(NamedTuple):
-    """Sums over the keys of each row: of exp(logits - highest) V where kept, and of the exp."""
+    """Sums over the keys of each row: of exp(logits - highest) V where kept, and of
+    exp(logits - highest).
+    """
 
     numerator: Array
     total: Array
@@ -191,10 +192,10 @@ class _Sums(NamedTuple):
 
 
 def _attended(sums: _Sums, selection: Selection) -> Attended:
-    """What the sums over all keys amount to."""
+    """Makes the result from the sums over all keys."""
     numerator, total, highest = sums
-    # A row that sees nothing has the sum 0. With 1 in its place nothing is NaN,
-    # here or in derivatives, and its weights, exp(-inf), are 0 in every pass.
+    # A row that sees nothing has the sum 0. With 1 instead of 0 nothing is NaN, here or
+    # in derivatives. The weights of this row are exp(-inf) = 0 in every pass.
     empty = total == 0
     total = jnp.where(empty, 1, total)
     out = jnp.where(empty, 0, numerator / total) * selection.factor(numerator.dtype)
@@ -202,12 +203,14 @@ def _attended(sums: _Sums, selection: Selection) -> Attended:
 
 
 def _finite(highest: Array) -> Array:
-    """What to subtract from the logits of a row: their highest, or 0 if all are -inf."""
+    """The number to subtract from the logits of a row: the highest logit, or 0 if all are -inf."""
     return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
 
 
 def _logits_along(x: Inputs[Array], d: Slopes, tile: Tile, scores: Array) -> Array | None:
-    """Tangents dS of a tile's logits, which are `scores * scale + bias`; None if they stay."""
+    """Tangents dS of the logits of a tile, `scores * scale + bias`; None if the
+    tangents are zero.
+    """
     terms: list[Array] = []
     if d.query is not None:
         terms.append(product(TO_WEIGHTS, tile.rows(d.query), tile.columns(x.key)) * x.scale)
@@ -223,7 +226,9 @@ def _logits_along(x: Inputs[Array], d: Slopes, tile: Tile, scores: Array) -> Arr
 def _added_below_logits(
     d: Slopes, x: Inputs[Array], tile: Tile, scores: Array, d_logits: Array
 ) -> Slopes:
-    """Cotangents of what logits are made of, with the part of one tile added: from S' on down."""
+    """Adds the part of one tile to the cotangents of the inputs of the logits, from the
+    tile's S'.
+    """
     d_scores = d_logits * x.scale
     if d.query is not None:
         d_query = product(TO_QUERIES, d_scores, tile.columns(x.key))
@@ -239,7 +244,7 @@ def _added_below_logits(
 
 
 def _zeros(x: Inputs[Array], asked: Inputs[bool], dtype: jnp.dtype) -> Slopes:
-    """Sums to start from, for the inputs that are asked for."""
+    """Zeros to start the sums from, for the inputs that `asked` marks."""
     pairs = zip(x, asked, strict=True)
     return Inputs(
         *(
@@ -252,12 +257,13 @@ def _zeros(x: Inputs[Array], asked: Inputs[bool], dtype: jnp.dtype) -> Slopes:
 def _over_tiles(
     tiling: Tiling, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
 ) -> Carry:
-    """Runs a step for each tile. `operands` is what the steps close over."""
-    # In `shard_map` a loop must carry what varies over the mesh as its results do.
+    """Runs a step for each tile. `operands` are the values that the steps close over."""
+    # In `shard_map` the carry of a loop must vary over the same mesh axes as the
+    # results of the loop.
     start = vary_as(start, operands)
 
-    # Under `checkpoint`, for derivatives of the passes themselves: those in
-    # reverse would otherwise keep every tile.
+    # Under `checkpoint`, for derivatives of the passes themselves: without it, reverse
+    # mode would keep every tile.
     @partial(jax.checkpoint, prevent_cse=False)
     def run(carry: Carry, number: Array) -> Carry:
         return step(carry, Tile(tiling, tiling.starts(number)))

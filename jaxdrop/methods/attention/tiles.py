@@ -1,4 +1,4 @@
-"""Any part of a big mask, drawn alone: attention redraws its mask tile by tile."""
+"""Draws any part of a large mask by itself. Attention draws its mask again tile by tile."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jaxdrop.core.words import ThreefryKey, Words, flat_address
 
 
 class Span(NamedTuple):
-    """A stretch of an axis: where it starts, which may be traced, and its length."""
+    """A part of an axis: its start, which may be traced, and its length."""
 
     start: Int[Array, ""] | int
     length: int
@@ -32,18 +32,19 @@ def draw_tile(
     *,
     at_words: bool,
 ) -> Bool[Array, "... rows columns"]:
-    """What `bernoulli_mask(key, ...)` keeps in some rows and columns of its last two axes.
+    """A tile of the mask that `bernoulli_mask(key, ...)` draws: some rows and columns
+    of its last two axes.
 
     Args:
       key: the Threefry key of the mask.
-      rate: of the mask, on the grid.
+      rate: the rate of the mask, on the grid.
       layout: the layout of the whole mask.
-      leading: indices along the axes ahead of the last two, which broadcast to
-        each other; the tile has their shape in front.
+      leading: indices along the axes before the last two. They broadcast to each other,
+        and the first axes of the tile have their shape.
       rows: which part of the second last axis.
       columns: which part of the last axis.
-      at_words: whether columns always start at a multiple of 32. Words are then
-        taken as they are, if the last axis is merged with no other.
+      at_words: whether columns always start at a multiple of 32. Then words are not
+        shifted, if the last axis is not merged with another.
 
     Returns:
       Booleans; of size 1 along axes where the mask is shared.
@@ -55,11 +56,11 @@ def draw_tile(
     ones = (1,) * max((index.ndim for index in leading), default=0)
     indices = _indices(layout, leading, rows, columns, ones)
     apart, merged = indices[: layout.leading], indices[layout.leading :]
-    # Where axes are merged, each row of the tile starts at a bit of its own.
+    # If axes are merged, each row of the tile may start at a different bit.
     aligned = at_words and len(merged) == 1
     first, offset = _place(merged, layout.shape[layout.leading :])
-    # A row that starts within a word ends in one more. The last of these may lie
-    # behind the mask: it is drawn like any other, and none of its bits is used.
+    # A row that starts within a word needs one more word. The last word may lie beyond
+    # the mask: it is drawn like any other, and its bits are not used.
     place = first + _count(ones, 1, -(-columns.length // WORD_BITS) + (not aligned))
     words = fold_words(key, rate, flat_address([*apart, place], layout.words_shape))
     if not aligned:
@@ -71,7 +72,7 @@ def draw_tile(
 def _indices(
     layout: Layout, leading: Sequence[Words], rows: Span, columns: Span, ones: tuple[int, ...]
 ) -> list[Words]:
-    """Where the first element of each row of the tile is, along each axis of the mask."""
+    """The index, along each axis of the mask, of the first element of each row of the tile."""
     heads = [
         jnp.uint32(0) if size == 1 else index[..., None, None]
         for size, index in zip(layout.shape[:-2], leading, strict=True)
@@ -81,9 +82,9 @@ def _indices(
 
 
 def _from_bit(words: Words, offset: Words) -> Words:
-    """Words that start at a bit of the given ones, each from two that lie side by side."""
-    # Two shifts to the left, since one by 32 is undefined: at offset 0 the second
-    # word is to vanish.
+    """Words that start at bit `offset` of the given words; each is made from two neighbours."""
+    # Two shifts to the left, because at offset 0 the second word must vanish, and one
+    # shift by 32 is undefined.
     after = words[..., 1:] << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
     return (words[..., :-1] >> offset) | after
 
@@ -95,9 +96,9 @@ def _count(ones: tuple[int, ...], rows: int, columns: int) -> Words:
 
 
 def _place(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:
-    """The word in which an element of merged axes lies, and which bit of it the element is."""
-    # Strides are split into words and bits: the index of an element may have more
-    # than 32 bits, that of its word has not.
+    """For an element of merged axes: the index of its word, and its bit in the word."""
+    # Strides are split into words and bits, because the index of an element may have
+    # more than 32 bits. The index of a word has at most 32.
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     bits = words = jnp.uint32(0)
     for index, stride in zip(indices, strides, strict=True):

@@ -1,4 +1,4 @@
-"""How attention's weights, queries by keys, are cut into tiles, and which tiles are computed."""
+"""How the weights, queries by keys, are cut into tiles, and which tiles are computed."""
 
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -14,10 +14,10 @@ from jaxdrop.methods.attention.tiles import Span
 
 
 class Starts(NamedTuple):
-    """Where a tile starts, and from where on its rows and columns are new.
+    """Where a tile starts, and at which row and column its new elements begin.
 
-    The last tile along an axis is moved back so that it ends with the axis. So
-    it repeats rows or columns of the one before it.
+    The last tile along an axis is moved back so that it ends with the axis. So it
+    repeats rows or columns of the previous tile.
     """
 
     row: Int32[Array, ""]
@@ -54,14 +54,13 @@ class Tiling:
 
     @property
     def columns(self) -> int:
-        """Tiles in a row of them, seen or not."""
+        """The number of tiles in a row of tiles, including those that are skipped."""
         return -(-self.keys // self.column_block)
 
     @cached_property
     def seen(self) -> tuple[Int32[np.ndarray, "rows"], Int32[np.ndarray, "rows"]]:
-        """Per row of tiles: the first in which a query may see a key, and how many there are.
-
-        They lie side by side. All other tiles are skipped.
+        """For each row of tiles: the first tile in which a query may see a key, and the
+        number of such tiles. They are consecutive. All other tiles are skipped.
         """
         first_row = np.arange(0, self.queries, self.row_block)
         last_row = np.minimum(first_row + self.row_block, self.queries) - 1
@@ -79,14 +78,14 @@ class Tiling:
         return int(self.seen[1].sum(dtype=np.int64))
 
     def starts(self, number: Int32[Array, ""]) -> Starts:
-        """Where a tile starts. Numbers count the tiles that are computed, row by row."""
+        """Where a tile starts. `number` counts the computed tiles, row by row."""
         first, count = self.seen
         columns = np.int32(self.columns)
         if (count == columns).all():
-            # No table to look up, where nothing is skipped.
+            # If no tile is skipped, no table is needed.
             i, j = lax.div(number, columns), lax.rem(number, columns)
         else:
-            # Tile rows that end at or before this number come before its own.
+            # The tile is after all rows of tiles that end at or before its number.
             end = np.cumsum(count, dtype=np.int32)
             i = jnp.sum(jnp.asarray(end) <= number, dtype=jnp.int32)
             j = number - jnp.asarray(end - count - first)[i]
@@ -100,7 +99,7 @@ class Tiling:
 
 
 class Tile(NamedTuple):
-    """One tile: its parts of arrays that have queries or keys along an axis."""
+    """One tile: takes its part of arrays that have an axis of queries or keys."""
 
     tiling: Tiling
     starts: Starts
@@ -165,7 +164,7 @@ class Tile(NamedTuple):
     def visible(self) -> Bool[Array, "..."] | None:
         """Which rows see which columns by position; None for all.
 
-        Where tiles overlap, only one of them sees a pair.
+        If tiles overlap, each pair is visible in only one of them.
         """
         tiling, starts = self.tiling, self.starts
         row, column = self.row_numbers, self.column_numbers
@@ -182,5 +181,5 @@ class Tile(NamedTuple):
 
 
 def _slice(x: Array, span: Span, axis: int) -> Array:
-    """Part of an axis, or all of one that is shared."""
+    """A part of an axis, or the whole axis if its size is 1."""
     return x if x.shape[axis] == 1 else lax.dynamic_slice_in_dim(x, span.start, span.length, axis)

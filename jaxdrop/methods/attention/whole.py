@@ -1,7 +1,7 @@
-"""Attention with all weights in memory at once, as it is written down: to read and to compare.
+"""Attention by its textbook formula, with all weights in memory; for readers and as a reference.
 
-JAX differentiates it. It shares no pass and no formula of a derivative with the
-other implementations, so that tests may compare them with it.
+JAX differentiates it. It shares no pass and no derivative formula with the other
+implementations, so tests can compare them with it.
 """
 
 from functools import partial
@@ -33,14 +33,13 @@ def whole(check: Check, arguments: Arguments) -> Array:
     return automatic(attend, inputs.query, inputs, selection, arguments.dropping.rng)
 
 
-# The arrays come beside the arguments that hold them too: `automatic` changes how
-# they are split.
+# The arrays are passed separately from `arguments`, because `automatic` changes how they are split.
 def _attention(
     arguments: Arguments, x: Inputs[Array], selection: Selection, rng: Key | None
 ) -> Array:
     wide, key_heads = compute_dtype(x.query), x.key.shape[2]
     batch, queries, heads, features = x.query.shape
-    # Heads of queries in a row share a head of keys.
+    # Consecutive heads of queries share a head of keys.
     grouped = x.query.reshape(batch, queries, key_heads, heads // max(key_heads, 1), features)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, x.key, preferred_element_type=wide)
     logits = scores.reshape(arguments.weights_shape) * x.scale
@@ -56,8 +55,10 @@ def _attention(
 
 
 def _softmax(logits: Float[Array, "B N T S"]) -> Float[Array, "B N T S"]:
-    """Over the last axis; zeros, and not NaN as from `jax.nn`, where all logits are -inf."""
-    # The highest cancels, so its derivative is 0, which JAX cannot know.
+    """Softmax over the last axis. If all logits are -inf it gives zeros, where `jax.nn`
+    gives NaN.
+    """
+    # `highest` cancels, so its derivative is 0, but JAX cannot know this.
     highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=-jnp.inf))
     weights = jnp.exp(logits - jnp.where(jnp.isneginf(highest), 0, highest))
     total = jnp.sum(weights, -1, keepdims=True)

@@ -133,8 +133,8 @@ BAD_OPTIONS = [
     (
         {"mask": shaped(5, 6)},
         TypeError,
-        "mask must be boolean; got float32. Cast ones and zeros, as in mask.astype(bool); what is"
-        " added to the logits is the bias.",
+        "mask must be boolean; got float32. Cast ones and zeros, as in mask.astype(bool). To add"
+        " an array to the logits, pass it as bias.",
     ),
     ({"mask": "causal"}, TypeError, "mask must be an array of numbers; got 'causal'."),
     ({"scale": shaped(4)}, ValueError, "scale must be one real number; got float32[4]."),
