@@ -1,6 +1,6 @@
-"""The parts of JAX that change between versions and that all rooms may need, one name each.
+"""The parts of JAX that change between versions and that all rooms may use, with one name each.
 
-What only planting must know of JAX's versions is in `jaxdrop.planting.jaxprs`.
+What only planting needs is in `jaxprs`, `equations` and `options` of `jaxdrop.planting`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxdrop.base.sharding import explicit_part
 
 Tree = TypeVar("Tree")
 
-# Before 0.8 `jax.checkpoint` refused to differentiate what has a check in it.
+# Before 0.8, `jax.checkpoint` refused to differentiate a function with a check.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)
 
 
@@ -27,7 +27,7 @@ def debug_check(predicate: Any, message: str, **values: Any) -> None:
 
 def varying_axes(x: Any) -> frozenset[str]:
     """The manual mesh axes over which a value, or its type, varies."""
-    # Types have this attribute, values do not. The name `mat` came with newer versions.
+    # Types have this attribute, and values do not. Newer versions have the name `mat`.
     aval = x if hasattr(x, "strip_weak_type") else jax.typeof(x)
     return aval.mat.varying if hasattr(aval, "mat") else aval.vma
 
@@ -43,13 +43,13 @@ def vary_over(x: Array, axes: frozenset[str]) -> Array:
 
 
 def vary_as(tree: Tree, operands: Any) -> Tree:
-    """The same arrays, typed as varying over all axes over which some operand varies."""
+    """The same arrays, typed as varying over all axes over which any operand varies."""
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(operands)))
     return jax.tree.map(lambda x: vary_over(x, axes), tree)
 
 
 def zeros_of(fn: Callable[[], Tree]) -> Tree:
-    """Zeros of the type of what a function returns, with its sharding; it is not run."""
+    """Zeros with the types and shardings of the results of a function, which is not run."""
     # `eval_shape` returns shapes alone. The full types are noted while it traces.
     types: list[Any] = []
 

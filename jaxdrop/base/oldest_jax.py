@@ -1,4 +1,4 @@
-"""The oldest JAX that jaxdrop runs on. It is asked for first, so that its error is the one seen."""
+"""The oldest JAX that jaxdrop runs on. It is checked first, so that the user sees this error."""
 
 import jax
 

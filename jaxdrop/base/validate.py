@@ -30,8 +30,9 @@ def describe(value: Any) -> str:
 class Check:
     """Checks the arguments of one function; each message begins with its name.
 
-    A public function makes one and hands it to what it calls, so that a helper names the
-    function that the user called. Each method returns the argument in canonical form.
+    A public function makes a `Check` and passes it to its helpers, so that their
+    messages name the function that the user called. Each method returns the argument in
+    canonical form.
     """
 
     function: str
@@ -51,7 +52,7 @@ class Check:
             else:
                 batch = None
             if batch == ():
-                # `jax.random` takes four raw words as a key only if it is told their kind.
+                # `jax.random` accepts four raw words as a key only if their kind is given.
                 return jax.random.wrap_key_data(key, impl="rbg") if key.shape == (4,) else key
             if batch is not None:
                 raise TypeError(
@@ -72,7 +73,7 @@ class Check:
                 f"{self}: {name} must be floating or complex; got {x.dtype}."
                 f" Cast it, as in {name}.astype(jnp.float32)."
             )
-        if x.dtype.name == "float8_e8m0fnu":  # an exponent alone: 2^n, and never 0
+        if x.dtype.name == "float8_e8m0fnu":  # only an exponent: all numbers are 2^n, none is 0
             raise TypeError(f"{self}: {name} must have a dtype with a zero; got {x.dtype}.")
         return x
 
@@ -99,15 +100,15 @@ class Check:
         return x
 
     def like(self, name: str, value: Any, x: Any, x_name: str, dtype: Any = None) -> Array:
-        """Returns `value` laid out as `x`, in its dtype or the given one.
+        """Returns `value` with the shape and sharding of `x`, in its dtype or the given one.
 
-        It must broadcast to the shape of `x` and be of no wider kind than the dtype.
+        It must broadcast to the shape of `x`, and its kind must not be wider than the dtype.
         """
         dtype = x.dtype if dtype is None else dtype
         if isinstance(value, int | np.integer | np.ndarray) and not _holds(dtype, value):
             raise ValueError(f"{self}: {name} must fit into {dtype}; got {value}.")
         given = self.any_array(name, value)
-        # `fill=0` is meant for booleans too, and 0 and 1 are in every kind.
+        # 0 and 1 exist in every kind, so that `fill=0` works for booleans too.
         is_flag = isinstance(value, int) and value in (0, 1)
         if _kind(given.dtype) > _kind(dtype) and not is_flag:
             raise TypeError(
@@ -122,19 +123,19 @@ class Check:
         return laid_like(wide, x) if isinstance(x, jax.Array) else wide
 
     def flags(self, name: str, value: Any, x: Array, x_name: str) -> Array:
-        """Returns booleans in the shape of `x`, and split over devices as it is."""
+        """Returns booleans with the shape and the sharding of `x`."""
         value = self.any_array(name, value)
         if value.dtype != jnp.bool_:
             raise TypeError(f"{self}: {name} must be boolean; got {value.dtype}.")
         return self.like(name, value, x, x_name, jnp.bool_)
 
     def floating(self, name: str, value: Any) -> Array:
-        """Returns a parameter as a real floating array, a Python integer too."""
+        """Returns a parameter as a real floating array; it may be a Python integer."""
         known = isinstance(value, int | np.integer) and not isinstance(value, bool)
         return self.real_array(name, float(value) if known else value)
 
     def parameter(self, name: str, value: Any, x: Array) -> Array:
-        """Returns a parameter that broadcasts to `x`, with as many axes."""
+        """Returns a parameter that broadcasts to `x`, with the number of axes of `x`."""
         given = self.floating(name, value)
         if not broadcasts(given.shape, x.shape):
             raise ValueError(
@@ -143,7 +144,7 @@ class Check:
         return spread_to(whole(given).reshape((1,) * (x.ndim - given.ndim) + given.shape), x)
 
     def amount(self, name: str, value: Any, *, positive: bool = False) -> float | Array:
-        """Returns a known number as a checked float, any other as a scalar array."""
+        """Returns a known number as a checked float, and a traced one as a scalar array."""
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value[()]
         if isinstance(value, jax.Array) and _is_real(value.dtype):
@@ -172,7 +173,7 @@ class Check:
         return self.known_probability(name, value)
 
     def probability(self, name: str, rate: Any) -> Rate:
-        """Returns a known probability as a checked float, any other as a scalar array."""
+        """Returns a known probability as a checked float, and a traced one as a scalar array."""
         if isinstance(rate, np.ndarray) and rate.ndim == 0:
             rate = rate[()]
         if _is_real_number(rate):
@@ -209,7 +210,7 @@ class Check:
         return found[0]
 
     def distinct_axes(self, x: Array, **named: int | None) -> tuple[int, ...]:
-        """Returns the axes of `x` that are given, which must all differ."""
+        """Returns the given axes of `x`, which must be distinct."""
         given = {name: value for name, value in named.items() if value is not None}
         found = tuple(self.axis(name, value, x.ndim) for name, value in given.items())
         if len(set(found)) < len(found):
@@ -222,7 +223,7 @@ class Check:
     def spatial_axes(
         self, x: Array, batch_axis: int | None, channel_axis: int | None
     ) -> tuple[int, ...]:
-        """Returns the axes of `x` beside the two named ones; at least one must be left."""
+        """Returns all axes of `x` except the two named ones; at least one must remain."""
         others = self.distinct_axes(x, batch_axis=batch_axis, channel_axis=channel_axis)
         spatial = other_axes(x.ndim, others)
         if not spatial:
@@ -251,14 +252,14 @@ class Check:
             given *= count
         if len(given) != count:
             raise ValueError(
-                f"{self}: {name} must be one number, or {count} for as many axes; got {value}."
+                f"{self}: {name} must be one number, or one for each of {count} axes; got {value}."
             )
         if any(edge < least for edge in given):
             raise ValueError(f"{self}: {name} must be at least {least}; got {value}.")
         return given
 
     def integers(self, name: str, values: Any) -> tuple[int, ...]:
-        """Returns one integer or several as a tuple."""
+        """Returns one or several integers as a tuple."""
         several = isinstance(values, Sequence | np.ndarray)
         try:
             return tuple(operator.index(value) for value in (values if several else (values,)))
@@ -266,7 +267,9 @@ class Check:
             raise TypeError(f"{self}: {name} must be integers; got {values!r}.") from None
 
     def sharding(self, out_sharding: Any, ndim: int) -> NamedSharding | None:
-        """Returns the sharding that a user asked for by `out_sharding`, as JAX itself takes it."""
+        """Returns the sharding that a user passed as `out_sharding`, in the forms that
+        JAX accepts.
+        """
         if out_sharding is None:
             return None
         sharding, mesh = out_sharding, jax.sharding.get_abstract_mesh()
@@ -300,7 +303,9 @@ def _kind(dtype: Any) -> int:
 
 
 def _holds(dtype: Any, value: Any) -> bool:
-    """Whether known integers fit into an integer dtype; other values are judged by their kind."""
+    """Whether a known integer fits into an integer dtype. For other values only the
+    kind is checked.
+    """
     if isinstance(value, int) and abs(value) >= 2**63:  # NumPy would make it an object
         return False
     integers = np.issubdtype(np.asarray(value).dtype, np.integer)

@@ -1,4 +1,4 @@
-"""The last arrow: unpack, rescale and select, so that only packed words are kept."""
+"""The last step: unpacks, rescales and selects. Only packed words are kept for gradients."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,17 +20,17 @@ Rescale: TypeAlias = Callable[[Mask, Array], Array]
 
 
 def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
-    """Survivors times the rule's factor, zeros elsewhere, in the dtype of `x`.
+    """Survivors times the factor of the rule, and zeros elsewhere, in the dtype of `x`.
 
     Under `checkpoint` the backward pass keeps only the inputs that it needs, which are
-    the packed words, and unpacks them again. A custom derivative would do so too, but
+    the packed words, and unpacks them again. A custom derivative could do the same, but
     would have no forward mode.
     """
 
     def rescaled(mask: Mask, x: Array) -> Array:
         mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
         factor = _checked_factor(rule(mask, x), x)
-        # A bad traced rate must show, whatever the rule makes of it.
+        # A bad traced rate must be visible in the result, whatever the rule does.
         factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
         scaled = times(x, factor)
         keep = unpack_for(mask, x)
@@ -67,12 +67,12 @@ def select(mask: Mask, x: Array, other: Array) -> Array:
 
 
 def poisoned(mask: Mask, y: Array) -> Array:
-    """The result; if the mask was drawn at a bad rate, a value that nobody takes for one."""
+    """The result, or NaN (see `_poison`) if the mask was drawn at a bad rate."""
     return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
 
 
 def _poison(x: Array) -> Any:
-    """NaN, or the integer farthest from 0; of booleans, False."""
+    """NaN for floats, the integer farthest from 0 for integers, False for booleans."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.nan
     if x.dtype == jnp.bool_:
@@ -82,15 +82,16 @@ def _poison(x: Array) -> Any:
 
 
 def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:
-    """The mask's booleans, sharded like `x` where its type says how."""
+    """The booleans of the mask, sharded like `x` if the type of `x` has a sharding."""
     return mask.layout.unpack(mask.words, mask.layout.sharding(explicit_sharding(x)))
 
 
 def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """How many are True over the axes, which are kept.
+    """The number of True over the axes, which remain with size 1.
 
     One axis is summed first, in the narrowest type that holds its size. XLA on a CPU
-    stores the flags in the type of the sum, and 32 bits per flag took ten times as long.
+    stores the flags in the type of the sum; with 32 bits per flag this took ten times
+    as long.
     """
     for dtype in (jnp.uint8, jnp.uint16):
         fitting = [axis for axis in axes if flags.shape[axis] <= jnp.iinfo(dtype).max]
@@ -104,7 +105,7 @@ def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Arra
 def inverse_keep_prob(keep_prob: Array, dtype: jnp.dtype) -> Array:
     """1 / q, and 0 where nothing is kept."""
     keep_prob = keep_prob.astype(dtype)
-    # Divided by 1 there: an infinite branch would make the gradient NaN, selected or not.
+    # Divides by 1 there: an infinite branch would make the gradient NaN even if it is not selected.
     some_kept = keep_prob != 0
     return jnp.where(some_kept, 1 / jnp.where(some_kept, keep_prob, 1), 0)
 
@@ -124,7 +125,8 @@ def times(x: Array, factor: Array) -> Array:
     """The product in float32 or wider, for the caller to round once."""
     x = widen(x)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(factor):
-        # By parts: a complex product would turn an infinite part into NaN.
+        # Real and imaginary parts are multiplied separately: a complex product would
+        # turn an infinite part into NaN.
         factor = factor.astype(compute_dtype(x))
         return lax.complex(x.real * factor, x.imag * factor)
     return x * factor.astype(x.dtype)

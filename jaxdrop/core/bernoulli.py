@@ -1,4 +1,4 @@
-"""Masks of independent decisions: random words folded digit by digit."""
+"""Masks of independent decisions, made from random words digit by digit."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +26,7 @@ from jaxdrop.core.words import (
     threefry_key,
 )
 
-_PAIRS_A_TRIP = 2  # measured: half the traffic of one pair, and no slower to compile
+_PAIRS_A_TRIP = 2  # measured: half the memory traffic of one pair, and it compiles as fast
 _PAIRS_A_KERNEL = 8  # on a GPU; the time to compile a kernel grows with their square
 
 
@@ -40,25 +40,27 @@ def draw_mask(
 ) -> Mask:
     """Draws a mask that drops each element independently with probability `rate`.
 
-    An element is kept where a uniform number lies below the keep probability. This is
-    `1 - rate`, rounded to a multiple of 2^-16; of 2^-32 if the rate is so near to 0 or 1
-    that the coarser grid would miss it by more than 1 %. The rounded probability is
-    `mask.keep_prob`. Rates within 2^-33 of 0 or 1 round to 0 or 1. With one key, a
-    higher rate drops more elements besides those that a lower rate drops.
+    An element is kept where a uniform number is below the keep probability. The keep
+    probability is `1 - rate`, rounded to a multiple of 2^-16. If the rate is so near to
+    0 or 1 that this would miss it by more than 1 %, it is rounded to a multiple of
+    2^-32. The rounded probability is `mask.keep_prob`. Rates within 2^-33 of 0 or 1
+    round to 0 or 1. With one key, a higher rate drops all elements that a lower rate
+    drops, and more.
 
-    The mask depends only on the key's data, the shape and the rate. It is the same
-    eager or under any transform, on any device and with any sharding, for a known or a
-    traced rate, and for every key implementation. This includes `rbg` and `unsafe_rbg`
-    keys, although their own draws under `vmap` depend only on the first key and, on
-    some backends, on the sharding. But keys that `jax.random.split` derives from them
-    are only as independent as JAX makes them.
+    The mask depends only on the key's data, the shape and the rate. It is the same in
+    eager mode and under any transform, on any device, with any sharding, and for a
+    known or a traced rate. This holds for every key implementation. It holds even for
+    `rbg` and `unsafe_rbg` keys, although what JAX draws from them under `vmap` depends
+    only on the first key and, on some backends, on the sharding. But if
+    `jax.random.split` makes keys from such a key, they are only as independent as JAX
+    makes them.
 
     Args:
       key: one random key, consumed here.
       shape: sizes of the array to drop from.
-      rate: probability of dropping, in [0, 1]; may be traced. A traced rate that is
-        out of range by more than rounding (2^-17) gives a mask that turns everything
-        it is applied to into NaN, and fails under `checkify`.
+      rate: probability of dropping, in [0, 1]; may be traced. A traced rate that is out
+        of range by more than rounding (2^-17) gives a mask that turns every array into
+        NaN. Under `checkify` it is an error.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
       out_sharding: on a mesh with Explicit axes, the sharding of the array that the
         mask is for.
@@ -112,16 +114,16 @@ def bernoulli_mask(
 def fold_words(key: ThreefryKey, rate: GridRate, address: Address) -> Words:
     """Compares the 32 uniform numbers of each word with the threshold, lowest digit first.
 
-    The higher of two digits decides, and a lower one counts only where they are equal.
-    So, from the lowest digit r to the highest: where the threshold's digit is 1,
-    `m = m | ~r`, and where it is 0, `m = m & ~r`. Both are the majority of `m`, `~r`
-    and the digit.
+    Higher digits decide first; a lower digit counts only where all higher digits are
+    equal. So the result m is updated from the lowest digit r to the highest:
+    `m = m | ~r` where the digit of the threshold is 1, and `m = m & ~r` where it is 0.
+    Both are the majority of `m`, `~r` and the digit of the threshold.
 
-    Each word must be computed once and stored. On a CPU this takes a loop: without
-    one, XLA would fuse the pairs into the selection and compute them again for each
-    element. A GPU is better off without a loop: the pairs then are one large kernel
-    that reads next to nothing. A loop would start some ten kernels per trip, which
-    pass all words and addresses to each other through memory.
+    Each word must be computed once and stored. On a CPU this takes a loop: without one,
+    XLA would fuse the pairs into the selection and compute them again for each element.
+    A GPU is faster without a loop: then all pairs are one large kernel that reads
+    almost nothing. A loop would start about ten kernels per trip, and they would pass
+    all words and addresses through memory.
     """
     threshold = rate.threshold
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
@@ -141,7 +143,7 @@ def _fold_written_out(start: Words, source: Source, *, pairs: int) -> Words:
     kept = start
     for pair in reversed(range(pairs)):
         kept = _fold_pair(kept, source, np.uint32(pair))
-        # XLA fuses nothing across a barrier, so no kernel has more pairs than this.
+        # XLA does not fuse across a barrier, so no kernel has more pairs than this.
         if pair and pair % _PAIRS_A_KERNEL == 0:
             kept = lax.optimization_barrier(kept)
     return kept
@@ -155,8 +157,8 @@ def _fold_in_a_loop(start: Words, source: Source, *, pairs: int) -> Words:
             kept = _fold_pair(kept, source, np.uint32(pairs - 1 - j) - i * np.uint32(a_trip))
         return kept
 
-    # The zeros give the loop's state the sharding and mesh axes that its
-    # result will have, which `zeros_like` does not on JAX 0.12; XLA folds them.
+    # The zeros give the state of the loop the sharding and mesh axes of its result.
+    # `zeros_like` does not do so on JAX 0.12. XLA removes the zeros.
     key, _, address = source
     zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
     return lax.fori_loop(np.uint32(0), np.uint32(pairs // a_trip), trip, zeros | start)

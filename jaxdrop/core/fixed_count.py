@@ -1,4 +1,4 @@
-"""Masks with an exact number of survivors: those with the smallest random words."""
+"""Masks with an exact number of survivors: the elements with the smallest random words."""
 
 import math
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ def draw_fixed_count_mask(
 ) -> Mask:
     """Draws a mask in which exactly `count` elements survive.
 
-    Every set of `count` elements is equally likely, to within 2^-32 per element.
-    The elements along `axis` are counted together; each position along the other
-    axes has a draw of its own.
+    Every set of `count` elements is equally likely, to within 2^-32 per element. The
+    elements along `axis` are counted together. Each position along the other axes has
+    its own draw.
 
     Args:
       key: one random key, consumed here.
       shape: sizes of the array to drop from.
-      count: how many survive, from 0 to the number of elements along `axis`
-        (shared axes count once). It may be traced: a traced count out of range
-        turns what the mask is applied to into NaN, and fails under `checkify`.
+      count: how many survive, from 0 to the number of elements along `axis` (shared
+        axes count once). It may be traced. A traced count out of range gives a mask
+        that turns every array into NaN. Under `checkify` it is an error.
       axis: axes along which elements are counted together; None for all.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
 
@@ -104,7 +104,7 @@ def nearest_count(expected: float | Float[Array, ""]) -> int | Float[Array, ""]:
     A number within 2^-11 of a half counts as that half. `5 * (1 - 0.7)` is a half
     in float32 but not in float64, and both must give the same count.
     """
-    # First to a multiple of 2^-10, which moves what is near a half onto it.
+    # Rounds first to a multiple of 2^-10, which moves numbers near a half onto the half.
     if isinstance(expected, Array):
         return jnp.rint(jnp.rint(expected * 1024) / 1024)
     return round(round(expected * 1024) / 1024)
@@ -138,12 +138,12 @@ def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Boo
     position = jnp.broadcast_to(grid_address(shape).low, shape)
     words, position = jnp.broadcast_arrays(words, position)
     bound = _order_statistic(words, 32, jnp.ones_like(words, bool), count, axes)
-    # Words may be equal, though they seldom are. Of those that equal the bound, only as
-    # many survive as are left to keep: the first ones, so the count is exact.
+    # Words may be equal, though this is rare. Of the words that equal the bound, only
+    # the first ones survive, as many as the count still needs, so the count is exact.
     below, tied = words < bound, words == bound
     left = count - count_flags(below, axes).astype(jnp.int32)
     last = _order_statistic(position, max(math.prod(shape), 1).bit_length(), tied, left, axes)
-    # For a count of 0 the bound is 0, which a word may equal.
+    # For a count of 0 the bound is 0, and a word may be equal to it.
     return (count > 0) & (below | (tied & (position <= last)))
 
 
@@ -157,8 +157,8 @@ def _order_statistic(
     """The `rank`-th smallest value over `axes`, found bit by bit from the highest.
 
     It is the largest number with fewer than `rank` values below it. So a bit is 1 if
-    fewer than `rank` values lie below the number with that bit set. The usual way, a
-    sort, took many times as long as 32 counts (CPU, rows of 256 to 10^6).
+    fewer than `rank` values lie below the number with that bit set. The usual way is a
+    sort, which took many times as long as 32 counts (CPU, rows of 256 to 10^6).
     """
 
     def try_bit(i: UInt32[Array, ""], found: Words) -> Words:
@@ -167,7 +167,7 @@ def _order_statistic(
         return jnp.where(below.astype(jnp.int32) < rank, candidate, found)
 
     # The loop needs zeros of the type of its result, with the sharding and the mesh axes
-    # over which it varies. A total of both operands has that type; XLA folds the zeros.
+    # over which it varies. A sum of both operands has that type; XLA removes the zeros.
     total = jnp.sum(jnp.where(among, values, 0), axes, jnp.uint32, keepdims=True)
     total = total + rank.astype(jnp.uint32)
     return lax.fori_loop(np.uint32(0), np.uint32(bits), try_bit, total ^ total)

@@ -1,8 +1,8 @@
-"""How a mask lies in its words: which element is which bit.
+"""How a mask is stored in words: which element is which bit.
 
-The trailing axes that waste at most 4 % of the bits are merged, and 32
-consecutive elements of the merged axis share a word: element e is bit e mod 32
-of word e div 32. Sizes of 1 (shared axes) change nothing.
+Some of the last axes are merged: the smallest group that wastes at most 4 % of the
+bits. 32 consecutive elements of the merged axis share a word: element e is bit e mod 32
+of word e div 32. Axes of size 1, such as shared ones, do not change the words.
 """
 
 import math
@@ -38,7 +38,7 @@ class Layout:
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """The axes as they lie in the words, the last one closest together."""
+        """The axes in the order in which the words store them; the last one changes fastest."""
         return (*self.apart, *other_axes(len(self.shape), self.apart))
 
     @cached_property
@@ -49,8 +49,9 @@ class Layout:
     @cached_property
     def leading(self) -> int:
         """How many axes are not merged."""
-        # From the last axis alone to all of them: the first group that wastes at most one
-        # bit in 25, which is 4 %. If none does, all are merged, with one incomplete word.
+        # Tries the last axis alone, then more axes, and takes the first group that
+        # wastes at most one bit in 25 (4 %). If there is none, all axes are merged,
+        # with one incomplete word.
         for leading in reversed(range(len(self.apart), len(self.shape))):
             size = math.prod(self.stored[leading:])
             if (-size % WORD_BITS) * 25 <= size:
@@ -82,7 +83,7 @@ class Layout:
         if sharding is not None:
             sharding = with_spec(sharding, self._stored_spec(sharding))
         bits = lax.reshape(bits, (*batch, *self.stored), out_sharding=sharding)
-        # Axes that lie apart in the words return to their places in the array.
+        # Axes that come first in the words return to their places in the array.
         places = [len(batch) + self.order.index(axis) for axis in range(len(self.shape))]
         return jnp.transpose(bits, (*range(len(batch)), *places)) != 0
 
@@ -106,15 +107,15 @@ class Layout:
     def words_sharding(self, sharding: NamedSharding | None) -> NamedSharding | None:
         """The sharding of the words of a mask that is sharded as given.
 
-        The merged axis is split with its first one where each part is a whole
-        number of words; otherwise each device draws all of it.
+        The merged axis is split as its first axis is, if each part is a whole number of
+        words. Otherwise each device draws all of it.
         """
         if sharding is None:
             return None
         spec = self._stored_spec(sharding)
         first, *rest = spec[self.leading :] or [None]
-        # Only the first of the merged axes may be split. Were another one split, the parts
-        # of a device would lie scattered over the words.
+        # Only the first of the merged axes may be split. If another one were split, the
+        # elements of a device would be scattered over the words.
         merged: list[Any] = [None] * (len(self.words_shape) - self.leading)
         part = WORD_BITS * shard_count(sharding, first)
         if len(merged) == 1 and not any(rest) and self.merged % part == 0:
@@ -122,7 +123,7 @@ class Layout:
         return with_spec(sharding, (*spec[: self.leading], *merged))
 
     def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
-        """How the axes of the mask are split, in the order in which they lie in the words."""
+        """How the axes of the mask are split, in the order in which the words store them."""
         return tuple(sharding.spec[axis] for axis in self.order)
 
 

@@ -1,4 +1,4 @@
-"""What a drawn mask is: one bit per element, packed 32 to a word."""
+"""The drawn mask: one bit per element, 32 bits per word."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from jaxdrop.core.words import Words
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which elements are kept: one bit each, and the probability they had.
+    """Which elements are kept, as one bit each, and the keep probability.
 
     A pytree, so it passes through `jit`, `vmap`, `scan` and `checkpoint`: draw
     it once and apply it as often as needed.
@@ -47,8 +47,8 @@ class Mask:
     def unpack(self) -> Bool[Array, "..."]:
         """The mask as booleans, True where an element is kept.
 
-        Masks that were drawn under `vmap` have its axes in front, so leave its
-        `out_axes` at 0.
+        A mask that was drawn under `vmap` has the batch axis in front, so leave the
+        `out_axes` of `vmap` at 0.
         """
         return _unpack(self.words, self.layout)
 

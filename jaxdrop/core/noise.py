@@ -1,4 +1,4 @@
-"""Noise with an address, like words: any part can be drawn again alone."""
+"""Noise that has addresses, like words, so any part of it can be drawn again by itself."""
 
 import math
 from collections.abc import Callable
@@ -28,22 +28,23 @@ _SINE = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) fo
 def standard_normal(
     key: ThreefryKey, shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding | None
 ) -> Array:
-    """Independent normal numbers, one from the two words of a block each.
+    """Independent normal numbers, each from the two words of one block.
 
-    By Box and Muller: the square root of -2 log u times the sine of an angle,
-    where angles in [-pi / 2, pi / 2] suffice for the law of the sine. So each number is
-    an odd function of t in (-1, 1), and the mean is exactly 0. The largest is 6.7
-    standard deviations. Up to rounding, all dtypes give the same numbers.
+    The method is that of Box and Muller: the square root of -2 log u times the sine of
+    an angle. Angles in [-pi / 2, pi / 2] are enough, because the sine has the same
+    distribution there. So each number is an odd function of t in (-1, 1), and the mean
+    is exactly 0. The largest number is 6.7 standard deviations. Except for rounding,
+    all dtypes give the same numbers.
 
     References:
       Box and Muller, "A note on the generation of random normal deviates",
       Annals of Mathematical Statistics 29 (1958).
     """
     first, second = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
-    # The middle of each of 2^32 steps, so that no logarithm is of 0 and t is symmetric.
+    # The midpoint of each of 2^32 steps, so that there is no logarithm of 0 and t is symmetric.
     u = (first.astype(dtype) + 0.5) * 2.0**-32
     t = (lax.bitcast_convert_type(second, jnp.int32).astype(dtype) + 0.5) * 2.0**-31
-    # A polynomial: XLA's cosine would take longer than all the rest on a CPU.
+    # A polynomial, because XLA's cosine would take longer than everything else on a CPU.
     sine = jnp.zeros_like(t)
     for coefficient in reversed(_SINE):
         sine = sine * jnp.square(t) + coefficient
@@ -55,9 +56,8 @@ def standard_logistic(
 ) -> Array:
     """Independent logistic numbers, ln u - ln(1 - u) with u of 32 bits.
 
-    Both tails reach 33 ln 2 = 22.9. An event whose logarithmic odds are a has
-    happened where the number exceeds -a. Up to rounding, all dtypes give the same
-    numbers.
+    Both tails reach 33 ln 2 = 22.9. The number exceeds -a with the probability whose
+    logarithmic odds are a. Except for rounding, all dtypes give the same numbers.
     """
     word, _ = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
     below, above = (half.astype(dtype) + 0.5 for half in (word, ~word))  # u and 1 - u, by 2^32
@@ -73,7 +73,8 @@ def multiply_by_noise(
     *parameters: Any,
     learned: bool = False,
 ) -> Array:
-    """`x` times `factor(noise, *parameters)`, drawn again in the backward pass; for use in `jit`.
+    """`x` times `factor(noise, *parameters)`. The backward pass draws the noise again.
+    For use in `jit`.
 
     Consumes the key. The factor is computed in float32 or wider. Where it is 0 the
     product is 0, even if `x` is infinite or NaN. If the parameters are learned, XLA
@@ -82,9 +83,10 @@ def multiply_by_noise(
     words_key = threefry_key(key)
     sharding = layout.sharding(explicit_sharding(x))
 
-    # Under `checkpoint` the key alone is kept. With `prevent_cse=False`, as for masks, XLA
-    # would keep the noise rather than draw it again. But the sum that is the gradient of a
-    # learned parameter takes more memory than that on a CPU if the noise is drawn for it.
+    # Under `checkpoint` only the key is kept. With `prevent_cse=False`, as for masks,
+    # XLA would keep the noise and not draw it again. But the gradient of a learned
+    # parameter is a sum; if the noise is drawn again for this sum, a CPU needs more
+    # memory than to keep the noise.
     @partial(jax.checkpoint, prevent_cse=not learned)
     def multiply(words_key: ThreefryKey, x: Array, *parameters: Any) -> Array:
         drawn = noise(words_key, layout.shape, compute_dtype(x), sharding)

@@ -1,4 +1,4 @@
-"""A rate on its way to a mask: what is known of it while tracing, and what `jit` is given."""
+"""A rate in the form that methods use: what is known while tracing, and the operands of `jit`."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,15 +13,16 @@ from jaxdrop.core.threshold import ALL_PAIRS, Threshold, known_threshold, traced
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GridRate:
-    """A rate on the grid if it is known, or a traced one that is not there yet.
+    """A known rate that is rounded to the grid, or a traced rate that is not rounded yet.
 
-    A pytree of a few scalars, so that one program serves all rates with equally many digits.
+    It is a pytree of a few scalars, so that all rates with the same number of digits
+    share a program.
 
     Attributes:
-      value: the threshold of a known rate, or the traced rate as it came.
+      value: the threshold of a known rate, or the unchanged traced rate.
       pairs: how many pairs of binary digits its masks need.
-      is_zero: whether the rate is known to be exactly 0. A rate that only rounds to 0 is
-        not, so that its rescale rule is still asked.
+      is_zero: whether the rate is known to be exactly 0. It is False for a rate that
+        only rounds to 0, so that the rescale rule is still applied.
       is_one: whether it is known to be exactly 1.
     """
 
@@ -36,12 +37,12 @@ class GridRate:
 
     @property
     def threshold(self) -> Threshold:
-        """What random numbers are compared with, computed here unless it is known."""
+        """The threshold for random numbers; it is computed here if the rate is traced."""
         return self.value if isinstance(self.value, Threshold) else traced_threshold(self.value)
 
 
 def grid_rate(rate: Rate) -> GridRate:
-    """A checked rate as methods hand it around."""
+    """Makes a `GridRate` from a checked rate."""
     if isinstance(rate, Array):
         return GridRate(rate, ALL_PAIRS)
     threshold, pairs = known_threshold(rate)

@@ -1,8 +1,8 @@
-"""The grid of keep probabilities: from a rate to the binary digits to compare with.
+"""The grid of keep probabilities: from a rate to the binary digits that words are compared with.
 
-A keep probability is a multiple of 2^-16, or of 2^-32 where the coarse grid
-would miss the rate or the keep probability by more than 1 %. Known and traced
-rates go through the same arithmetic, so they give the same mask.
+A keep probability is a multiple of 2^-16. If this coarse grid would miss the rate or
+the keep probability by more than 1 %, it is a multiple of 2^-32. Known and traced rates
+go through the same arithmetic, so they give the same mask.
 """
 
 from functools import lru_cache
@@ -19,13 +19,13 @@ from jaxdrop.base.compat import debug_check
 ALL_PAIRS = 16  # of the 32 binary digits
 _ONES = 0xFFFFFFFF
 
-# Half a step of the coarse grid. A traced rate may lie outside [0, 1] by as much: a
-# schedule that ends at 0 may miss it by rounding.
+# Half a step of the coarse grid. A traced rate may be outside of [0, 1] by this amount,
+# because a schedule that ends at 0 may miss 0 by rounding.
 _SLACK = 2.0**-17
 
 
 class Threshold(NamedTuple):
-    """Keep where a uniform number lies below the keep probability.
+    """An element is kept where a uniform number is below this keep probability.
 
     Attributes:
       keep_prob: the keep probability on the grid; NaN for a bad traced rate.
@@ -41,7 +41,7 @@ class Threshold(NamedTuple):
     def probabilities(self, dtype: jnp.dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The probabilities of keeping and of dropping, both exact near 0 too."""
         keep_prob = jnp.asarray(self.keep_prob, dtype)
-        # 2^32 - digits by wrapping. `1 - keep_prob` would have no digits left near 0.
+        # This is 2^32 - digits, since uint32 wraps. `1 - keep_prob` would lose all digits near 0.
         units = jnp.uint32(0) - self.digits
         nothing = (self.digits == 0) & (self.start == 0)
         share = jnp.where(nothing, 1, units.astype(dtype) * 2.0**-32)
@@ -51,13 +51,13 @@ class Threshold(NamedTuple):
 
 @lru_cache(maxsize=1024)  # eager loops ask for the same few rates
 def known_threshold(rate: float) -> tuple[Threshold, int]:
-    """The threshold of a known rate, and how many pairs of its digits decide anything."""
+    """The threshold of a known rate, and how many pairs of its digits matter."""
     threshold = _known_from_units(rate, int(_grid_units(np.float64(rate), np)))
     return threshold, _pairs(int(threshold.digits), int(threshold.start))
 
 
 def _known_from_units(rate: float, units: int) -> Threshold:
-    # A keep probability of 1 has no 32 digits: all are ones, and equality keeps too.
+    # A keep probability of 1 does not fit into 32 digits: all are ones, and equality keeps too.
     if rate < 0.5:
         digits, start = ((2**32 - units) & _ONES, 0) if units else (_ONES, _ONES)
         return Threshold(1 - units / 2**32, np.uint32(digits), np.uint32(start))
@@ -65,7 +65,7 @@ def _known_from_units(rate: float, units: int) -> Threshold:
 
 
 def traced_threshold(rate: Float[Array, ""]) -> Threshold:
-    """The threshold for a traced rate; NaN is its keep probability if the rate is bad."""
+    """The threshold for a traced rate. If the rate is bad, its keep probability is NaN."""
     rate = checked_rate(rate)
     return _from_units(rate, _grid_units(jnp.where(jnp.isnan(rate), 0, rate), jnp))
 
@@ -94,7 +94,8 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
     valid = ~jnp.isnan(rate)
     share = units.astype(jnp.result_type(float)) * 2.0**-32
     is_drop_share = rate < 0.5
-    # Where the rate is bad all is kept, so that the NaN of `keep_prob` reaches every element.
+    # If the rate is bad, all elements are kept, so that the NaN of `keep_prob` reaches
+    # every element.
     all_kept = (is_drop_share & (units == 0)) | ~valid
     ones = jnp.uint32(_ONES)
     return Threshold(
@@ -107,13 +108,14 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
 def _grid_units(rate: Any, xp: ModuleType) -> Any:
     """The smaller of the rate and its complement, in units of 2^-32.
 
-    Which grid it is, is decided in float32, where known and traced rates agree. A rate
-    that float32 misses by more than 0.1 %, as one near 1 in float64, takes the fine grid.
+    The choice of the grid is made in float32, so that known and traced rates agree. If
+    float32 misses the rate by more than 0.1 %, as for a float64 rate near 1, it is the
+    fine grid.
     """
     single = rate.astype(xp.float32)
     near, exact = xp.minimum(single, 1 - single), xp.minimum(rate, 1 - rate)
     coarse = xp.rint(near * 2.0**16)
-    # 1 % is what the coarse grid may miss the rate by.
+    # The coarse grid may miss the rate by 1 %.
     suffices = abs(coarse * 2.0**-16 - near) <= 0.01 * near
     faithful = abs(near.astype(rate.dtype) - exact) <= 0.001 * exact
     fine = xp.rint(exact * 2.0**32)
@@ -122,11 +124,11 @@ def _grid_units(rate: Any, xp: ModuleType) -> Any:
 
 
 def _pairs(digits: int, start: int) -> int:
-    """Pairs of digits before the trailing zeros, which decide nothing.
+    """The number of pairs of digits without trailing zeros, which do not matter.
 
-    Rounded up to one of four counts, so that rates that change between calls cost at
-    most four compilations. At least 2, since XLA inlines a loop of one trip and then
-    draws the words again for each element.
+    It is rounded up to one of four counts, so that changing rates cost at most four
+    compilations. It is at least 2, since XLA inlines a loop of one trip and then draws
+    the words again for each element.
     """
     if start or not digits:
         return 2

@@ -1,9 +1,9 @@
-"""Random words: the first arrow of the data flow, and the only one that sees a key.
+"""Random words: the first step of the data flow, and the only one that reads a key.
 
-A word is 32 random bits with an address. Words come from Threefry-2x32-20 on
-counters (x0, x1). Here x0 is the low half of the word's row-major position, and x1 is
+A word is 32 random bits with an address. Words come from Threefry-2x32-20 on counters
+(x0, x1). Here x0 is the low half of the word's row-major position, and x1 is
 2^31 + 16 * its high half + the number of its pair of digits. So any part of a mask can
-be drawn alone, on any device, in any order.
+be drawn by itself, on any device, in any order.
 
 References:
   Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -25,12 +25,12 @@ from jaxdrop.base.types import Key
 ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 Words: TypeAlias = UInt32[Array, "..."]
 
-# Both are from the paper. The parity keeps a key of zeros from a schedule of zeros.
+# Both are from the paper. With the parity, the schedule of a key of zeros is not all zeros.
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
-# `jax.random` counts from 0. With the highest bit set, no word equals what it draws,
-# even if a user breaks the rule and draws from the same key.
+# `jax.random` counts from 0. Here the highest bit of the counter is set. So no counter
+# is used twice, even if a user breaks the rule and also draws from the same key.
 _DOMAIN = 1 << 31
 _PAIR_BITS = 4  # for 16 pairs of digits
 
@@ -59,9 +59,9 @@ def threefry_2x32(key: ThreefryKey, x0: Words, x1: Words) -> tuple[Words, Words]
 def threefry_key(key: Key) -> ThreefryKey:
     """Consumes `key` and returns a Threefry key made of its data.
 
-    Two words of data are taken as they are. Data of other lengths (rbg and
-    others) are hashed to two words, so that all kinds of keys are alike from here on:
-    independent under `vmap`, which rbg itself is not, and the same on every backend.
+    Two words of data are not changed. Data of other lengths (rbg and others) are hashed
+    to two words. So all kinds of keys behave in the same way: they are independent
+    under `vmap`, which rbg itself is not, and the same on every backend.
     """
     mark_consumed(key)
     return _two_words(key)
@@ -77,8 +77,8 @@ def _two_words(key: Key) -> ThreefryKey:
     words = [data[i] for i in range(data.size)]
     if len(words) == 2:
         return words[0], words[1]
-    # Each two words are encrypted under what came before. The length comes first, so that
-    # data that differ only in zeros at the end do not give the same key.
+    # Each pair of words is encrypted with the state before it as key. The first state
+    # is the length, so data that differ only in zeros at the end give different keys.
     state = (jnp.uint32(len(words)), jnp.uint32(0))
     for i in range(0, len(words), 2):
         second = words[i + 1] if i + 1 < len(words) else jnp.uint32(0)
@@ -89,8 +89,8 @@ def _two_words(key: Key) -> ThreefryKey:
 def mark_consumed(key: Key) -> None:
     """Makes the key reuse checker count a use of `key`.
 
-    By itself it does not count `key_data` and `fold_in`. The bits drawn here are never
-    read, and under `jit` they compile to nothing.
+    The checker does not count `key_data` and `fold_in`. The bits drawn here are never
+    read, and `jit` removes them.
     """
     if _is_typed(key):
         jax.random.bits(key, (), jnp.uint32)
@@ -102,13 +102,13 @@ def fold_in_all(key: Key, numbers: UInt32[Array, "n"]) -> Array:
     def fold(number: Array) -> Key:
         return jax.random.fold_in(key, number)
 
-    # Other kinds of keys, such as unsafe_rbg, may give other results under `vmap`.
+    # Keys of other kinds, such as unsafe_rbg, may give different results under `vmap`.
     side_by_side = not _is_typed(key) or str(jax.random.key_impl(key)) == "threefry2x32"
     return jax.vmap(fold)(numbers) if side_by_side else lax.map(fold, numbers)
 
 
 def unconsumed(keys: Array) -> Array:
-    """The same key, or keys, for another use that the key reuse checker allows."""
+    """The same key or keys, for one more use that the key reuse checker allows."""
     return jax.random.clone(keys) if _is_typed(keys) else keys
 
 
@@ -138,7 +138,7 @@ def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
     high = low = zero
     for index, stride in zip(indices, strides, strict=True):
         term = _multiply(index, stride)
-        total = low + term.low  # a sum that is below its term has wrapped: carry 1
+        total = low + term.low  # if the sum is below a term, it has wrapped: carry 1
         high = high + term.high + (total < low).astype(jnp.uint32)
         low = total
     return Address(high, low)
@@ -162,7 +162,7 @@ def _product(a: Words, b: Words | np.uint32) -> Address:
 
 def below(words: Words, bound: Words | np.uint32) -> Words:
     """Uniform integers in [0, bound), to within 2^-32, from one word each."""
-    # floor(word * bound / 2^32) takes no division, and no rejection of words.
+    # floor(word * bound / 2^32) needs no division and no rejection of words.
     return _product(words, bound).high
 
 

@@ -339,7 +339,7 @@ def test_cutout_is_the_same_with_x64():
         ),
         (
             lambda x: drop_block(KEY, x, 0.5, block_size=(2, 2, 2)),
-            "drop_block: block_size must be one number, or 2 for as many axes; got (2, 2, 2).",
+            "drop_block: block_size must be one number, or one for each of 2 axes; got (2, 2, 2).",
         ),
         (
             lambda x: drop_block(KEY, x, 0.5, block_size=0),
