@@ -1,1 +1,1 @@
-"""What all rooms stand on: types, checks of arguments, names, sharding, JAX's versions."""
+"""What all rooms use: types, checks of arguments, names, sharding, versions of JAX."""

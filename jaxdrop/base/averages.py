@@ -1,4 +1,4 @@
-"""Averages that are exact for equal values, and infinite for infinite ones."""
+"""Averages that are exact for equal values, and infinite for infinite values."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,15 @@ def _mean(x: Array) -> Array:
 
 
 def centred_mean(x: Array, average: Callable[[Array], Array] = _mean) -> Array:
-    """The mean along the first axis, which for equal values is exactly that value.
+    """The mean along the first axis. If all values are equal, it is exactly that value.
 
     Args:
       x: values along the first axis.
-      average: how to take it, if not over all of them.
+      average: a function that takes the average, if it is not over all values.
     """
-    # A sum of equal values may round. The mean of what is left after the first mean is its
-    # correction; an infinite mean has none, as infinity less infinity is NaN.
+    # A sum of equal values may round. The mean of the differences from the first mean
+    # corrects it. An infinite mean gets no correction, since infinity minus infinity is
+    # NaN.
     mean = average(x)
     centred = jnp.where(jnp.isfinite(mean)[None], x - mean[None], 0)
     return mean + average(centred)

@@ -11,7 +11,7 @@ def other_axes(ndim: int, axes: Sequence[int | None]) -> tuple[int, ...]:
 
 
 def broadcasts(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> bool:
-    """Whether an array of a shape can be broadcast to that of `x`."""
+    """Whether an array of this shape can be broadcast to the shape of `x`."""
     try:
         return jnp.broadcast_shapes(shape, x_shape) == x_shape
     except ValueError:

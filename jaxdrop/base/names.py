@@ -27,7 +27,7 @@ def _fold_in_both(key: Key, first: UInt32[Array, ""], second: UInt32[Array, ""])
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """One text per path into a pytree, as in `.layers[0]['kernel']`."""
+    """A text for a path into a pytree, such as `.layers[0]['kernel']`."""
     return "".join(_entry_name(entry) for entry in path)
 
 

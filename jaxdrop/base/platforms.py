@@ -9,9 +9,9 @@ Out = TypeVar("Out")
 
 
 def by_platform(on_gpu: Callable[..., Out], elsewhere: Callable[..., Out], *operands: Any) -> Out:
-    """Calls the one of two functions of equal meaning that suits the platform.
+    """Calls one of two functions with the same meaning, according to the platform.
 
-    Both are traced, since a program may be lowered for another platform than it is traced
-    on. Only one is compiled.
+    Both are traced, because a program may be traced on one platform and lowered for
+    another. Only one is compiled.
     """
     return lax.platform_dependent(*operands, cuda=on_gpu, rocm=on_gpu, default=elsewhere)

@@ -1,7 +1,7 @@
 """Sharding in types: what Explicit mesh axes say about an array and its mask.
 
-Auto axes need none of this, since XLA partitions masks by itself. All that depends on
-how JAX spells Explicit axes is in this file.
+Auto axes need none of this, since XLA partitions masks by itself. All code that depends
+on JAX's interface for Explicit axes is in this file.
 """
 
 import math
@@ -13,12 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
-    """The sharding in the type of `x`, or None where it says nothing."""
+    """The sharding in the type of `x`, or None if the type has none."""
     return explicit_part(jax.typeof(x))
 
 
 def explicit_part(aval: Any) -> NamedSharding | None:
-    """The sharding in a type, or None where it says nothing."""
+    """The sharding in a type, or None if the type has none."""
     sharding = aval.sharding
     split = any(part is not None for part in sharding.spec)
     return sharding if split and has_explicit_axes(sharding) else None
@@ -36,7 +36,7 @@ def sharded_along(batch: jax.Array, x: jax.Array, *axes: int) -> jax.Array:
 
 
 def spread_to(value: jax.Array, x: jax.Array) -> jax.Array:
-    """A value that broadcasts to `x`, split as `x` along the axes where its size is not 1."""
+    """A value that broadcasts to `x`, split like `x` along the axes where its size is not 1."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return value
@@ -46,18 +46,18 @@ def spread_to(value: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """The same array, not split along any axis that its type says is split."""
+    """The same array, split along no axis of its type."""
     sharding = explicit_sharding(x)
     return x if sharding is None else jax.sharding.reshard(x, with_spec(sharding, ()))
 
 
 def whole_along(x: jax.Array, axis: int) -> jax.Array:
-    """The same array, not split along one axis if its type says that it is."""
+    """The same array, not split along one axis of its type."""
     return laid_like(x, x, axis)
 
 
 def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Array:
-    """The value split as `x` is, except along one axis, where it is whole."""
+    """The value, split like `x` except along one axis, along which it is not split."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return value
@@ -67,7 +67,9 @@ def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Ar
 
 
 def automatic(function: Callable[..., jax.Array], x: jax.Array, *operands: Any) -> jax.Array:
-    """`function(*operands)` with Explicit axes made Auto inside; the result is split as `x` is."""
+    """`function(*operands)` with Auto axes in place of Explicit ones; the result is
+    split like `x`.
+    """
     shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(operands)]
     sharding = next(filter(has_explicit_axes, shardings), None)
     if sharding is None:
@@ -87,7 +89,7 @@ def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
 
 
 def shard_count(sharding: NamedSharding, mesh_axes: str | tuple[str, ...] | None) -> int:
-    """Into how many parts the mesh axes of one entry of a spec split an axis."""
+    """The number of parts into which one entry of a spec splits an axis."""
     names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 

@@ -1,4 +1,4 @@
-"""Types that all modules share: what a key, a rate and a drop are."""
+"""Types that all modules share, such as a key, a rate and a drop."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias

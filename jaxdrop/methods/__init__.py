@@ -1,1 +1,1 @@
-"""The methods, one family a file; families do not import each other."""
+"""The methods, with one family per file. Families do not import each other."""

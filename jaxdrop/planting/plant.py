@@ -38,8 +38,8 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     differ. First, JAX has moved values that are the same in all steps of a scan out of
     the scan, so a site on such a value has one mask for all steps. Second, if a rule of
     `jax.custom_jvp` runs a site twice, for the value and for the derivative, the two
-    runs have different masks. In either order, `plant` does nothing at a site that only
-    the rule of a custom derivative runs, and not the function itself.
+    runs have different masks. In either order, if the rule of a custom derivative runs
+    a site but the function itself does not, `plant` puts no drop there.
 
     Args:
       fn: a pure function of pytrees. Arrays are traced; all other leaves are passed unchanged.

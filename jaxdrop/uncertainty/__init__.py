@@ -1,8 +1,8 @@
 """What samples of a prediction say: their spread, the parts of the spread, and its calibration.
 
-Samples come from `jaxdrop.monte_carlo`, along the first axis. Functions that take
-probabilities need only their mean, which `monte_carlo_moments` returns. Logarithms are
-natural, so entropies are in nats.
+Samples come from `jaxdrop.monte_carlo`, along the first axis. Functions with an
+argument `probabilities` need only the mean over the samples, which
+`monte_carlo_moments` returns. Logarithms are natural, so entropies are in nats.
 
 The samples of dropout are a heuristic posterior. Their spread is set by the rate and
 need not shrink with more data (Osband 2016). The mutual information of T samples is too
