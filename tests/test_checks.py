@@ -177,7 +177,7 @@ class TestSharing:
 
     def test_rare_drops_need_more_draws(self):
         drop = partial(dropout, rate=0.001)
-        with pytest.raises(ValueError, match="num_samples must be large enough to tell"):
+        with pytest.raises(ValueError, match="num_samples must be large enough for a decision"):
             checks.assert_masks_differ_along(drop, key(), X, 0)
         checks.assert_masks_differ_along(drop, key(), X, 0, num_samples=2**14)
 

@@ -193,14 +193,15 @@ def assert_masks_differ_along(
     chance = count * (count - 1) / 2 * agree**num_samples
     if chance > false_alarm_rate:
         raise ValueError(
-            f"{check}: num_samples must be large enough to tell; got"
-            f" {num_samples}, with which independent masks agree with probability {chance:.2g}."
+            f"{check}: num_samples must be large enough for a decision; got"
+            f" {num_samples}. Independent masks may agree with probability {chance:.2g}."
             " Use more draws or a rate nearer to 0.5."
         )
     for first, second in _twins(masks):
         raise AssertionError(
             f"{check}: slices {first} and {second} along axis {axis} had the same"
-            f" mask in all {num_samples} draws; the chance is {chance:.2g} if independent."
+            f" mask in all {num_samples} draws; independent masks do so with"
+            f" probability {chance:.2g}."
         )
 
 

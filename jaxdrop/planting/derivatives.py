@@ -167,7 +167,7 @@ class _Masked:
         for name in sorted(names):
             raise NotImplementedError(
                 f"plant: site {name!r} must run both in a function with a custom derivative and in"
-                " the rule for it, if in one of them. Mark the same values in both."
+                " the rule for it, or in neither. Mark the same values in both."
             )
 
     def _only_mask(self, name: str) -> Stream:
@@ -178,6 +178,6 @@ class _Masked:
             return replace(self.streams[name], fixed=True)
         raise NotImplementedError(
             f"plant: site {name!r} runs several times in a function with a custom derivative, and"
-            " again in the rule for it, so that it cannot be told which run is which. Give each a"
-            " name of its own."
+            " again in the rule for it, so its runs cannot be told apart. Give each run a name of"
+            " its own."
         )

@@ -102,8 +102,8 @@ class Site:
         if asked is None and self.unchecked_axes:
             raise ValueError(
                 f"plant: site {self.match.name!r} at {self.source} is in a shard_map with"
-                " check_vma=False, so it is not known over which mesh axes it varies. Say so by"
-                f" Rule(drop, mesh_axes=...), some of {sorted(self.unchecked_axes)}."
+                " check_vma=False, so JAX does not know over which mesh axes it varies. Name them"
+                f" by Rule(drop, mesh_axes=...), from {sorted(self.unchecked_axes)}."
             )
         mesh_axes = sorted(jax.sharding.get_abstract_mesh().manual_axes)
         for axis in asked or ():

@@ -156,8 +156,8 @@ def _refuse_repeats(
         if before & bit:
             raise NotImplementedError(
                 f"{caller}: {group.candidate.text!r} runs the line at {visit[0].source}"
-                " again on its own result, so that it cannot be told whether it loops or is called"
-                " in a loop. Mark the value by jaxdrop.site, or match a named_scope around it."
+                " again on its own result, so it loops or is called in a loop, and these cases look"
+                " the same. Mark the value by jaxdrop.site, or match a named_scope around it."
             )
         for equation in visit:
             behind.update({(group, variable): before | bit for variable in equation.results})

@@ -123,8 +123,8 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
             if call.rebuild is None and equation.name not in DERIVATIVES:
                 raise NotImplementedError(
                     f"{caller}: site {name!r} at {site.source} is inside of {equation.name!r},"
-                    " which plant cannot go into. Move the site out, or plant the function before"
-                    " it gets there."
+                    " which plant cannot go into. Move the site out, or plant the function that"
+                    " is passed to it."
                 )
 
 

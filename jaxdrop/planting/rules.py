@@ -121,8 +121,8 @@ class Rules:
         for matcher, rule in self.pairs:
             if rule.share_vmap and matcher.kind != "site":
                 raise ValueError(
-                    f"{caller}: share_vmap must be left out for {matcher!r}; got True. What a"
-                    " matcher finds in a vmap is the whole batch, with one mask over it. Drop with"
+                    f"{caller}: share_vmap must be left out for {matcher!r}; got True. In"
+                    " a vmap, a matcher finds the whole batch, which has one mask. Use a drop with"
                     " broadcast_dims, or mark the value."
                 )
 

@@ -85,7 +85,7 @@ def refuse_functions(caller: str, results: PyTree) -> None:
         for jaxpr in _hidden_jaxprs(node):
             if has_primitive(jaxpr, site_p):
                 raise NotImplementedError(
-                    f"{caller}: fn must not return the function of a derivative with a site in it;"
+                    f"{caller}: fn must not return a derivative function with a site in it;"
                     f" got {type(node).__name__}. Call it inside, or differentiate the planted"
                     " function: jax.vjp(plant(f, rules), ...)."
                 )

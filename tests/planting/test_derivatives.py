@@ -221,7 +221,7 @@ def test_rule_that_runs_the_layers_again_in_another_order_is_refused():
     ]
     chex.assert_trees_all_equal(*gradients)
     reversible, _ = net_of(lambda i: "s")
-    with pytest.raises(NotImplementedError, match="cannot be told which run is which"):
+    with pytest.raises(NotImplementedError, match="its runs cannot be told apart"):
         jax.grad(plant(reversible, RULES), argnums=1)(new_key(), X)
 
 

@@ -251,9 +251,7 @@ def test_no_rules_plant_nothing():
     "derivative", [lambda f, x: jax.vjp(f, x), lambda f, x: jax.linearize(f, x)]
 )
 def test_derivatives_are_not_returned_as_functions(derivative):
-    with pytest.raises(
-        NotImplementedError, match="fn must not return the function of a derivative"
-    ):
+    with pytest.raises(NotImplementedError, match="fn must not return a derivative function"):
         refused(lambda x: derivative(block, x), RULES, X)
     refused(lambda x: (block(x), derivative(jnp.sin, x)), RULES, X)
 
