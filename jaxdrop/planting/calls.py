@@ -48,7 +48,9 @@ class Call:
         # counts as one iteration, and each iteration folds its number in.
         times = self.times(params)
         counted = 1 if times is None else times
-        names = {name for body in bodies for name in body.runs}
+        # In order, and not a set: the order of a set of strings differs between processes, and
+        # so would the programs, which compilation caches and several hosts need to be equal.
+        names = dict.fromkeys(name for body in bodies for name in body.runs)
         return {name: counted * max(body.runs.get(name, 0) for body in bodies) for name in names}
 
 

@@ -63,7 +63,7 @@ def barrier(values: Values) -> list[Value]:
     # After one barrier for all, each value would vary over the axes of all of them. So
     # there is one for each set of axes.
     kept = list(values)
-    for axes in {varying_axes(value) for value in kept}:
+    for axes in dict.fromkeys(map(varying_axes, kept)):  # in order, as in `Call.runs`
         places = [i for i, value in enumerate(kept) if varying_axes(value) == axes]
         held = lax.optimization_barrier([kept[i] for i in places])
         for i, value in zip(places, held, strict=True):

@@ -13,7 +13,11 @@ from programs import RULES, drop, new_key
 
 from jaxdrop import plant, site
 from jaxdrop.base.names import fold_in_name
+from jaxdrop.planting.groups import Surroundings
 from jaxdrop.planting.plan import Plan
+from jaxdrop.planting.planner import Planner
+from jaxdrop.planting.rules import Rules
+from jaxdrop.planting.tracing import trace
 
 NAMES = ("attention", "hidden", "output")
 DROPS = dict.fromkeys(NAMES, drop)
@@ -72,6 +76,28 @@ def test_planted_program_has_the_operations_of_the_one_by_hand(model, transform)
     compiled = [f.lower(new_key(), PARAMS, X).compile() for f in (planted, written)]
     assert operations(compiled[0]) == operations(compiled[1])
     chex.assert_trees_all_equal(planted(new_key(), PARAMS, X), written(new_key(), PARAMS, X))
+
+
+@pytest.mark.parametrize("call", ["jit", "scan", "cond"])
+def test_sites_in_a_call_have_their_keys_in_the_order_of_the_program(call):
+    """The order of a set of strings would make each process compile a program of its own."""
+    names = [f"s{i}" for i in range(12)]
+
+    def marked(x):
+        for name in names:
+            x = site(x, name)
+        return x
+
+    def model(x):
+        if call == "jit":
+            return jax.jit(marked)(x)
+        if call == "scan":
+            return lax.scan(lambda x, _: (marked(x), None), x, length=2)[0]
+        return lax.cond(x.sum() > 0, marked, lambda x: x, x)
+
+    jaxpr, _, _ = trace("plant", model, X)
+    plan = Planner(Rules("plant", {"*": drop})).plan(jaxpr, Surroundings())
+    assert list(plan.runs) == names
 
 
 def test_inner_jit_compiles_once_over_keys_and_calls():
