@@ -6,9 +6,14 @@ from jaxdrop.base.oldest_jax import require_jax as _require_jax
 
 _require_jax()  # first: chex and optax would fail on an old JAX with a message of their own
 
-# Namespaces: assertions, rules for the factor of survivors, and what samples say. The
-# namespace `match` is imported below, with `plant`.
-from jaxdrop import checks as checks, rescale as rescale, uncertainty as uncertainty
+# Namespaces: assertions, what rules of `plant` match, rules for the factor of survivors, and
+# what samples say.
+from jaxdrop import (
+    checks as checks,
+    match as match,
+    rescale as rescale,
+    uncertainty as uncertainty,
+)
 
 # Masks that are drawn first and applied later.
 from jaxdrop.core.bernoulli import draw_mask as draw_mask
@@ -72,7 +77,6 @@ from jaxdrop.planting import (
     Rule as Rule,
     SiteRow as SiteRow,
     SiteTable as SiteTable,
-    match as match,
     plant as plant,
     site as site,
     site_key as site_key,

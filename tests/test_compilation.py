@@ -47,6 +47,13 @@ def test_changing_known_rates_compile_at_most_four_programs():
     assert 1 <= sum("_drop" in name for name in compiled.names) <= 4
 
 
+def test_masks_at_known_rates_compile_at_most_four_programs_with_zero_and_one():
+    with Compilations() as compiled:
+        for rate in (0.0, 1.0, 0.5, 0.1, 0.3, 1e-5, 1e-6):
+            jaxdrop.draw_mask(make_key("raw"), (7, 41), rate)
+    assert 1 <= sum("_draw_mask" in name for name in compiled.names) <= 4
+
+
 def test_changing_traced_rate_compiles_nothing():
     drop, x = jax.jit(dropout), jnp.ones((3, 39))
     drop(make_key("raw"), x, jnp.float32(0.1))

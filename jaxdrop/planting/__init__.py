@@ -6,7 +6,7 @@ the files in the order in which they handle an equation:
 - `mark`: the equations that `site` puts into the jaxpr;
 - `keys`: which key each run of a site gets;
 - `tracing`: from a function to a jaxpr;
-- `rules`, `match`: the names of values that a rule matches;
+- `rules`: the names of values that a rule matches, as the functions of `jaxdrop.match` make them;
 - `equations`, `groups`, `candidates`: which values of a jaxpr are sites;
 - `drops`: how a value is dropped, and its derivative;
 - `plan`: the interpreter;
@@ -19,7 +19,6 @@ the files in the order in which they handle an equation:
 `jaxprs`, `equations` and `options` have what differs between versions of JAX.
 """
 
-from jaxdrop.planting import match as match
 from jaxdrop.planting.keys import site_key as site_key
 from jaxdrop.planting.mark import site as site
 from jaxdrop.planting.plant import plant as plant, sites as sites

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxdrop
 from jaxdrop import dropout, match, plant, site, site_key
-from jaxdrop.planting.match import function, named_scope, primitive
+from jaxdrop.match import function, named_scope, primitive
 
 SIZE = 8
 half = partial(dropout, rate=0.5)
