@@ -8,6 +8,8 @@ import pytest
 
 import jaxdrop
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(jaxdrop.__file__).parent
 # What each part may import: base <- core <- rescale <- methods, all others on base and core.
 ALLOWED = {

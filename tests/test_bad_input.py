@@ -10,6 +10,8 @@ import pytest
 import jaxdrop
 from jaxdrop import rescale
 
+pytestmark = pytest.mark.quick
+
 KEY = np.zeros(2, np.uint32)
 X = jnp.ones((2, 3))
 

@@ -27,7 +27,9 @@ def scaled_by(factor, rate=0.1):
 right = partial(dropout, rate=0.3)
 
 
+@pytest.mark.quick
 class TestShapeAndDtype:
+    @pytest.mark.quick
     def test_passes_on_dropout(self):
         for dtype in (jnp.float32, jnp.bfloat16):
             checks.assert_shape_and_dtype_kept(right, key(), X.astype(dtype))
@@ -93,6 +95,7 @@ class TestExpectation:
         with pytest.raises(AssertionError, match="off by"):
             checks.assert_expectation_kept(drop, key(), x, num_samples=2**18)
 
+    @pytest.mark.quick
     def test_fails_where_a_single_element_is_biased(self):
         def biased(key, x):
             return dropout(key, x, 0.1).at[3, 5].mul(1.1).at[3, 6].mul(0.9)
@@ -100,6 +103,7 @@ class TestExpectation:
         with pytest.raises(AssertionError, match=r"output at \(3, [56]\) over 16384 draws"):
             checks.assert_expectation_kept(biased, key(), jnp.ones((8, 16)))
 
+    @pytest.mark.quick
     @pytest.mark.parametrize("rule", [rescale.none, rescale.realized(), rescale.preserve_sum()])
     def test_fails_on_rules_that_are_biased(self, rule):
         x = jnp.arange(1.0, 4.0)
@@ -115,6 +119,7 @@ class TestExpectation:
             checks.assert_expectation_kept(lambda k, x: right(k, x)[:1], key(), X)
 
 
+@pytest.mark.quick
 class TestKeepRate:
     @pytest.mark.parametrize("rate", [0, 0.01, 0.1, 0.5, 0.99, 1])
     def test_passes_on_dropout(self, rate):
@@ -144,6 +149,7 @@ class TestKeepRate:
             checks.assert_keep_rate(right, key(), X, 1.3)
 
 
+@pytest.mark.quick
 class TestSharing:
     @pytest.mark.parametrize("axis", [0, 1, -1])
     def test_shared_mask_passes(self, axis):
@@ -188,6 +194,7 @@ class TestSharing:
                 assertion(right, key(), X, axis)
 
 
+@pytest.mark.quick
 class TestJit:
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     def test_passes_on_dropout(self, dtype):
@@ -260,6 +267,7 @@ def call(name, drop, x):
     getattr(checks, name)(drop, key(), x, *extra)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "name",
     ["assert_expectation_kept", "assert_keep_rate", "assert_key_determines_output", *NEED_AN_AXIS],
@@ -269,18 +277,21 @@ def test_empty_inputs_cannot_be_judged(name):
         call(name, right, jnp.ones((0, 3)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", NEED_AN_AXIS)
 def test_one_slice_cannot_be_judged(name):
     with pytest.raises(ValueError, match=rf"^{name}: x must have several slices along 0; got"):
         call(name, right, jnp.ones((1, 30)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
 def test_every_assertion_fails_on_nan(name):
     with pytest.raises(AssertionError):
         call(name, lambda k, x: right(k, x) * jnp.nan, X)
 
 
+@pytest.mark.quick
 class TestKeyDeterminesOutput:
     def test_passes_on_dropout(self):
         checks.assert_key_determines_output(right, key(), X)
@@ -323,6 +334,7 @@ def test_right_drops_are_rejected_no_more_often_than_asked():
     assert alarms <= 37
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
 def test_a_batch_of_keys_is_refused(name):
     options = {"assert_keep_rate": [0.3], "assert_mask_shared_along": [0]}

@@ -44,6 +44,7 @@ def test_there_are_golden_masks_of_every_kind():
     assert len(FIXED) == 3 * 4 + 3
 
 
+@pytest.mark.quick
 def test_eager_masks():
     assert_all_equal(GOLDEN, lambda case: draw(key_of(case), case))
 
@@ -94,6 +95,7 @@ def test_masks_with_the_other_way_jax_counts():
         assert_all_equal(ONE_SHAPE, lambda case: draw(key_of(case), case))
 
 
+@pytest.mark.quick
 def test_numpy_reference_rebuilds_every_mask_of_a_threefry_key():
     plain = [case for case in GOLDEN if case["impl"] == "threefry2x32"]
 
@@ -106,6 +108,7 @@ def test_numpy_reference_rebuilds_every_mask_of_a_threefry_key():
     assert_all_equal(plain, rebuilt)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", RECORDS, ids=lambda method: method.name)
 def test_every_method_drops_what_it_did(method):
     add = f"python tests/golden/make.py --add '{method.name}'"

@@ -32,16 +32,19 @@ def takes_key(name):
     return next(iter(inspect.signature(value).parameters)) in ("key", "rng")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", sorted(filter(takes_key, jaxdrop.__all__)))
 def test_every_public_method_has_a_record(name):
     assert name in {record.function for record in RECORDS}, f"tests/support/table has no {name}"
 
 
+@pytest.mark.quick
 def test_each_record_has_a_name_of_its_own():
     names = [record.name for record in RECORDS]
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("name", "kind"), [("gallery", Gallery), ("timed", Timed)])
 def test_each_function_is_shown_once_and_other_records_say_why_they_are_not(name, kind):
     shown = set()
@@ -89,6 +92,7 @@ def close(a, b):
     np.testing.assert_array_equal(np.asarray(a) == 0, np.asarray(b) == 0)
 
 
+@pytest.mark.quick
 @every_method
 def test_jit_equals_eager(method):
     key = make_key("raw", 3)
@@ -159,6 +163,7 @@ def test_shape_and_dtype_are_those_of_the_input_in_double_precision(method):
             assert (y.shape, y.dtype) == (x.shape, x.dtype)
 
 
+@pytest.mark.quick
 @every_method
 def test_rate_zero_keeps_everything(method):
     x = inputs(method.shape)
@@ -175,6 +180,7 @@ def test_rate_one_drops_everything_with_zero_gradient(method, rate):
     np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], 0)
 
 
+@pytest.mark.quick
 @with_probability
 @pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan])
 def test_bad_known_rate_raises(method, rate):
@@ -220,6 +226,7 @@ def test_key_is_consumed(method, jit):
         jax.jit(lambda key: drop(key) + drop(key))(make_key("threefry2x32"))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("implementation", [k for k in KEY_IMPLEMENTATIONS if k != "raw"])
 def test_key_of_every_implementation_is_consumed(implementation):
     key, x = make_key(implementation), inputs((6, 40))
@@ -314,6 +321,7 @@ def test_x64_changes_no_mask_and_no_value(method):
     np.testing.assert_array_equal(plain, wide)
 
 
+@pytest.mark.quick
 @methods(lambda method: method.argument is not None)
 @pytest.mark.parametrize(
     ("x", "error"),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from scripts import load
 
+pytestmark = pytest.mark.quick
+
 TESTS = Path(__file__).parent
 
 

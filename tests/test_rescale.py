@@ -68,6 +68,7 @@ def assert_covariance(actual, diagonal, off_diagonal, x):
 cases = pytest.mark.parametrize(("n", "rate"), list(itertools.product(SIZES, RATES)))
 
 
+@pytest.mark.quick
 @cases
 def test_expected_rule(n, rate):
     e = Enumeration(rescale.expected, n, rate)
@@ -77,6 +78,7 @@ def test_expected_rule(n, rate):
     np.testing.assert_allclose(e.squared_norm(), np.sum(e.x**2) / e.q, **TOLERANCE)
 
 
+@pytest.mark.quick
 @cases
 def test_none_rule(n, rate):
     e = Enumeration(rescale.none, n, rate)
@@ -86,6 +88,7 @@ def test_none_rule(n, rate):
     np.testing.assert_allclose(e.squared_norm(), e.q * np.sum(e.x**2), **TOLERANCE)
 
 
+@pytest.mark.quick
 @cases
 def test_realized_rule(n, rate):
     e = Enumeration(rescale.realized(), n, rate)
@@ -116,6 +119,7 @@ def test_fixed_count(n):
         np.testing.assert_allclose(np.mean(np.sum(y**2, axis=1)), n / k * np.sum(x**2), **TOLERANCE)
 
 
+@pytest.mark.quick
 @cases
 def test_preserve_sum_rule(n, rate):
     e = Enumeration(rescale.preserve_sum(), n, rate)
@@ -127,6 +131,7 @@ def test_preserve_sum_rule(n, rate):
     assert biased > 1e-3
 
 
+@pytest.mark.quick
 @cases
 def test_preserve_norm_rule(n, rate):
     e = Enumeration(rescale.preserve_norm(), n, rate)
@@ -137,6 +142,7 @@ def test_preserve_norm_rule(n, rate):
     assert biased > 1e-3
 
 
+@pytest.mark.quick
 def test_preserve_sum_falls_back_where_the_kept_elements_cancel():
     x, keep = jnp.array([1.0, -1.0, 5.0, 2.0]), jnp.array([True, True, False, False])
     y = jaxdrop.apply_mask(Mask.pack(keep, 0.5), x, rescale=rescale.preserve_sum())
@@ -184,6 +190,7 @@ def test_realized_counts_each_shared_decision_once(key):
     np.testing.assert_allclose(y.sum(), x.sum(), rtol=1e-6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("axis", [3, (0, 0), -4])
 @pytest.mark.parametrize("rule", [rescale.realized, rescale.preserve_sum, rescale.preserve_norm])
 def test_rules_reject_bad_axes(rule, axis, key):
@@ -278,6 +285,7 @@ def test_preserve_norm_of_small_survivors_among_large_elements():
     np.testing.assert_allclose(y / 1e25, np.array([0, 1, 2]) / 5**0.5, rtol=1e-6)
 
 
+@pytest.mark.quick
 def test_equal_settings_make_equal_rules():
     assert rescale.realized(0) == rescale.realized(0) != rescale.realized(1)
     assert hash(rescale.preserve_sum((0, 1))) == hash(rescale.preserve_sum((0, 1)))
@@ -322,6 +330,7 @@ class TestInferenceScale:
             rescale.inference_scale(jnp.ones(2), 2)
 
 
+@pytest.mark.quick
 def test_rule_is_a_function_of_two():
     for rule in (max, lambda mask, x: 1, lambda *a: 1, dict.get):
         assert rescale.checked_rule(Check("f"), rule) is rule

@@ -73,6 +73,7 @@ def test_order_of_samples_does_not_matter(samples, seed):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.quick
 def test_entropies_by_hand():
     log = np.log
     half, quarter = jnp.full(2, 0.5), jnp.full((3, 4), 0.25)
@@ -89,11 +90,13 @@ def test_gradient_of_entropy_is_finite_where_a_class_is_impossible():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.quick
 def test_variation_ratio_counts_votes():
     votes = jnp.eye(3)[jnp.array([0, 1, 1, 2, 1])]
     np.testing.assert_allclose(uncertainty.variation_ratio(votes[:, None]), [0.4], rtol=1e-6)
 
 
+@pytest.mark.quick
 def test_total_variance_is_that_of_the_mixture():
     rng = np.random.default_rng(0)
     means, variances = rng.normal(size=(6, 4)) + 100, rng.uniform(0.1, 2, size=(6, 4))
@@ -107,6 +110,7 @@ def test_total_variance_is_that_of_the_mixture():
     np.testing.assert_array_equal(uncertainty.regression(jnp.full((5, 2), 0.1)).epistemic, 0)
 
 
+@pytest.mark.quick
 def test_log_likelihood_is_that_of_the_mixture():
     rng = np.random.default_rng(0)
     targets, means = rng.normal(size=4), rng.normal(size=(6, 4))
@@ -127,6 +131,7 @@ def predictions(count=200, classes=4):
     return p, rng.integers(0, classes, count)
 
 
+@pytest.mark.quick
 def test_scores_are_those_of_numpy():
     p, labels = predictions()
     p = 0.9 * p + 0.1 / 4
@@ -143,6 +148,7 @@ def test_scores_are_those_of_numpy():
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("bins", [1, 5, 15])
 def test_calibration_error_is_that_of_a_loop_over_bins(bins):
     p, labels = predictions()
@@ -193,6 +199,7 @@ def test_calibrated_predictions_have_no_error():
     assert sure.error == 1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("label", [-1, 2])
 def test_labels_that_are_no_class_give_nan(label):
     p = jnp.full((1, 2), 0.5)
@@ -320,6 +327,7 @@ def test_impossible_truth_costs_infinitely_much():
     assert uncertainty.negative_log_likelihood(jnp.eye(2), jnp.array([1, 0])) == jnp.inf
 
 
+@pytest.mark.quick
 def test_bad_arguments_are_named():
     p = jnp.full((3, 2), 0.5)
     for call, error, message in (

@@ -9,6 +9,8 @@ from scripts import ROOT, run
 
 from jaxdrop.base.oldest_jax import OLDEST_JAX
 
+pytestmark = pytest.mark.quick
+
 OLDEST = ".".join(map(str, OLDEST_JAX))
 
 

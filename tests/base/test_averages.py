@@ -6,6 +6,8 @@ import pytest
 
 from jaxdrop.base.averages import centred_mean
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("value", [0.1, -3e38, 1e-30, jnp.inf, -jnp.inf, jnp.nan])
 def test_mean_of_equal_values_is_that_value(value):

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import mesh
 
 from jaxdrop.base.compat import CHECKS_LEAVE_CHECKPOINT_WORKING, debug_check, zeros_of
+
+pytestmark = pytest.mark.quick
 
 
 def differentiable_with(check):

@@ -18,6 +18,8 @@ from jaxdrop.base.sharding import (
     whole_along,
 )
 
+pytestmark = pytest.mark.quick
+
 MESH = mesh(AxisType.Explicit)
 SHAPE = (4, 6, 8)
 

@@ -10,6 +10,8 @@ from modes import enable_x64
 
 from jaxdrop.base.validate import Check
 
+pytestmark = pytest.mark.quick
+
 X = jnp.ones((2, 3))
 F = Check("f")
 
@@ -183,7 +185,15 @@ def test_whole_numbers_and_edges_have_a_least_value():
     assert F.edges("e", 3, 2, 0) == (3, 3)
     assert F.edges("e", (0, 5), 2, 0) == (0, 5)
     for several in ((1,), (1, 2, 3)):
-        refuses(ValueError, "e must be one number, or 2", Check.edges, "e", several, 2, 0)
+        refuses(
+            ValueError,
+            "e must be one number, or one for each of 2",
+            Check.edges,
+            "e",
+            several,
+            2,
+            0,
+        )
     refuses(ValueError, "e must be at least 0", Check.edges, "e", (3, -1), 2, 0)
     refuses(TypeError, "e must be integers", Check.edges, "e", 1.5, 2, 0)
 

@@ -15,6 +15,8 @@ from jaxdrop.core.apply import (
     widen,
 )
 
+pytestmark = pytest.mark.quick
+
 X = jnp.ones((2, 3))
 
 

@@ -18,6 +18,7 @@ def drawn(seed, shape, rate, **options):
     return np.asarray(jaxdrop.draw_mask(key, shape, rate, **options).unpack())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("shape", [(), (7,), (3, 40), (2, 3, 33), (5, 64), (2, 3, 5, 2)])
 def test_whole_masks_equal_the_numpy_reference(rate, shape):
@@ -43,6 +44,7 @@ def test_last_axes_of_all_lengths(last):
     np.testing.assert_array_equal(drawn(0, (2, last), 0.3), reference.mask((0, 0), (2, last), 0.3))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
 def test_masks_of_every_key_are_those_of_its_threefry_key(implementation):
     data = tuple(int(word) for word in threefry_key(make_key(implementation, 5)))
@@ -50,6 +52,7 @@ def test_masks_of_every_key_are_those_of_its_threefry_key(implementation):
     np.testing.assert_array_equal(mask.unpack(), reference.mask(data, (3, 40), 0.3))
 
 
+@pytest.mark.quick
 @given(axes=st.sets(st.integers(0, 2)), rate=st.sampled_from([0.3, 0.5]))
 def test_shared_axes_have_size_one_and_the_mask_of_the_others(axes, rate):
     shape, shared = (4, 5, 6), tuple(axes)
@@ -65,6 +68,7 @@ def test_negative_axes_are_shared_too():
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.001])
 def test_every_element_is_kept_at_the_rate_asked_for(rate):
     def drop(key, x):

@@ -13,6 +13,8 @@ from jaxdrop.checks import assert_keep_rate
 from jaxdrop.core.fixed_count import _checked_count, _smallest, count_axes, nearest_count
 from jaxdrop.core.layout import Layout
 
+pytestmark = pytest.mark.quick
+
 F = Check("f")
 
 

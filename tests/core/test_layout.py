@@ -8,6 +8,8 @@ from reference import masks as reference
 
 from jaxdrop.core.layout import Layout, mask_layout
 
+pytestmark = pytest.mark.quick
+
 SHAPES = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 
 

@@ -9,6 +9,8 @@ from reference.methods import Key
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
 
+pytestmark = pytest.mark.quick
+
 WORDS = (7, 5)  # of the key
 SHAPE = (40, 50)
 

@@ -8,6 +8,8 @@ import pytest
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("rate", "is_zero", "is_one"),

@@ -17,6 +17,8 @@ from jaxdrop.core.threshold import (
     traced_threshold,
 )
 
+pytestmark = pytest.mark.quick
+
 FLOAT32 = jnp.dtype(jnp.float32)
 RATES = st.one_of(
     st.floats(0, 1),

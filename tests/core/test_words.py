@@ -19,6 +19,8 @@ from jaxdrop.core.words import (
     unconsumed,
 )
 
+pytestmark = pytest.mark.quick
+
 WORD = st.integers(0, 2**32 - 1)
 
 

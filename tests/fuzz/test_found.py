@@ -9,6 +9,8 @@ from jax.sharding import Mesh, PartitionSpec as P
 import jaxdrop
 from jaxdrop.base.compat import varying_axes
 
+pytestmark = pytest.mark.quick
+
 MESH = Mesh(np.array(jax.devices()[:2]), ("device",))
 
 

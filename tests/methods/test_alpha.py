@@ -10,6 +10,8 @@ from reference import masks as reference
 
 from jaxdrop import alpha_dropout, draw_mask
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
 def test_alpha_dropout_keeps_mean_zero_and_variance_one(rate):

@@ -10,6 +10,8 @@ from modes import make_key
 
 from jaxdrop import draw_mask, drop_condition
 
+pytestmark = pytest.mark.quick
+
 KEY = make_key("raw")
 CONDITION = {
     "text": jnp.ones((40, 3, 2)),

@@ -19,6 +19,8 @@ from jaxdrop import (
     gaussian_dropout,
 )
 
+pytestmark = pytest.mark.quick
+
 RATES = [0.25, 0.5, 0.875]
 
 

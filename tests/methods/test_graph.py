@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from modes import make_key
 
 from jaxdrop import draw_mask, drop_edges, drop_nodes, rescale
+
+pytestmark = pytest.mark.quick
 
 KEY = make_key("raw")
 

@@ -58,6 +58,7 @@ def test_concrete_mask_has_the_published_law(rate, temperature):
     assert distance(rate, 1.3 * temperature) > limit
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
 def test_concrete_dropout_is_its_formula_of_uniform_numbers(temperature):
     u = (Key("raw", (0, 0)).pair((64,))[0] + 0.5) / 2**32
@@ -85,6 +86,7 @@ def test_concrete_mask_hardens_into_dropout():
     assert np.array_equal(soft[hard] > 0.5, keep[hard] > 0.5)  # at any temperature
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [1e-6, 0.1, 0.5, 0.9])
 def test_variational_dropout_has_the_noise_of_gaussian_dropout(rate):
     rate = round(rate * 2**16) / 2**16 or rate  # on the grid that `gaussian_dropout` rounds to
@@ -228,6 +230,7 @@ def test_concrete_dropout_is_soft_and_finite_at_any_logit():
     assert slope(0.1) == 0
 
 
+@pytest.mark.quick
 def test_penalty_at_infinite_logits():
     for weights in ((), jnp.zeros(3)):
         assert jax.value_and_grad(lambda a, w=weights: penalty(a, w))(100.0) == (0, 0)
@@ -302,6 +305,7 @@ def test_divergences_are_as_near_to_the_integral_as_they_say():
     assert 0.040 < np.abs(kingma - exact)[at <= 0].max() < 0.041
 
 
+@pytest.mark.quick
 def test_divergences_have_the_published_coefficients():
     alpha = np.array([0.01, 0.3, 1.0])
     molchanov = 0.63576 * special.expit(1.87320 + 1.48695 * np.log(alpha))
@@ -401,6 +405,7 @@ def test_parameter_may_be_an_integer_or_wider_than_x(method):
         assert (y.dtype, pull(y)[0].dtype) == (jnp.float32, jnp.float64)
 
 
+@pytest.mark.quick
 @both
 def test_bad_arguments_are_named(method):
     name = method.__name__
@@ -417,12 +422,14 @@ def test_bad_arguments_are_named(method):
             method(make_key("raw"), X, bad)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("bad", [0, -0.1, float("inf"), float("nan")])
 def test_bad_temperatures_are_named(bad):
     with pytest.raises(ValueError, match=r"^concrete_dropout: temperature must be positive and fi"):
         concrete_dropout(make_key("raw"), X, 0.0, temperature=bad)
 
 
+@pytest.mark.quick
 def test_other_bad_arguments_are_named():
     with pytest.raises(TypeError, match=r"^concrete_dropout: temperature must be a real number"):
         concrete_dropout(make_key("raw"), X, 0.0, temperature="cold")

@@ -11,6 +11,8 @@ from modes import enable_x64, make_key
 
 from jaxdrop import apply_mask, draw_mask, dropout, locked_dropout, zoneout
 
+pytestmark = pytest.mark.quick
+
 KEY = make_key("raw")
 
 

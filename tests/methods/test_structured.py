@@ -35,6 +35,7 @@ KEY = make_key("raw")
 BRANCH = jnp.linspace(1, 2, 60).reshape(20, 3)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("spatial", [(7,), (4, 5), (2, 3, 4)])
 def test_spatial_dropout_shares_the_mask_over_1_to_3_axes(spatial):
     x = jnp.linspace(1, 2, 6 * math.prod(spatial)).reshape(2, *spatial, 3)
@@ -52,6 +53,7 @@ def test_spatial_dropout_of_one_sample_under_vmap():
     assert len(np.unique(y[:, 0, 0], axis=0)) > 1
 
 
+@pytest.mark.quick
 def test_drop_path_at_rate_one_leaves_the_identity_path():
     x = jnp.arange(12.0).reshape(3, 4)
 
@@ -66,6 +68,7 @@ def test_drop_path_at_rate_one_leaves_the_identity_path():
     np.testing.assert_array_equal(jax.jit(network)(KEY, x, 1.0), x)
 
 
+@pytest.mark.quick
 def test_drop_path_decides_for_each_sample_or_for_the_batch():
     x = jnp.ones((64, 3, 2))
     by_sample = drop_path(KEY, x, 0.5)
@@ -90,6 +93,7 @@ def shaken_by_numpy(x, rate):
     return np.where(kept, 1, forward), np.where(kept, 1, backward)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [0.3, 1.0, jnp.float32(0.3)])
 def test_shake_drop_goes_forward_and_back_by_factors_of_their_own(rate):
     forward, backward = shaken_by_numpy(BRANCH, rate)
@@ -135,6 +139,7 @@ def test_gradient_of_shake_drop_at_a_bad_traced_rate_is_nan():
     assert jnp.isnan(jax.jit(gradient)(BRANCH, 1.5)).all()
 
 
+@pytest.mark.quick
 def test_shake_drop_of_one_sample_is_that_of_a_batch_of_one():
     keys = jax.random.split(jax.random.key(3), len(BRANCH))
     samples = jax.vmap(partial(shake_drop, rate=0.5, batch_axis=None))(keys, BRANCH)
@@ -208,6 +213,7 @@ def test_exact_gamma_keeps_the_asked_share_over_all_sets_of_seeds(sizes, blocks,
     np.testing.assert_allclose(expected_keep(gamma, sizes, blocks), 1 - rate, rtol=1e-12)
 
 
+@pytest.mark.quick
 def test_gamma_of_the_paper_misses_the_asked_share():
     cover = np.array([1, 2, 3, 3, 3, 3, 2, 1])
     kept = lambda gamma: np.mean((1 - gamma) ** np.outer(cover, cover))  # noqa: E731
@@ -218,6 +224,7 @@ def test_gamma_of_the_paper_misses_the_asked_share():
     np.testing.assert_allclose(drop_block_gamma(0.1, (14, 14), 7), 0.006764, atol=5e-7)
 
 
+@pytest.mark.quick
 def test_traced_gamma_is_the_known_one():
     rates = np.array([0.0, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0])
     for options in [((8, 8), 3), ((14, 14), 7), ((16,), (5,)), ((6, 6, 6), 2)]:
@@ -253,6 +260,7 @@ def test_seeds_of_drop_block_are_independent_decisions():
     np.testing.assert_array_equal(jnp.moveaxis(seeds, 1, 0), mask)
 
 
+@pytest.mark.quick
 def test_drop_block_takes_channels_first_or_none():
     x = jnp.arange(1.0, 1 + 2 * 6 * 5 * 3).reshape(2, 6, 5, 3)
     y = drop_block(KEY, x, 0.3, block_size=2)
@@ -288,6 +296,7 @@ def centres(size, spatial, keys):
     return squares, found
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_cutout_cuts_a_clipped_square_around_every_position(size):
     squares, found = centres(size, (4, 5), jax.random.split(make_key("raw"), 512))

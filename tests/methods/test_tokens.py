@@ -19,6 +19,8 @@ from jaxdrop import (
     restore_tokens,
 )
 
+pytestmark = pytest.mark.quick
+
 KEY = make_key("raw")
 
 

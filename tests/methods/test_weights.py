@@ -20,6 +20,8 @@ from jaxdrop import (
     rescale,
 )
 
+pytestmark = pytest.mark.quick
+
 KEY = make_key("raw")
 PARAMS = {
     "layers": [{"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}, {"kernel": jnp.ones((5, 2))}],

@@ -175,6 +175,7 @@ def odd_vjp(x):
 odd_vjp.defvjp(lambda x: (block(x), x), lambda x, y_bar: (5 * jax.vjp(block, x)[1](y_bar)[0],))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("odd", "factor"), [(odd_jvp, 3), (odd_vjp, 5)])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
 def test_odd_rules_survive_and_see_the_forward_mask(odd, factor, wrap):
@@ -225,6 +226,7 @@ def test_rule_that_runs_the_layers_again_in_another_order_is_refused():
         jax.grad(plant(reversible, RULES), argnums=1)(new_key(), X)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("around", [lambda f: f, jax.jit, jax.checkpoint])
 def test_site_that_runs_once_has_one_mask_wherever_its_rule_runs_it(around):
     @jax.custom_jvp
@@ -267,6 +269,7 @@ def test_site_that_a_rule_runs_but_not_the_function_is_left_alone():
     chex.assert_trees_all_equal(gradient(new_key(), X), expected)
 
 
+@pytest.mark.quick
 def test_rule_sees_only_what_is_differentiated():
     @jax.custom_jvp
     def product(x, y):

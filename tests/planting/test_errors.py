@@ -13,6 +13,8 @@ from programs import RULES, X, block, drop, new_key
 import jaxdrop
 from jaxdrop import Rule, match, plant, rescale, site, sites
 
+pytestmark = pytest.mark.quick
+
 HERE = r"at .*test_errors\.py:\d+"
 PROGRAMS_FILE = r"at .*programs\.py:\d+"
 

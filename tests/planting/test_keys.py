@@ -23,6 +23,7 @@ def test_planted_program_equals_the_straight_line_by_hand(name, jit):
     chex.assert_trees_all_equal(planted(new_key(), X), program.straight(X, ByHand(new_key())))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))])
 def test_masks_do_not_change_when_jit_or_checkpoint_is_added(wrap):
     def model(wrap, x):
@@ -35,6 +36,7 @@ def test_masks_do_not_change_when_jit_or_checkpoint_is_added(wrap):
     chex.assert_trees_all_equal(wrapped, plain)
 
 
+@pytest.mark.quick
 def test_adding_a_site_leaves_masks_of_others_alone():
     def model(more, x):
         x = site(more(x), "s")
@@ -45,6 +47,7 @@ def test_adding_a_site_leaves_masks_of_others_alone():
     chex.assert_trees_all_equal(y, plant(partial(model, lambda x: x), RULES)(new_key(), X))
 
 
+@pytest.mark.quick
 def test_each_array_of_a_pytree_is_a_site_of_its_own():
     def model(x):
         return site({"a": x, "b": [x, None, "text", 3.0]}, "h")
@@ -61,6 +64,7 @@ def test_key_implementations_are_hashed_down_to_threefry():
         chex.assert_trees_all_equal(y, block(X, ByHand(key)))
 
 
+@pytest.mark.quick
 def test_while_loop_folds_in_its_iteration():
     def model(x):
         def step(state):
@@ -78,6 +82,7 @@ def test_while_loop_folds_in_its_iteration():
     chex.assert_trees_all_equal(plant(model, RULES)(new_key(), X), expected)
 
 
+@pytest.mark.quick
 def test_scan_in_while_and_while_in_scan():
     def while_of(body, x):
         return lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, body(s[1])), (0, x))[1]
@@ -107,6 +112,7 @@ def masks(fn, rules, *args):
     return plant(fn, rules)(new_key(), *args) != 0
 
 
+@pytest.mark.quick
 def test_steps_calls_and_iterations_have_distinct_masks():
     def model(x):
         _, steps = lax.scan(lambda c, _: (c, site(x + c, "s")), jnp.zeros(()), length=3)
@@ -167,6 +173,7 @@ def test_locked_dropout_in_a_scan_equals_locked_dropout_of_the_sequence():
     chex.assert_trees_all_equal(planted, by_hand)
 
 
+@pytest.mark.quick
 def test_example_of_an_inner_vmap_has_the_mask_of_its_index():
     key = site_key(new_key(), "s")
     for batch in (1, 5):
@@ -254,6 +261,7 @@ def test_planted_function_can_be_planted_again():
     chex.assert_trees_all_equal(twice, both)
 
 
+@pytest.mark.quick
 def test_key_is_consumed():
     planted = plant(block, RULES)
     key = new_key()

@@ -10,6 +10,8 @@ from programs import ROWS, RULES, X
 
 from jaxdrop import plant, site
 
+pytestmark = pytest.mark.quick
+
 
 def model_with(mark):
     """The same model, with its values marked or not."""

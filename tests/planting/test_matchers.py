@@ -17,6 +17,8 @@ import jaxdrop
 from jaxdrop import dropout, match, plant, site, site_key
 from jaxdrop.match import function, named_scope, primitive
 
+pytestmark = pytest.mark.quick
+
 SIZE = 8
 half = partial(dropout, rate=0.5)
 X = np.arange(1, SIZE + 1, dtype=np.float32)

@@ -9,6 +9,8 @@ from programs import NAMES, PROGRAMS, X as ROW, drop
 
 from jaxdrop import match, plant, site, sites
 
+pytestmark = pytest.mark.quick
+
 X = jax.ShapeDtypeStruct((4, 6), jnp.float32)
 
 

@@ -20,6 +20,7 @@ def network(key, x, scale=1.0):
     return {"y": y, "kept": (y != 0).sum()}
 
 
+@pytest.mark.quick
 def test_views_are_the_first_two_samples():
     first, second = quick_jit(two_views(network))(make_key("raw"), X)
     samples = quick_jit(monte_carlo(network, 2))(make_key("raw"), X)
@@ -31,6 +32,7 @@ def test_views_are_the_first_two_samples():
     assert (first["y"] != second["y"]).any()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("count", [1, 4])
 def test_average_is_that_of_the_samples(count):
     mean = quick_jit(multi_sample(network, count))(make_key("raw"), X, scale=2.0)
@@ -90,6 +92,7 @@ def test_contrastive_pairs_fit_the_loss_of_optax():
     assert right < wrong
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transform", [two_views, lambda fn: multi_sample(fn, 2)])
 def test_key_is_consumed_and_must_be_one(transform):
     key = jax.random.key(0)
@@ -100,6 +103,7 @@ def test_key_is_consumed_and_must_be_one(transform):
         transform(network)(jax.random.split(make_key("raw")), X)
 
 
+@pytest.mark.quick
 def test_number_of_samples_is_checked():
     with pytest.raises(ValueError, match=r"^multi_sample: num_samples must be at least 1; got 0"):
         multi_sample(network, 0)
@@ -116,6 +120,7 @@ def reference(a, b):
 LOGITS = np.random.default_rng(1).normal(size=(2, 50, 7)) * 3
 
 
+@pytest.mark.quick
 def test_divergence_is_the_mean_of_both():
     a, b = jnp.asarray(LOGITS, jnp.float32)
     np.testing.assert_allclose(symmetric_kl(a, b), reference(*LOGITS), rtol=1e-5)
@@ -201,6 +206,7 @@ def test_gradient_is_the_finite_difference():
         np.testing.assert_allclose(jax.grad(symmetric_kl)(a, b), rise, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.quick
 def test_bad_arguments_of_the_divergence_are_named():
     with pytest.raises(ValueError, match=r"^symmetric_kl: other_logits must have the shape of log"):
         symmetric_kl(jnp.ones((2, 3)), jnp.ones(3))

@@ -39,6 +39,7 @@ def test_sample_i_has_key_i_whatever_the_number_and_the_batch_size(count, batch_
     assert_equal(run(make_key("raw"), X), stacked(count))
 
 
+@pytest.mark.quick
 def test_samples_of_a_long_run_are_those_of_a_short_one():
     long = quick_jit(monte_carlo(network, 100, batch_size=7))(make_key("raw"), X)
     assert_equal(jax.tree.map(lambda x: x[:10], long), stacked(10))
@@ -227,6 +228,7 @@ def variance_is_plausible(moments, expected, largest, count):
     return abs(float(moments.variance) - expected) < largest * (slack + (2 * slack) ** 2)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_variance_of_a_linear_layer_is_that_of_its_dropped_inputs(rate):
     # Var(w . dropout(x)) = (p / q) sum w^2 x^2. A variance too large by a tenth is seen.
@@ -261,6 +263,7 @@ def test_streaming_takes_a_tenth_of_the_memory_of_all_samples_at_once():
     assert temporaries(monte_carlo_moments(mlp, 1024)) <= 1.01 * streamed
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
 @pytest.mark.parametrize(("count", "told"), [(10, [4, 4, 2]), (8, [4, 4]), (3, [3])])
 def test_progress_is_told_after_the_batch(transform, count, told):
@@ -298,6 +301,7 @@ def test_progress_of_booleans_waits_and_batches_are_equal(transform):
     assert heard == ["work", 5, "work", 5]
 
 
+@pytest.mark.quick
 def test_moments_run_a_function_as_often_as_samples_do():
     ran = []
 
@@ -385,6 +389,7 @@ def test_complex_samples_have_a_real_variance():
     np.testing.assert_allclose(moments.variance, np.var(samples, axis=0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
 def test_key_is_consumed(transform):
     key = jax.random.key(0)
@@ -393,6 +398,7 @@ def test_key_is_consumed(transform):
         transform(network, 2)(key, X)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
 def test_bad_arguments_are_named(transform):
     name = transform.__name__
@@ -411,6 +417,7 @@ def test_bad_arguments_are_named(transform):
         transform(network, 2)(jax.random.split(make_key("raw")), X)
 
 
+@pytest.mark.quick
 def test_moments_merge_exactly():
     pairs = ((2, 1, 1), (2, 3, 1))
     one, other, none = (

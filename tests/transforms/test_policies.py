@@ -14,6 +14,8 @@ import jaxdrop
 from jaxdrop import chain, checks, dropout, per_leaf, per_sample, scheduled
 from jaxdrop.base.names import fold_in_name
 
+pytestmark = pytest.mark.quick
+
 half = partial(dropout, rate=0.5)
 shared = partial(dropout, rate=0.5, broadcast_dims=(0,))
 

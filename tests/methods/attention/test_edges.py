@@ -33,6 +33,7 @@ def inputs(batch=2, queries=9, keys=7, heads=2, key_heads=1, features=3, dtype=j
     )
 
 
+@pytest.mark.quick
 @both
 def test_queries_that_see_nothing_give_zeros_with_zero_gradient(attend):
     # One way to be hidden for each sample; the last sees all keys but from too far away.
@@ -150,6 +151,7 @@ def test_results_have_the_dtype_of_the_query_and_gradients_of_what_they_are_by(a
         assert (slope.shape, slope.dtype) == (x.shape, x.dtype)
 
 
+@pytest.mark.quick
 @both
 def test_rate_zero_draws_nothing_and_needs_no_key(attend):
     def jaxpr(rng, derivative):
@@ -163,6 +165,7 @@ def test_rate_zero_draws_nothing_and_needs_no_key(attend):
             assert jaxpr(rng, derivative) == without
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [1, jnp.float32(1)])
 def test_rate_one_gives_zeros_with_zero_derivatives(rate):
     @quick_jit
@@ -190,6 +193,7 @@ def test_bad_traced_rates_turn_gradients_into_nan_too():
     assert_finite(found)
 
 
+@pytest.mark.quick
 @both
 @pytest.mark.parametrize(
     "empty",

@@ -9,6 +9,8 @@ import pytest
 
 from jaxdrop import dot_product_attention
 
+pytestmark = pytest.mark.quick
+
 QUERY, KEYS = jnp.ones((2, 5, 4, 3)), jnp.ones((2, 6, 2, 3))
 NAME = "dot_product_attention"
 each = pytest.mark.parametrize("implementation", ["tiled", "whole"])

@@ -15,6 +15,7 @@ KEY = make_key("raw")
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9375])
 def test_heads_keep_their_mean_given_that_one_survives(rate):
     q = keep_prob_of(rate)
@@ -30,6 +31,7 @@ def test_heads_keep_their_mean_given_that_one_survives(rate):
     np.testing.assert_allclose(outputs[1:], masks[1:] * x[0, :, 0] * 3 / kept, rtol=1e-12)
 
 
+@pytest.mark.quick
 def test_heads_that_are_alike_keep_their_sum_in_each_sample():
     sums = np.asarray(drop_heads(KEY, jnp.ones((64, 3, 4, 2)), 0.5).sum(2))
     lost = ~sums.any((1, 2))
@@ -76,6 +78,7 @@ def test_a_query_never_loses_all_its_keys(rate, keys):
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_keys_are_lost_as_the_mask_says_unless_all_would_be():
     logits = jnp.zeros((512, 4))
     kept = np.asarray(draw_mask(KEY, logits.shape, 0.5).unpack())
@@ -86,6 +89,7 @@ def test_keys_are_lost_as_the_mask_says_unless_all_would_be():
     np.testing.assert_array_equal(y[~some].sum(1), 1)
 
 
+@pytest.mark.quick
 def test_a_key_is_kept_with_the_stated_probability():
     # p = .9, n = 4: q + p^n / n = .264. By Hoeffding the share over 2^16 queries
     # is within .0128 but for a chance of 1e-9; without the key that stays it is .1.
@@ -152,11 +156,13 @@ def test_drop_key_shares_its_mask_over_heads():
     assert (y == 0).any(-1).all()
 
 
+@pytest.mark.quick
 def test_heads_need_an_axis():
     with pytest.raises(TypeError, match=r"^drop_heads: head_axis must be integers; got None"):
         drop_heads(KEY, jnp.ones((2, 3, 4)), 0.5, head_axis=None)
 
 
+@pytest.mark.quick
 def test_drop_key_rejects_what_has_no_keys():
     with pytest.raises(ValueError, match=r"^drop_key: logits must have an axis of keys; got shape"):
         drop_key(KEY, jnp.ones(()), 0.5)

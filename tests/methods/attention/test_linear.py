@@ -41,12 +41,14 @@ def primitives(function, *args):
     return [eqn.primitive for eqn in jax.make_jaxpr(function)(*args).eqns]
 
 
+@pytest.mark.quick
 def test_map_is_the_function_given():
     close(mapped(MATRIX, X), multiply(MATRIX, X))
     close(jax.jit(mapped)(MATRIX, X), multiply(MATRIX, X))
     assert jax.eval_shape(mapped, MATRIX, X) == jax.eval_shape(multiply, MATRIX, X)
 
 
+@pytest.mark.quick
 def test_transpose_is_the_one_given():
     for derivative in (
         lambda f: jax.linear_transpose(f, X)(Y)[0],
@@ -65,6 +67,7 @@ def test_transpose_of_the_transpose_is_the_map():
     close(again(Y)[0], twice_back(MATRIX, Y))
 
 
+@pytest.mark.quick
 def test_map_and_transpose_are_one_primitive_each():
     transposed = jax.linear_transpose(partial(mapped, MATRIX), X)
     assert primitives(mapped, MATRIX, X) == [linear_p]
@@ -122,6 +125,7 @@ def slices(array, axis, count=2):
     return [array if axis is None else jnp.take(array, i, axis) for i in range(count)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("matrix_axis", "x_axis"), AXES)
 def test_vmap_equals_a_loop(matrix_axis, x_axis):
     matrices, xs, ys = stacked(MATRIX, matrix_axis), stacked(X, x_axis), stacked(Y, x_axis)
@@ -261,6 +265,7 @@ def test_shard_map_takes_operands_that_vary_and_operands_that_do_not(spec):
     close(own, plain)
 
 
+@pytest.mark.quick
 def test_opaque_function_is_one_equation_with_the_derivatives_of_the_function():
     def loop(operands):
         matrix, x = operands

@@ -131,6 +131,7 @@ def test_any_passes_have_derivatives_of_both_orders_in_both_directions(passes_of
     chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.quick
 def test_passes_are_told_what_is_asked_for(add):
     asked = []
 
@@ -145,6 +146,7 @@ def test_passes_are_told_what_is_asked_for(add):
     assert set(asked) == {Inputs(False, False, True, False, False)}
 
 
+@pytest.mark.quick
 def test_whole_is_differentiated_by_jax_alone():
     """Or the derivatives of passes would be compared with themselves."""
 

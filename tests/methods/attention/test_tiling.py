@@ -49,6 +49,7 @@ def seen_tiles(tiling):
     ]
 
 
+@pytest.mark.quick
 @given(tiling=tilings())
 def test_tiles_are_exactly_those_with_a_visible_pair(tiling):
     found = [
@@ -71,6 +72,7 @@ def over_tiles(tiling, step, start):
     return quick_jit(lambda carry: lax.scan(body, carry, numbers))(start)
 
 
+@pytest.mark.quick
 @settings(max_examples=8)
 @given(tiling=tilings())
 def test_every_visible_pair_is_in_one_tile(tiling):
@@ -143,6 +145,7 @@ def program(apply, queries, keys, rate=0.5, block=64, **options):
     return partial(apply, attend), sizes_like(queries, keys)
 
 
+@pytest.mark.quick
 @passes
 def test_causal_attention_computes_half_of_the_tiles(apply):
     def trips(**options):
@@ -156,6 +159,7 @@ def test_causal_attention_computes_half_of_the_tiles(apply):
     assert trips(local_window_size=0) == {8}
 
 
+@pytest.mark.quick
 @passes
 def test_no_array_has_the_size_of_the_weights(apply):
     function, shapes = program(apply, 1024, 2048)
