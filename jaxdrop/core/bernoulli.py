@@ -1,7 +1,6 @@
 """Masks of independent decisions, made from random words digit by digit."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -90,10 +89,7 @@ def draw_mask(
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     sharding = check.sharding(out_sharding, len(sizes))
-    on_grid = grid_rate(rate)
-    # Rates of 0 and 1 draw like any other here. As flags they would cost programs of their own.
-    on_grid = replace(on_grid, is_zero=False, is_one=False)
-    return _draw_mask(key, on_grid, layout, sharding)
+    return _draw_mask(key, grid_rate(rate), layout, sharding)
 
 
 @partial(jax.jit, static_argnames=("layout", "sharding"))

@@ -1,6 +1,7 @@
 """A rate in the form that methods use: what is known while tracing, and the operands of `jit`."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 from jax import Array
@@ -10,7 +11,14 @@ from jaxdrop.base.types import Rate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, known_threshold, traced_threshold
 
 
-@jax.tree_util.register_dataclass
+# Methods ask the flags before `jit`. As static fields they would give rates of 0 and 1 programs
+# of their own.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value",),
+    meta_fields=("pairs",),
+    drop_fields=("is_zero", "is_one"),
+)
 @dataclass(frozen=True)
 class GridRate:
     """A known rate that is rounded to the grid, or a traced rate that is not rounded yet.
@@ -22,14 +30,14 @@ class GridRate:
       value: the threshold of a known rate, or the unchanged traced rate.
       pairs: how many pairs of binary digits its masks need.
       is_zero: whether the rate is known to be exactly 0. It is False for a rate that
-        only rounds to 0, so that the rescale rule is still applied.
-      is_one: whether it is known to be exactly 1.
+        only rounds to 0, so that the rescale rule is still applied, and under `jit`.
+      is_one: whether it is known to be exactly 1. Under `jit` it is False.
     """
 
     value: Threshold | Float[Array, ""]
-    pairs: int = field(metadata={"static": True})
-    is_zero: bool = field(default=False, metadata={"static": True})
-    is_one: bool = field(default=False, metadata={"static": True})
+    pairs: int
+    is_zero: bool = field(default=False)
+    is_one: bool = field(default=False)
 
     def settle(self) -> "GridRate":
         """The same rate on the grid; for use under `jit`, where it is traced."""

@@ -29,6 +29,11 @@ def test_traced_rates_are_neither_and_need_all_digits(rate):
     assert on_grid.pairs == ALL_PAIRS
 
 
+def test_flags_are_no_part_of_a_program():
+    kinds = {jax.tree.structure(grid_rate(rate)) for rate in (0.0, 0.5, 1.0)}
+    assert len(kinds) == 1
+
+
 def test_settled_rate_is_computed_once():
     settled = grid_rate(jnp.float32(0.3)).settle()
     assert settled.threshold is settled.value
