@@ -15,7 +15,8 @@ jax.config.update("jax_debug_key_reuse", True)
 # Shapes and dtypes are checked inside the core. Public functions make their
 # own errors, which these checks would hide.
 jaxtyping.install_import_hook(
-    [f"jaxdrop.core.{name}" for name in ("words", "threshold", "layout", "apply", "names")],
+    ["jaxdrop.base.names"]
+    + [f"jaxdrop.core.{name}" for name in ("words", "threshold", "layout", "apply")],
     "beartype.beartype",
 )
 
