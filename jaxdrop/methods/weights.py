@@ -20,7 +20,7 @@ from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold
 from jaxdrop.core.words import mark_consumed
-from jaxdrop.methods.masked import draw_for, drop
+from jaxdrop.methods.masked import draw_for, drop, drop_on_grid
 from jaxdrop.rescale import checked_rule, expected
 
 Tree = TypeVar("Tree")
@@ -76,13 +76,13 @@ def drop_connect(
     """
     check = Check("drop_connect")
     key = check.one_key(key)
-    rate = check.probability("rate", rate)
+    on_grid = grid_rate(check.probability("rate", rate))
     rescale = checked_rule(check, rescale)
-    if grid_rate(rate).is_zero:
+    if on_grid.is_zero:
         return params
 
     def drop_leaf(key: Key, leaf: Array) -> Array:
-        return drop(check, key, leaf, rate, (), rescale)
+        return drop_on_grid(key, leaf, on_grid, (), rescale)
 
     return _map_leaves(check, drop_leaf, key, where, params)
 
