@@ -130,3 +130,8 @@ def times(x: Array, factor: Array) -> Array:
         factor = factor.astype(compute_dtype(x))
         return lax.complex(x.real * factor, x.imag * factor)
     return x * factor.astype(x.dtype)
+
+
+def weighted(x: Array, weight: Array) -> Array:
+    """The product in float32 or wider; zeros where the weight is 0, even if `x` is infinite."""
+    return jnp.where(weight == 0, 0, times(x, weight))

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 
 from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.base.types import Key
-from jaxdrop.core.apply import compute_dtype, times
+from jaxdrop.core.apply import compute_dtype, weighted
 from jaxdrop.core.layout import Layout
-from jaxdrop.core.words import ThreefryKey, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import ThreefryKey, Words, draw_pair, grid_address, threefry_key
 
 Noise: TypeAlias = Callable[
     [ThreefryKey, tuple[int, ...], jnp.dtype, NamedSharding | None],
@@ -23,6 +23,16 @@ Noise: TypeAlias = Callable[
 
 # Taylor's series of sin(pi / 2 t) / t in t^2, to 4e-14 for |t| <= 1.
 _SINE = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(9)]
+
+
+def unit_uniform(words: Words, dtype: jnp.dtype) -> Array:
+    """Uniform numbers in [0, 1]: the midpoints of 2^32 steps, so none is 0 and the mean is 1/2."""
+    return (words.astype(dtype) + 0.5) * 2.0**-32
+
+
+def signed_uniform(words: Words, dtype: jnp.dtype) -> Array:
+    """Uniform numbers in [-1, 1]: the midpoints of 2^32 steps, symmetric around 0."""
+    return (lax.bitcast_convert_type(words, jnp.int32).astype(dtype) + 0.5) * 2.0**-31
 
 
 def standard_normal(
@@ -41,9 +51,7 @@ def standard_normal(
       Annals of Mathematical Statistics 29 (1958).
     """
     first, second = draw_pair(key, grid_address(shape, sharding), jnp.uint32(0))
-    # The midpoint of each of 2^32 steps, so that there is no logarithm of 0 and t is symmetric.
-    u = (first.astype(dtype) + 0.5) * 2.0**-32
-    t = (lax.bitcast_convert_type(second, jnp.int32).astype(dtype) + 0.5) * 2.0**-31
+    u, t = unit_uniform(first, dtype), signed_uniform(second, dtype)
     # A polynomial, because XLA's cosine would take longer than everything else on a CPU.
     sine = jnp.zeros_like(t)
     for coefficient in reversed(_SINE):
@@ -91,7 +99,6 @@ def multiply_by_noise(
     def multiply(words_key: ThreefryKey, x: Array, *parameters: Any) -> Array:
         drawn = noise(words_key, layout.shape, compute_dtype(x), sharding)
         by = factor(drawn, *parameters)
-        product = times(x, by)
-        return jnp.where(by == 0, jnp.zeros_like(product), product).astype(x.dtype)
+        return weighted(x, by).astype(x.dtype)
 
     return multiply(words_key, x, *parameters)

@@ -1,13 +1,12 @@
 """Methods for recurrent networks: one mask for all time steps, and states that keep elements."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact
 
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import Rescale, compute_dtype, times
+from jaxdrop.core.apply import Rescale, compute_dtype, weighted
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.masked import drop, replace_with
 from jaxdrop.rescale import expected
@@ -125,6 +124,4 @@ def zoneout(
 @jax.jit
 def _mean(new: Array, old: Array, rate: GridRate) -> Array:
     keep_prob, drop_prob = rate.threshold.probabilities(compute_dtype(new))
-    # `where`, since 0 times infinity is NaN: at rates 0 and 1 one of the states has no weight.
-    kept = jnp.where(keep_prob == 0, 0, times(new, keep_prob))
-    return (kept + jnp.where(drop_prob == 0, 0, times(old, drop_prob))).astype(new.dtype)
+    return (weighted(new, keep_prob) + weighted(old, drop_prob)).astype(new.dtype)

@@ -14,8 +14,9 @@ from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for
+from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, weighted
 from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.noise import signed_uniform, unit_uniform
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import checked_rate
 from jaxdrop.core.words import Words, below, draw_pair, draw_words, grid_address, threefry_key
@@ -224,8 +225,7 @@ def shake_drop(
 @jax.jit
 def _mean_branch(x: Array, rate: GridRate) -> Array:
     keep_prob, _ = rate.threshold.probabilities(compute_dtype(x))
-    # `where`, since 0 times an infinite branch would be NaN at rate 1.
-    return jnp.where(keep_prob == 0, 0, times(x, keep_prob)).astype(x.dtype)
+    return weighted(x, keep_prob).astype(x.dtype)
 
 
 @partial(jax.jit, static_argnames="layout")
@@ -235,21 +235,14 @@ def _shake_drop(key: Key, x: Array, rate: GridRate, layout: Layout) -> Array:
     # The mask has used the words of this key, so the factors use the words of another key.
     words_key = threefry_key(fold_in_name(key, "factors"))
     address = grid_address(layout.shape, layout.sharding(explicit_sharding(x)))
-    factors = _shakes(*draw_pair(words_key, address, jnp.uint32(0)), compute_dtype(x))
+    first, second = draw_pair(words_key, address, jnp.uint32(0))
+    wide = compute_dtype(x)
+    factors = signed_uniform(first, wide), unit_uniform(second, wide)
     forward, backward = (
         poisoned(mask, jnp.where(keep, jnp.ones_like(by), by))
         for by in (jnp.broadcast_to(factor, layout.shape) for factor in factors)
     )
     return _multiply(x, forward, backward)
-
-
-def _shakes(first: Words, second: Words, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Uniform numbers in [-1, 1] and in [0, 1]: midpoints of 2^32 equal parts of the interval.
-
-    Both lie symmetrically in their intervals, so their means are exactly 0 and 1/2.
-    """
-    signed = lax.bitcast_convert_type(first, jnp.int32)
-    return (signed.astype(dtype) + 0.5) * 2.0**-31, (second.astype(dtype) + 0.5) * 2.0**-32
 
 
 @jax.custom_jvp

@@ -29,7 +29,7 @@ from jaxdrop import (
     site_key,
     spatial_dropout,
 )
-from jaxdrop.methods.structured import _shakes as shakes
+from jaxdrop.core.noise import signed_uniform, unit_uniform
 
 KEY = make_key("raw")
 BRANCH = jnp.linspace(1, 2, 60).reshape(20, 3)
@@ -111,7 +111,10 @@ def test_shake_drop_has_the_stated_moments_over_all_decisions_and_evenly_spread_
     middle = np.arange(parts, dtype=np.uint32) * np.uint32(2**20) + np.uint32(2**19)
     with enable_x64():
         pairs = np.concatenate([middle, ~middle])  # so that means are exact
-        forward, backward = (np.asarray(by) for by in shakes(*[jnp.asarray(pairs)] * 2, np.float64))
+        forward, backward = (
+            np.asarray(uniform(jnp.asarray(pairs), np.float64))
+            for uniform in (signed_uniform, unit_uniform)
+        )
     assert abs(forward.mean()) < 1e-15
     keep_prob, drop_prob = 1 - rate, rate
     mean = keep_prob + drop_prob * forward.mean()
