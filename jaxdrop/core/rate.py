@@ -1,7 +1,6 @@
 """A rate in the form that methods use: what is known while tracing, and the operands of `jit`."""
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import jax
 from jax import Array
@@ -11,14 +10,6 @@ from jaxdrop.base.types import Rate
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, known_threshold, traced_threshold
 
 
-# Methods ask the flags before `jit`. As static fields they would give rates of 0 and 1 programs
-# of their own.
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("value",),
-    meta_fields=("pairs",),
-    drop_fields=("is_zero", "is_one"),
-)
 @dataclass(frozen=True)
 class GridRate:
     """A known rate that is rounded to the grid, or a traced rate that is not rounded yet.
@@ -36,8 +27,8 @@ class GridRate:
 
     value: Threshold | Float[Array, ""]
     pairs: int
-    is_zero: bool = field(default=False)
-    is_one: bool = field(default=False)
+    is_zero: bool = False
+    is_one: bool = False
 
     def settle(self) -> "GridRate":
         """The same rate on the grid; for use under `jit`, where it is traced."""
@@ -47,6 +38,16 @@ class GridRate:
     def threshold(self) -> Threshold:
         """The threshold for random numbers; it is computed here if the rate is traced."""
         return self.value if isinstance(self.value, Threshold) else traced_threshold(self.value)
+
+
+# Methods ask the flags before `jit`. As static fields they would give rates of 0 and 1 programs
+# of their own, so they are no part of the pytree. `register_dataclass` has `drop_fields` for
+# this, but that of JAX 0.7.2 does not take names of more than one letter.
+jax.tree_util.register_pytree_node(
+    GridRate,
+    lambda rate: ((rate.value,), rate.pairs),
+    lambda pairs, values: GridRate(*values, pairs),
+)
 
 
 def grid_rate(rate: Rate) -> GridRate:
