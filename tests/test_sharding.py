@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import COLLECTIVE, mesh
 from modes import KEY_IMPLEMENTATIONS, make_key
 from table.methods import METHODS
+from table.record import Spread
 
 import jaxdrop
 from jaxdrop import dropout
@@ -72,6 +73,25 @@ def test_every_method_works_on_explicit_axes(method):
     plain = method.run(key, x, 0.3)
     np.testing.assert_array_equal(y != 0, plain != 0)
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=0 if method.linear else 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_keeps_the_sharding_at_rates_where_nothing_is_drawn(method):
+    """Outside a mesh context JAX 0.12 loses the sharding of `zeros_like` under `jit`."""
+    way = method.spread or Spread(method.run, method.large)
+    key, x = make_key("raw"), put(inputs(way.shape), P("a"), AxisType.Explicit)
+    for rate in (0.0, 1.0):
+        types = []
+
+        def run(key, x, rate=rate, types=types):
+            y = way.run(key, x, rate)
+            types.append(jax.typeof(y))
+            return x, y  # with `x`, so that JAX knows the devices
+
+        _, y = jax.jit(run)(key, x)
+        assert types[0].sharding.spec[0] == "a"
+        plain = way.run(key, inputs(way.shape), rate)
+        np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -62,13 +63,22 @@ def laid_like(value: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Ar
     if sharding is None:
         return value
     spec = enumerate(tuple(sharding.spec)[: value.ndim])
-    spec = tuple(None if i == axis else mesh_axes for i, mesh_axes in spec)
+    spec = tuple(None if i == axis else part for i, part in spec)
     return jax.sharding.reshard(value, with_spec(sharding, spec))
 
 
-def automatic(function: Callable[..., jax.Array], x: jax.Array, *operands: Any) -> jax.Array:
+def zeros_like(x: jax.Array) -> jax.Array:
+    """Zeros with the shape, dtype and sharding of `x`."""
+    if explicit_sharding(x) is None:
+        return jnp.zeros_like(x)
+    # Under `jit` and outside a mesh context, `jnp.zeros_like` loses the sharding on JAX
+    # 0.12. On older versions a program of zeros alone does not know its devices.
+    return jnp.where(False, x, jnp.zeros((), x.dtype))
+
+
+def automatic(function: Callable[..., jax.Array], spec: PartitionSpec, *operands: Any) -> jax.Array:
     """`function(*operands)` with Auto axes in place of Explicit ones; the result is
-    split like `x`.
+    split as `spec` says.
     """
     shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(operands)]
     sharding = next(filter(has_explicit_axes, shardings), None)
@@ -76,9 +86,8 @@ def automatic(function: Callable[..., jax.Array], x: jax.Array, *operands: Any) 
         return function(*operands)
     kinds = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
     axes = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-    out_sharding = with_spec(sharding, tuple(jax.typeof(x).sharding.spec))
     inside: Callable[..., Any] = jax.sharding.auto_axes(
-        function, axes=axes, out_sharding=out_sharding
+        function, axes=axes, out_sharding=with_spec(sharding, tuple(spec))
     )
     return inside(*operands)
 
@@ -88,10 +97,16 @@ def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def shard_count(sharding: NamedSharding, mesh_axes: str | tuple[str, ...] | None) -> int:
+def shard_count(sharding: NamedSharding, part: str | tuple[str, ...] | None) -> int:
     """The number of parts into which one entry of a spec splits an axis."""
-    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
-    return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+    return math.prod(sharding.mesh.shape[name] for name in mesh_axes(part))
+
+
+def mesh_axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one entry of a spec names."""
+    if part is None:
+        return ()
+    return part if isinstance(part, tuple) else (part,)
 
 
 def has_explicit_axes(sharding: NamedSharding) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from jaxdrop.base.sharding import zeros_like
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype, times, unpack_for
@@ -69,7 +70,7 @@ def alpha_dropout(
     if on_grid.is_zero:
         return x
     if on_grid.is_one:
-        return jnp.zeros_like(x)
+        return zeros_like(x)
     return _alpha_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact
 
+from jaxdrop.base.sharding import zeros_like
 from jaxdrop.base.types import Axes, Key, Rate
 from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select
@@ -134,7 +135,7 @@ def gaussian_dropout(
     if on_grid.is_zero:
         return x
     if on_grid.is_one:
-        return jnp.zeros_like(x)
+        return zeros_like(x)
     return _gaussian_dropout(key, x, on_grid, mask_layout(x.shape, shared))
 
 
@@ -193,7 +194,7 @@ def fixed_count_dropout(
     if isinstance(rate, Array):
         return _fixed_count_dropout(key, x, _traced_count(rate, size), layout, over)
     if rate in (0, 1):
-        return x if rate == 0 else jnp.zeros_like(x)
+        return x if rate == 0 else zeros_like(x)
     return _fixed_count_dropout(key, x, nearest_count(size * (1 - rate)), layout, over)
 
 

@@ -3,10 +3,9 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from jaxdrop.base.sharding import explicit_sharding
+from jaxdrop.base.sharding import explicit_sharding, zeros_like
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, rescale_and_select, select
@@ -38,7 +37,7 @@ def drop_on_grid(
     if rate.is_zero:
         return x
     if rate.is_one:
-        return jnp.zeros_like(x)
+        return zeros_like(x)
     settings = rate, mask_layout(x.shape, shared)
     # A rule of the user may change between calls or hold traced values. So it is not
     # part of the cached program, which then only draws the mask.

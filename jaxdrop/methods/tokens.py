@@ -77,7 +77,7 @@ def drop_tokens(
     count = nearest_count((x.shape[axis] - prefix) * (1 - rate))
     if count == x.shape[axis] - prefix:
         positions = jnp.arange(x.shape[axis], dtype=jnp.int32)
-        return x, jnp.broadcast_to(positions, x.shape[: axis + 1])
+        return x, laid_like(jnp.broadcast_to(positions, x.shape[: axis + 1]), x, axis)
     return _drop_tokens(key, x, count, axis, prefix)
 
 
@@ -201,7 +201,8 @@ def _drop_tokens(
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
     positions = laid_like(jnp.concatenate([first, chosen + prefix], axis=-1), x, axis)
     take = _for_batches(lambda x, positions: x[positions], axis)
-    return take(whole_along(x, axis), positions), positions
+    # JAX gives what is taken at no positions the sharding of no array.
+    return laid_like(take(whole_along(x, axis), positions), x, axis), positions
 
 
 @jax.jit
@@ -210,6 +211,7 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     inside = jnp.all((positions >= 0) & (positions < length))
     debug_check(inside, f"positions must lie in [0, {length})")
     axis, kept = positions.ndim - 1, positions.shape[-1]
+    fill = laid_like(fill, tokens, axis)
     if kept == 0:  # the gather below needs at least one token
         return vary_as(fill, (tokens, positions))
 
@@ -222,7 +224,7 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
     source = _for_batches(partial(_inverse, size=length), axis)(positions)
     tokens = whole_along(tokens, axis)
-    return _for_batches(gather, axis)(source, tokens, laid_like(fill, tokens, axis))
+    return _for_batches(gather, axis)(source, tokens, fill)
 
 
 def _inverse(places: Array, size: int) -> Array:

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.interpreters import partial_eval
 
 from jaxdrop.base.compat import vary_over, varying_axes
-from jaxdrop.base.sharding import sharded_along
+from jaxdrop.base.sharding import sharded_along, zeros_like
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import describe
 from jaxdrop.planting.jaxprs import opened
@@ -91,7 +91,7 @@ class Site:
             )
         # The value at which the derivative is taken is not known here. The drop is
         # affine, so its derivative is the same at zero.
-        at_zero = jnp.zeros_like(x)
+        at_zero = zeros_like(x)
         if role == "tangent":
             return jax.jvp(partial(drop, key), (at_zero,), (x,))[1]
         return jax.vjp(partial(drop, key), at_zero)[1](x)[0]

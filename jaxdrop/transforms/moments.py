@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxdrop.base.averages import centred_mean
+from jaxdrop.base.sharding import zeros_like
 from jaxdrop.core.apply import widen
 
 
@@ -77,7 +78,7 @@ class RunningMoments(NamedTuple):
     @classmethod
     def of(cls, moments: Moments) -> "RunningMoments":
         """Moments whose sums have no rounding errors yet."""
-        zeros = (jax.tree.map(jnp.zeros_like, x) for x in (moments.mean, moments.variance))
+        zeros = (jax.tree.map(zeros_like, x) for x in (moments.mean, moments.variance))
         return cls(moments, *zeros)
 
     def add(self, other: Moments) -> "RunningMoments":

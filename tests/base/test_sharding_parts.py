@@ -16,6 +16,7 @@ from jaxdrop.base.sharding import (
     spread_to,
     whole,
     whole_along,
+    zeros_like,
 )
 
 pytestmark = pytest.mark.quick
@@ -92,11 +93,27 @@ def test_function_on_automatic_axes_sees_none_and_its_result_is_split_as_the_arr
         return 2 * y
 
     x = split(P("a", None, "b"))
-    assert_same_but_split(automatic(double, split(P(None, None, "b")), x), 2 * x, None, None, "b")
+    assert_same_but_split(automatic(double, P(None, None, "b"), x), 2 * x, None, None, "b")
     plain = jnp.ones(3)
-    np.testing.assert_array_equal(automatic(double, x, plain), 2 * plain)
+    np.testing.assert_array_equal(automatic(double, P("a"), plain), 2 * plain)
 
 
 @pytest.mark.parametrize(("entry", "count"), [(None, 1), ("a", 4), ("b", 2), (("a", "b"), 8)])
 def test_an_axis_is_split_into_as_many_parts_as_there_are_devices_along_its_mesh_axes(entry, count):
     assert shard_count(NamedSharding(MESH, P(entry)), entry) == count
+
+
+@pytest.mark.parametrize("under", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("spec", [P("a"), P("a", None, "b"), P(None, None, ("a", "b"))])
+def test_zeros_lie_as_the_array_does_also_where_no_mesh_is_set(spec, under):
+    x = split(spec)
+
+    def zeros_and_spec(x):
+        specs.append(tuple(jax.typeof(zeros_like(x)).sharding.spec))
+        return zeros_like(x)
+
+    specs = []
+    y = under(zeros_and_spec)(x)
+    assert_same_but_split(y, np.zeros(SHAPE, x.dtype), *specs[0])
+    assert specs[0] == tuple(jax.typeof(x).sharding.spec)
+    assert y.dtype == x.dtype

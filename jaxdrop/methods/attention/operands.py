@@ -10,8 +10,10 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
+from jaxdrop.base.sharding import mesh_axes
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey
@@ -80,6 +82,19 @@ class Attended(NamedTuple):
     out: Float[Array, "B T N H"]  # in float32 or wider
     highest: Float[Array, "B K G T 1"]
     log_total: Float[Array, "B K G T 1"]
+
+
+def output_spec(inputs: Inputs[Array]) -> PartitionSpec:
+    """How the output is split on Explicit axes: like the query, and along the batch like
+    the first input that is split there.
+    """
+    query, *others = (jax.typeof(x).sharding.spec for x in inputs[:4] if x is not None)
+    batch, *rest = (*query, *(None for _ in range(inputs.query.ndim - len(query))))
+    used = {name for part in rest for name in mesh_axes(part)}
+    for part in (batch, *(spec[0] for spec in others if spec)):
+        if part is not None and used.isdisjoint(mesh_axes(part)):
+            return PartitionSpec(part, *rest)
+    return PartitionSpec(None, *rest)
 
 
 def grouped(inputs: Inputs[Array], selection: Selection) -> tuple[Inputs[Array], Selection]:

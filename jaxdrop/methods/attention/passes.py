@@ -23,7 +23,14 @@ from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import threefry_key
 from jaxdrop.methods.attention.arguments import Arguments
 from jaxdrop.methods.attention.linear import linear_map, opaque
-from jaxdrop.methods.attention.operands import Attended, Draw, Inputs, Selection, Slopes
+from jaxdrop.methods.attention.operands import (
+    Attended,
+    Draw,
+    Inputs,
+    Selection,
+    Slopes,
+    output_spec,
+)
 
 Residuals: TypeAlias = tuple[Inputs[Array], Selection, Attended]
 """What the derivatives of attention are taken at: all that a backward pass keeps."""
@@ -82,7 +89,8 @@ def attention_by(passes: Passes, arguments: Arguments) -> Array:
     """The output of attention for arguments with a batch axis."""
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
     if arguments.gives_zeros:  # so passes never get an empty array or a known rate of 1
-        return vary_as(jnp.zeros_like(inputs.query), (dropping.rng, inputs, selection))
+        zeros = automatic(lambda x: jnp.zeros_like(x.query), output_spec(inputs), inputs)
+        return vary_as(zeros, (dropping.rng, inputs, selection))
     # If nothing is dropped, the program gets no key.
     source = None if dropping.rng is None else (dropping.rng, dropping.rate)
     return _attention_by(passes, source, inputs, selection)
@@ -105,7 +113,7 @@ def _attention_by(
     def out(inputs: Inputs[Array], selection: Selection) -> Array:
         return attend(passes, inputs, selection).out.astype(inputs.query.dtype)
 
-    return automatic(out, inputs.query, inputs, selection)
+    return automatic(out, output_spec(inputs), inputs, selection)
 
 
 # `custom_vjp` has no forward mode, and `custom_jvp` alone leaves the transpose of

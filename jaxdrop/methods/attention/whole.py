@@ -15,7 +15,7 @@ from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.methods.attention.arguments import Arguments
-from jaxdrop.methods.attention.operands import Inputs, Selection
+from jaxdrop.methods.attention.operands import Inputs, Selection, output_spec
 from jaxdrop.methods.masked import drop_on_grid
 from jaxdrop.rescale import expected
 
@@ -30,7 +30,7 @@ def whole(check: Check, arguments: Arguments) -> Array:
             )
     inputs, selection = arguments.inputs, arguments.selection
     attend = partial(_attention, arguments)
-    return automatic(attend, inputs.query, inputs, selection, arguments.dropping.rng)
+    return automatic(attend, output_spec(inputs), inputs, selection, arguments.dropping.rng)
 
 
 # The arrays are passed separately from `arguments`, because `automatic` changes how they are split.

@@ -100,10 +100,34 @@ def test_vmap_over_an_explicit_axis():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_explicit_axes_of_keys_alone():
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+@pytest.mark.parametrize("implementation", ["tiled", "whole"])
+def test_batch_that_is_split_in_any_input_is_split_in_the_output(implementation, rate):
     query, *pair = inputs()
-    y = attend(query, *put(pair, P("a"), AxisType.Explicit))
+    bias = jnp.arange(8.0).reshape(8, 1, 1, 1)
+    plain = dot_product_attention(make_key("raw"), query, *pair, rate, bias=bias)
+
+    def attend(rng, query, key, value, bias):
+        options = {"bias": bias, "implementation": implementation}
+        y = dot_product_attention(rng, query, key, value, rate, **options)
+        return y, query, key, value, bias  # with these, JAX knows the devices
+
+    for number in range(4):
+        arrays = [query, *pair, bias]
+        (arrays[number],) = put([arrays[number]], P("a"), AxisType.Explicit)
+        compiled = jax.jit(attend).lower(make_key("raw"), *arrays).compile()
+        y, *_ = compiled(make_key("raw"), *arrays)
+        np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-5)
+        assert y.sharding.spec[0] == "a"
+        assert not COLLECTIVE.findall(compiled.as_text())
+
+
+def test_batch_is_not_split_like_keys_over_a_mesh_axis_that_splits_heads_of_the_query():
+    query, *pair = inputs()
+    (split_query,) = put([query], P(None, None, "a"), AxisType.Explicit)
+    y = attend(split_query, *put(pair, P("a"), AxisType.Explicit))
     np.testing.assert_allclose(y, attend(query, *pair), rtol=1e-4, atol=1e-5)
+    assert tuple(jax.typeof(y).sharding.spec)[:3] == (None, None, "a")
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
