@@ -1,24 +1,40 @@
 #!/usr/bin/env bash
 # Runs the tests that depend on the version of JAX on one version of it:
 #
-#     bash .ci/on_jax.sh VERSION [PYTHON]
+#     bash .ci/on_jax.sh 0.9.2 [PYTHON]   on this version
+#     bash .ci/on_jax.sh lowest [PYTHON]  on the lowest version of every dependency, JAX too
+#     bash .ci/on_jax.sh next [PYTHON]    on the newest pre-release or nightly build, if the
+#                                         index has one that is newer than the newest release
 #
-# They are the golden masks, the laws of all methods, sharding, what is compiled, and
-# planting, which reads what JAX traces.
+# For nightly builds, name JAX's index of them in PIP_EXTRA_INDEX_URL. What runs on the
+# newest version is in `.ci/newest.sh`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source .ci/tests_of_versions.sh
 
-version=$1
+which=$1
 python=${2:-python3}
-environment=.venv-jax-$version
-tests=(
-  base/test_{compat,sharding_parts}.py core/test_{bernoulli,words}.py
-  test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
-  test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
-  transforms/test_policies.py
-  planting/test_{derivatives,keys,mark,meshes,versions}.py
-)
+environment=.venv-jax-$which
+"$python" -m venv --clear "$environment"
+pip=("$environment/bin/pip" --quiet)
 
-"$python" -m venv "$environment"
-"$environment/bin/pip" install --quiet '.[test]' "jax==$version" "jaxlib==$version"
-"$environment/bin/pytest" -n auto "${tests[@]/#/tests/}"
+case $which in
+  lowest)
+    "$environment/bin/python" .ci/lowest.py >"$environment/lowest.txt"
+    "${pip[@]}" install '.[test]' --constraint "$environment/lowest.txt"
+    ;;
+  next)
+    "${pip[@]}" install '.[test]' --upgrade
+    release=$(version_of jax "$environment")
+    "${pip[@]}" install --upgrade --pre jax jaxlib
+    if [[ $(version_of jax "$environment") == "$release" ]]; then
+      echo "No version of JAX is newer than the release $release."
+      exit
+    fi
+    ;;
+  *)
+    "${pip[@]}" install '.[test]' "jax==$which" "jaxlib==$which"
+    ;;
+esac
+
+run_tests_of_versions "$environment"

@@ -75,6 +75,18 @@ def test_every_method_works_on_explicit_axes(method):
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=0 if method.linear else 1e-6)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if not m.counts], ids=lambda method: method.name
+)
+def test_mask_of_every_method_is_drawn_without_collectives(method, kind):
+    """In one process; several have the same devices in tests/processes."""
+    way = method.spread or Spread(method.run, method.large)
+    x = put(inputs(way.shape), P("a"), kind)
+    program = jax.jit(partial(way.run, rate=0.3)).lower(make_key("raw"), x).compile()
+    assert not COLLECTIVE.findall(program.as_text())
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_method_keeps_the_sharding_at_rates_where_nothing_is_drawn(method):
     """Outside a mesh context JAX 0.12 loses the sharding of `zeros_like` under `jit`."""

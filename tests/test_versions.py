@@ -1,5 +1,6 @@
 """Which versions of JAX are supported: one place says it, and all others agree."""
 
+import re
 import subprocess
 import tomllib
 
@@ -19,6 +20,11 @@ def imported_with(version):
     info = tuple(map(int, version.split(".")))
     pretend = f"jax.__version__, jax.__version_info__ = {version!r}, {info}"
     return run("-c", f"import jax; {pretend}; import jaxdrop")
+
+
+def lowest_versions():
+    """What `.ci/on_jax.sh lowest` installs."""
+    return set(run(ROOT / ".ci" / "lowest.py").stdout.split())
 
 
 def test_jax_below_the_oldest_is_a_clear_error():
@@ -44,4 +50,12 @@ def test_oldest_jax_is_the_same_everywhere():
     assert f"jax>={OLDEST}" in project["dependencies"]
     assert f"JAX {OLDEST} or later" in readme
     assert f"from {OLDEST} on" in readme
-    assert f"on_jax.sh {OLDEST}\n" in (ROOT / ".ci" / "run").read_text()
+    assert {f"jax=={OLDEST}", f"jaxlib=={OLDEST}"} < lowest_versions()
+
+
+def test_every_dependency_has_a_lowest_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    needed = [*project["dependencies"], *optional["examples"], *optional["test"]]
+    named = {re.match(r"[\w-]+", each)[0] for each in needed} - {"jaxdrop"}
+    assert {each.split("==")[0] for each in lowest_versions()} == named | {"jaxlib"}

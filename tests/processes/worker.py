@@ -4,6 +4,7 @@ Run as `python worker.py FOLDER`. It imports everything before it forks, so that
 all processes share the time that this takes; each starts a JAX of its own.
 """
 
+import os
 import pickle
 import re
 import sys
@@ -21,8 +22,10 @@ import train_digits as example
 
 EPOCHS = 3  # of ten steps
 QUICK = {"xla_backend_optimization_level": 0}
-# Every method on one kind of mesh in each group, as programs take long to compile.
-KIND_OF_METHODS = {2: AxisType.Explicit, 4: AxisType.Auto}
+# Every method on one kind of mesh in each group, as programs take long to compile. Which
+# kind the groups of 2 and of 4 processes have can be turned round: MESH_KINDS=Auto,Explicit.
+KINDS = [AxisType[name] for name in os.environ.get("MESH_KINDS", "Explicit,Auto").split(",")]
+KIND_OF_METHODS = dict(zip((2, 4), KINDS, strict=True))
 TREATMENTS = {name: example.TREATMENTS[name] for name in ("expected", "no dropout")}
 
 

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Tries what a user gets who starts today: the built package, on the newest Python of this
+# machine, with the newest JAX that installs there.
+#
+#     bash .ci/newest.sh [PYTHON]
+#
+# The tests are those of the texts and those that depend on the version of JAX. They come
+# from the sdist and run without the repository beside them, so they test the wheel.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source .ci/tests_of_versions.sh
+
+python=${1:-$(python3 .ci/newest_python.py)}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$python" -m venv "$work/tools"
+"$work/tools/bin/pip" install --quiet build twine
+"$work/tools/bin/python" -m build --outdir "$work/dist" . >"$work/log" || { cat "$work/log" && exit 1; }
+"$work/tools/bin/twine" check --strict "$work"/dist/*
+"$work/tools/bin/python" .ci/check_description.py "$work"/dist/*.whl
+
+wheel=("$work"/dist/*.whl)
+"$python" -m venv "$work/user"
+"$work/user/bin/pip" install --quiet "${wheel[0]}"
+# With nothing but the package and what it depends on.
+(cd "$work" && user/bin/python -c "
+import jax, jaxdrop
+print(jaxdrop.dropout(jax.random.key(0), jax.numpy.ones(8), 0.5))")
+
+"$work/user/bin/pip" install --quiet "${wheel[0]}[test]"
+tar -xzf "$work"/dist/*.tar.gz -C "$work" --strip-components=1 --exclude='*/jaxdrop'
+cd "$work"
+run_tests_of_versions user tests/test_docs.py
