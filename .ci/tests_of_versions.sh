@@ -3,19 +3,19 @@
 # what JAX traces.
 
 tests_of_versions=(
+  processes # first, since they take long: no process waits for the other at the end
   base/test_{compat,sharding_parts}.py core/test_{bernoulli,words}.py
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
   test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
   transforms/test_policies.py
   planting/test_{derivatives,keys,mark,meshes,versions}.py
-  processes
 )
 
 version_of() { # PACKAGE ENVIRONMENT
   "$2/bin/python" -c "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))" "$1"
 }
 
-run_tests_of_versions() { # ENVIRONMENT [MORE TESTS]
+run_tests_of_versions() { # ENVIRONMENT [MORE TESTS OR OPTIONS]
   local environment=$1
   shift
   echo "+ $("$environment/bin/python" --version), jax $(version_of jax "$environment")"
