@@ -23,9 +23,7 @@ case $which in
   lowest)
     "$environment/bin/python" .ci/lowest.py >"$environment/lowest.txt"
     "${pip[@]}" install '.[test]' --constraint "$environment/lowest.txt"
-    # The README runs flax, and the example runs Orbax. Of the laws those that are marked
-    # `quick` are enough, since all of them run on other versions.
-    more=(tests/test_docs.py tests/examples/test_resume_training.py -k "not test_laws or quick")
+    more=(tests/test_docs.py tests/examples/test_resume_training.py) # for flax and Orbax
     ;;
   next)
     "${pip[@]}" install '.[test]' --upgrade

@@ -4,7 +4,7 @@
 
 tests_of_versions=(
   processes # first, since they take long: no process waits for the other at the end
-  base/test_{compat,sharding_parts}.py core/test_{bernoulli,words}.py
+  base/test_{compat,sharding_parts}.py core/test_words.py
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
   test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
   transforms/test_policies.py
@@ -15,7 +15,7 @@ version_of() { # PACKAGE ENVIRONMENT
   "$2/bin/python" -c "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))" "$1"
 }
 
-run_tests_of_versions() { # ENVIRONMENT [MORE TESTS OR OPTIONS]
+run_tests_of_versions() { # ENVIRONMENT [MORE TESTS]
   local environment=$1
   shift
   echo "+ $("$environment/bin/python" --version), jax $(version_of jax "$environment")"
