@@ -20,12 +20,21 @@ from jaxdrop.methods.attention.arguments import (
 from jaxdrop.methods.attention.tiled import tiled
 from jaxdrop.methods.attention.whole import whole
 
-Implementation: TypeAlias = Literal["tiled", "whole"]
+Implementation: TypeAlias = Literal["tiled", "whole", "kernel"]
+
+
+def _kernel(check: Check, arguments: Arguments) -> Array:
+    # Imported here, so that Pallas is loaded only by those who use it.
+    from jaxdrop.methods.attention.kernel import kernel
+
+    return kernel(check, arguments)
+
 
 # Each takes checked arguments, and refuses those that it cannot use.
 _IMPLEMENTATIONS: dict[Implementation, Callable[[Check, Arguments], Array]] = {
     "tiled": tiled,
     "whole": whole,
+    "kernel": _kernel,
 }
 _DEFAULT: Implementation = "tiled"
 

@@ -1,0 +1,47 @@
+"""The kernel of the forward pass: each program computes a block of queries of one head."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxdrop.methods.attention.kernel_call import over_keys, program
+from jaxdrop.methods.attention.kernel_operands import Operands
+from jaxdrop.methods.attention.kernel_tile import Tile, Tiles
+from jaxdrop.methods.attention.tile_weights import dropped
+
+
+def forward(tiles: Tiles, groups: int, arrays: Operands, results: Any) -> None:
+    """Writes the output and the log-sum-exp, in two parts as in `Attended`."""
+    row = program(0) * np.int32(tiles.rows)
+    at_row = Tile(tiles, arrays, lax.rem(program(1), np.int32(groups)), row, jnp.int32(0))
+    query = at_row.rows(arrays.query)
+
+    def step(block: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        numerator, total, highest = sums
+        tile = at_row.at(column=block * np.int32(tiles.columns))
+        logits = tile.logits(query, tile.columns(arrays.key))
+        new_highest = jnp.maximum(highest, jnp.max(logits, 1))
+        origin = _finite(new_highest)
+        weights, shrink = jnp.exp(logits - origin[:, None]), jnp.exp(highest - origin)
+        value = tile.columns(arrays.value)
+        kept = dropped(tile.keep(), weights).astype(value.dtype)
+        numerator = numerator * shrink[:, None] + over_keys(kept, value)
+        return numerator, total * shrink + jnp.sum(weights, 1), new_highest
+
+    zeros = jnp.zeros(tiles.rows, jnp.float32)
+    start = jnp.zeros((tiles.rows, tiles.width), jnp.float32), zeros, zeros - jnp.inf
+    length = None if arrays.key_lengths is None else arrays.key_lengths[...]
+    numerator, total, highest = lax.fori_loop(*tiles.key_blocks(row, length), step, start)
+    # As in `tiled`: a row that sees nothing gives zeros, and 1 as its total.
+    empty = total == 0
+    total = jnp.where(empty, 1.0, total)
+    out = jnp.where(empty[:, None], 0.0, numerator / total[:, None]) * arrays.factors[1]
+    at_row.put_rows(results[0], out)
+    at_row.put_of_rows(results[1], _finite(highest))
+    at_row.put_of_rows(results[2], jnp.log(total))
+
+
+def _finite(highest: Array) -> Array:
+    return jnp.where(highest == -jnp.inf, 0.0, highest)

@@ -1,0 +1,56 @@
+"""What kernels take: every array has the axis of samples first, so that `vmap` only makes it longer.
+
+The axes have letters: b samples, k heads of keys, g heads of queries that share one, t
+queries, s keys, h features, and n for what a program takes whole. A size with # may be
+1, if the array is the same for all; of t and s it may be where the letter is large.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Int, UInt32
+
+from jaxdrop.methods.attention.operands import Inputs, Selection
+
+
+class Operands(NamedTuple):
+    """The operands of a forward pass, and those of a backward pass; None for what is not given."""
+
+    query: Float[Array, "#b t k g h"]
+    key: Float[Array, "#b s k h"]
+    value: Float[Array, "#b s k h"]
+    factors: Float[Array, "#b 2"]  # of the logits, and of the weights that are kept
+    heads: UInt32[Array, "k g"]  # the position of each in the mask of (B, N, T, S)
+    samples: UInt32[Array, "#b"] | None  # None for what follows if nothing is dropped
+    words: UInt32[Array, "#b 2"] | None  # the key of the mask
+    threshold: UInt32[Array, "#b 2"] | None  # where the fold starts, and the digits
+    bias: Float[Array, "#b #t #k #g #s"] | None = None
+    mask: Int[Array, "#b #t #k #g #s"] | None = None
+    query_lengths: Int[Array, "#b"] | None = None
+    key_lengths: Int[Array, "#b"] | None = None
+    d_out: Float[Array, "#b t k g h"] | None = None
+    highest: Float[Array, "#b k g t"] | None = None
+    log_total: Float[Array, "#b k g t"] | None = None
+    inner: Float[Array, "#b k g t"] | None = None
+
+
+LETTERS = Operands(
+    query="btkgh",
+    key="bskh",
+    value="bskh",
+    factors="bn",
+    heads="kg",
+    samples="b",
+    words="bn",
+    threshold="bn",
+    bias="bkgTS",
+    mask="bkgTS",
+    query_lengths="b",
+    key_lengths="b",
+    d_out="btkgh",
+    highest="bkgt",
+    log_total="bkgt",
+    inner="bkgt",
+)
