@@ -33,7 +33,7 @@ def kernel(check: Check, arguments: Arguments) -> Array:
     sizes = Sizes(rows or 64, columns or 64, 4, 2)
     layout = mask_layout(arguments.weights_shape, arguments.dropping.shared)
     *_, queries, keys = arguments.weights_shape
-    tiles = Tiles(layout, arguments.window, arguments.dropping.rate.pairs, sizes.rows, sizes.columns, queries, keys, arguments.inputs.query.shape[-1])
+    tiles = Tiles(layout, arguments.window, arguments.dropping.rate.pairs, sizes.rows, sizes.columns, queries, keys, arguments.inputs.query.shape[-1], arguments.weights_shape[0], arguments.weights_shape[1]//arguments.inputs.key.shape[2])
     by_tiles = tiled_passes(arguments._replace(blocks=arguments.blocks._replace(queries=None, keys=None)))
     return attention_by(KernelPasses(tiles, sizes, by_tiles), arguments)
 
@@ -55,15 +55,15 @@ class KernelPasses:
 
     def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
         """As in `Passes`, by tiles."""
-        return self.by_tiles.along(residuals, tangents)
+        d_out, d_log_total = self.by_tiles.along(_wide(residuals), tangents)
+        return d_out.astype(residuals[0].query.dtype), d_log_total
 
     def back(
         self, asked: Inputs[bool], residuals: Residuals, cotangents: tuple[Array, Array]
     ) -> Slopes:
         """As in `Passes`; by tiles if a gradient of the bias or of the scale is asked for."""
-        if asked.bias or asked.scale:
-            return self.by_tiles.back(asked, residuals, cotangents)
-        return _back(self, asked, residuals, cotangents)
+        by_kernel = not (asked.bias or asked.scale)
+        return (_back if by_kernel else _back_by_tiles)(self, asked, residuals, cotangents)
 
     def kernel_back(self, asked, residuals, cotangents):
         inputs, selection, attended = residuals
@@ -95,7 +95,18 @@ def _back(passes, asked, residuals, cotangents):
 @_back.defjvp
 def _back_jvp(passes, asked, primals, tangents):
     out = _back(passes, asked, *primals)
-    return out, jax.jvp(partial(passes.by_tiles.back, asked), primals, tangents)[1]
+    return out, jax.jvp(partial(_back_by_tiles, passes, asked), primals, tangents)[1]
+
+
+def _back_by_tiles(passes, asked, residuals, cotangents):
+    d_out, d_log_total = cotangents
+    return passes.by_tiles.back(asked, _wide(residuals), (d_out.astype(jnp.float32), d_log_total))
+
+
+def _wide(residuals: Residuals) -> Residuals:
+    """With the output in float32, as tiles give it, since it cancels in derivatives."""
+    inputs, selection, attended = residuals
+    return inputs, selection, attended._replace(out=attended.out.astype(jnp.float32))
 
 
 def _operands(inputs: Inputs[Array], selection: Selection) -> Operands:
@@ -110,17 +121,15 @@ def _operands(inputs: Inputs[Array], selection: Selection) -> Operands:
 
     draw = selection.draw
     factors = jnp.stack([inputs.scale, selection.factor(jnp.float32)])[None]
-    words = threshold = samples = None
+    words = threshold = None
     if draw is not None:
-        samples = np.arange(batch, dtype=np.uint32)
         words = jnp.stack(draw.key)[None]
         threshold = jnp.stack([jnp.asarray(x) for x in (draw.rate.threshold.start, draw.rate.threshold.digits)])[None]
     mask = split(selection.mask)
     return Operands(
         query=inputs.query.reshape(batch, queries, key_heads, groups, features),
         key=inputs.key, value=inputs.value, factors=factors,
-        heads=jnp.asarray(np.arange(heads, dtype=np.uint32).reshape(key_heads, groups)),
-        samples=None if samples is None else jnp.asarray(samples), words=words, threshold=threshold,
+        words=words, threshold=threshold,
         bias=split(inputs.bias), mask=None if mask is None else mask.astype(jnp.int8),
         query_lengths=selection.query_lengths, key_lengths=selection.key_lengths,
     )

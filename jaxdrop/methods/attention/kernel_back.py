@@ -12,14 +12,15 @@ from jax import Array, lax
 
 from jaxdrop.methods.attention.kernel_call import over_features, over_keys, over_queries, program
 from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import Tile, Tiles
+from jaxdrop.methods.attention.kernel_tile import Tile, Tiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 
 
-def back_to_keys(tiles: Tiles, groups: int, arrays: Operands, results: Any) -> None:
+def back_to_keys(tiles: Tiles, arrays: Operands, results: Any) -> None:
     """Writes the cotangents of a block of keys and values."""
     column = program(0) * np.int32(tiles.columns)
-    at_column = Tile(tiles, arrays, jnp.int32(0), jnp.int32(0), column)
+    zero = jnp.int32(0)
+    at_column = tile_at(tiles, arrays, (program(1), zero), zero, column)
     key, value = at_column.columns(arrays.key), at_column.columns(arrays.value)
     length = None if arrays.query_lengths is None else arrays.query_lengths[...]
     first, end = tiles.query_blocks(column, length)
@@ -37,15 +38,17 @@ def back_to_keys(tiles: Tiles, groups: int, arrays: Operands, results: Any) -> N
         return lax.fori_loop(first, end, step, sums)
 
     zeros = jnp.zeros((tiles.columns, tiles.width), jnp.float32)
-    d_key, d_value = lax.fori_loop(np.int32(0), np.int32(groups), of_group, (zeros, zeros))
+    d_key, d_value = lax.fori_loop(np.int32(0), np.int32(tiles.groups), of_group, (zeros, zeros))
     at_column.put_columns(results[0], d_key * arrays.factors[0])
     at_column.put_columns(results[1], d_value * arrays.factors[1])
 
 
-def back_to_queries(tiles: Tiles, groups: int, arrays: Operands, results: Any) -> None:
+def back_to_queries(tiles: Tiles, arrays: Operands, results: Any) -> None:
     """Writes the cotangents of a block of queries."""
     row = program(0) * np.int32(tiles.rows)
-    at_row = Tile(tiles, arrays, lax.rem(program(1), np.int32(groups)), row, jnp.int32(0))
+    groups = np.int32(tiles.groups)
+    head = lax.div(program(1), groups), lax.rem(program(1), groups)
+    at_row = tile_at(tiles, arrays, head, row, jnp.int32(0))
     rows = _rows(at_row)
 
     def step(block: Array, d_query: Array) -> Array:

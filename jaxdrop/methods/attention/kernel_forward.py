@@ -8,14 +8,16 @@ from jax import Array, lax
 
 from jaxdrop.methods.attention.kernel_call import over_keys, program
 from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import Tile, Tiles
+from jaxdrop.methods.attention.kernel_tile import Tiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 
 
-def forward(tiles: Tiles, groups: int, arrays: Operands, results: Any) -> None:
+def forward(tiles: Tiles, arrays: Operands, results: Any) -> None:
     """Writes the output and the log-sum-exp, in two parts as in `Attended`."""
     row = program(0) * np.int32(tiles.rows)
-    at_row = Tile(tiles, arrays, lax.rem(program(1), np.int32(groups)), row, jnp.int32(0))
+    groups = np.int32(tiles.groups)
+    head = lax.div(program(1), groups), lax.rem(program(1), groups)
+    at_row = tile_at(tiles, arrays, head, row, jnp.int32(0))
     query = at_row.rows(arrays.query)
 
     def step(block: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

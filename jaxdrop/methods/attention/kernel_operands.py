@@ -22,10 +22,8 @@ class Operands(NamedTuple):
     key: Float[Array, "#b s k h"]
     value: Float[Array, "#b s k h"]
     factors: Float[Array, "#b 2"]  # of the logits, and of the weights that are kept
-    heads: UInt32[Array, "k g"]  # the position of each in the mask of (B, N, T, S)
-    samples: UInt32[Array, "#b"] | None  # None for what follows if nothing is dropped
-    words: UInt32[Array, "#b 2"] | None  # the key of the mask
-    threshold: UInt32[Array, "#b 2"] | None  # where the fold starts, and the digits
+    words: UInt32[Array, "#b 2"] | None = None  # the key of the mask; None for no mask
+    threshold: UInt32[Array, "#b 2"] | None = None  # where the fold starts, and the digits
     bias: Float[Array, "#b #t #k #g #s"] | None = None
     mask: Int[Array, "#b #t #k #g #s"] | None = None
     query_lengths: Int[Array, "#b"] | None = None
@@ -34,6 +32,7 @@ class Operands(NamedTuple):
     highest: Float[Array, "#b k g t"] | None = None
     log_total: Float[Array, "#b k g t"] | None = None
     inner: Float[Array, "#b k g t"] | None = None
+    origin: UInt32[Array, "2"] | None = None  # the first sample and head of keys; None for 0
 
 
 LETTERS = Operands(
@@ -41,8 +40,6 @@ LETTERS = Operands(
     key="bskh",
     value="bskh",
     factors="bn",
-    heads="kg",
-    samples="b",
     words="bn",
     threshold="bn",
     bias="bkgTS",
@@ -53,4 +50,5 @@ LETTERS = Operands(
     highest="bkgt",
     log_total="bkgt",
     inner="bkgt",
+    origin="n",
 )

@@ -1,7 +1,7 @@
 """One run of a kernel as a primitive: how `vmap`, meshes and platforms deal with it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -50,33 +50,27 @@ class Run:
 
     def types(self, *arrays: Any) -> list[Dims]:
         """The types of the results for operands."""
-        given = dict(zip(self.names, arrays, strict=True))
-        key_heads, groups = given["heads"].shape
-        sizes = {
-            "b": max(x.shape[0] for name, x in given.items() if name != "heads"),
-            "t": self.tiles.queries,
-            "s": self.tiles.keys,
-            "k": key_heads,
-            "g": groups,
-            "h": self.tiles.features,
-        }
-        dtype = given["query"].dtype
+        query = arrays[self.names.index("query")]
+        _, queries, key_heads, groups, features = query.shape
+        batch = max(x.shape[0] for name, x in zip(self.names, arrays) if name != "origin")
+        sizes = {"b": batch, "t": queries, "k": key_heads, "g": groups, "h": features}
+        sizes["s"] = self.tiles.keys
         return [
-            Dims(letters, tuple(sizes[axis] for axis in letters), jnp.float32 if wide else dtype)
-            for letters, wide in self.results
+            Dims(axes, tuple(sizes[axis] for axis in axes), jnp.float32 if wide else query.dtype)
+            for axes, wide in self.results
         ]
 
     def __call__(self, *arrays: Array, interpret: bool) -> list[Array]:
         """Runs the kernel on one device."""
         results, tiles = self.types(*arrays), self.tiles
         batch = results[0].shape[0]
-        key_heads, groups = arrays[self.names.index("heads")].shape
+        key_heads = arrays[self.names.index("query")].shape[2]
         rows, columns = -(-tiles.queries // tiles.rows), -(-tiles.keys // tiles.columns)
         over_keys = self.body is back_to_keys
         launch = Launch(
             f"attention_{self.body.__name__}",
-            (columns, key_heads, batch) if over_keys else (rows, key_heads * groups, batch),
-            1 if over_keys else groups,
+            (columns, key_heads, batch) if over_keys else (rows, key_heads * tiles.groups, batch),
+            1 if over_keys else tiles.groups,
             {"t": rows * tiles.rows, "s": columns * tiles.columns, "h": tiles.width},
             self.warps,
             self.stages,
@@ -84,11 +78,16 @@ class Run:
 
         def body(*refs: Any) -> None:
             given = dict.fromkeys(Operands._fields) | dict(zip(self.names, refs, strict=False))
-            self.body(tiles, groups, Operands(**given), refs[len(self.names) :])
+            self.body(tiles, Operands(**given), refs[len(self.names) :])
 
         operands = list(zip(self.letters(), arrays, strict=True))
         with jax.default_matmul_precision(self.precision):
             return call(body, launch, operands, results, interpret=interpret)
+
+    def part(self, origin: Array, *arrays: Array) -> Arrays:
+        """The kernel on a device that has a part of the samples and heads of keys."""
+        run = replace(self, names=("origin", *self.names))
+        return _for_platform(run, origin, *arrays)
 
 
 run_p = Primitive("jaxdrop_kernel")
@@ -110,6 +109,7 @@ def _bind(run: Run, arrays: Arrays) -> Arrays:
     types = tuple(jax.make_jaxpr(like_results)(*arrays).out_avals)
     function = over_batch_and_heads(
         partial(_for_platform, run),
+        run.part,
         [(letters, x.shape) for letters, x in zip(run.letters(), arrays, strict=True)],
         [(letters, t.shape) for (letters, _), t in zip(run.results, types, strict=True)],
     )
@@ -129,14 +129,14 @@ def _batch(operands: Any, axes: Any, *, run: Run, types: Any, **_: Any) -> tuple
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     samples = types[0].shape[0]
 
-    def longer(name: str, x: Array, axis: int | None) -> Array:
-        if axis is None and (name == "heads" or x.shape[0] == 1):
+    def longer(x: Array, axis: int | None) -> Array:
+        if axis is None and x.shape[0] == 1:
             return x
         x = x[None] if axis is None else jnp.moveaxis(x, axis, 0)
         x = jnp.broadcast_to(x, (size, samples, *x.shape[2:]))
         return x.reshape(size * samples, *x.shape[2:])
 
-    out = _bind(run, [longer(*each) for each in zip(run.names, operands, axes, strict=True)])
+    out = _bind(run, list(map(longer, operands, axes)))
     out = [x.reshape(size, samples, *x.shape[1:]) for x in out]
     return out, [0] * len(out)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeAlias
 
-from jax import Array
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -19,22 +21,35 @@ _SPLIT = "bk"
 
 def over_batch_and_heads(
     function: Function,
+    of_part: Function,
     operands: Sequence[tuple[str, Sequence[int]]],
     results: Sequence[tuple[str, Sequence[int]]],
 ) -> Function:
-    """The function with rules for a mesh, of arrays given by letters of their axes and by shapes."""
+    """The function with rules for a mesh, of arrays given by letters of their axes and by shapes.
+
+    On a mesh `of_part` is called instead, of the first sample and head of keys of the
+    device, and then of the arrays.
+    """
 
     def plain(*arrays: Array) -> Sequence[Array]:
         return function(*arrays)
 
     def partition(mesh: Any, given: Any, made: Any) -> Any:
         del given
-        axes = dict(zip(results[0][0], made[0].sharding.spec, strict=False))
+        letters, shape = results[0]
+        axes = dict(zip(letters, made[0].sharding.spec, strict=False))
+        local = made[0].sharding.shard_shape(tuple(shape))
+
+        def part(*arrays: Array) -> Sequence[Array]:
+            first = [
+                _index(axes[axis]) * np.uint32(local[letters.index(axis)]) for axis in _SPLIT
+            ]
+            return of_part(jnp.stack(first), *arrays)
 
         def split(arrays: Sequence[tuple[str, Sequence[int]]]) -> tuple[NamedSharding, ...]:
             return tuple(NamedSharding(mesh, _spec(axes, *array)) for array in arrays)
 
-        return mesh, plain, list(split(results)), split(operands)
+        return mesh, part, list(split(results)), split(operands)
 
     fresh = (f"x{number}" for number in count())
     sides = [
@@ -48,6 +63,13 @@ def over_batch_and_heads(
         need_replication_factors=tuple({f for side in sides for f in side.replace(",", "").split() if f not in _SPLIT}),
     )
     return whole
+
+
+def _index(mesh_axes: Any) -> Array:
+    """The number of this device along the mesh axes that split an axis."""
+    if mesh_axes is None:
+        return jnp.uint32(0)
+    return lax.axis_index(mesh_axes).astype(jnp.uint32)
 
 
 def _splits(letter: str, size: int) -> bool:

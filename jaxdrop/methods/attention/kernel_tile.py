@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from jaxdrop.core.layout import Layout
 from jaxdrop.methods.attention.arguments import Window
-from jaxdrop.methods.attention.kernel_call import load, over_features, store
+from jaxdrop.methods.attention.kernel_call import load, over_features, program, store
 from jaxdrop.methods.attention.kernel_mask import keep_tile
 from jaxdrop.methods.attention.kernel_operands import Operands
 from jaxdrop.methods.attention.tiles import Span
@@ -29,6 +29,8 @@ class Tiles:
       queries: all queries.
       keys: all keys.
       features: features of a head.
+      samples: samples of one call. Under `vmap` kernels are given those of all calls.
+      groups: heads of queries that share a head of keys.
     """
 
     layout: Layout
@@ -39,6 +41,8 @@ class Tiles:
     queries: int
     keys: int
     features: int
+    samples: int
+    groups: int
 
     @property
     def width(self) -> int:
@@ -77,10 +81,16 @@ def _blocks(
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile that starts at a query and a key, for one sample and head."""
+    """A tile that starts at a query and a key, for one sample and head.
+
+    The sample and the head of keys are numbers in the whole mask, of which a device may
+    have a part.
+    """
 
     tiles: Tiles
     arrays: Operands  # of references to the part of one sample and one head of keys
+    sample: Array
+    key_head: Array
     group: Array  # which head of queries of those that share the head of keys
     row: Array
     column: Array
@@ -150,14 +160,14 @@ class Tile:
     def keep(self) -> Array | None:
         """Which weights are kept; None for all."""
         tiles, arrays = self.tiles, self.arrays
-        if arrays.words is None or arrays.threshold is None or arrays.samples is None:
+        if arrays.words is None or arrays.threshold is None:
             return None
         keep = keep_tile(
             (arrays.words[0], arrays.words[1]),
             (arrays.threshold[0], arrays.threshold[1]),
             tiles.pairs,
             tiles.layout,
-            (arrays.samples[...], arrays.heads[self.group]),
+            (self.sample, self.key_head * np.uint32(tiles.groups) + self.group.astype(jnp.uint32)),
             Span(self.row, tiles.rows),
             Span(self.column, tiles.columns),
         )
@@ -216,6 +226,18 @@ class Tile:
     @property
     def _columns_index(self) -> tuple[Any, ...]:
         return self._column_span, (0, self.tiles.width)
+
+
+def tile_at(
+    tiles: Tiles, arrays: Operands, head: tuple[Array, Array], row: Array, column: Array
+) -> Tile:
+    """A tile of the sample of this program. `head` is the head of keys, and which of its group."""
+    sample, key_head = program(2).astype(jnp.uint32), head[0].astype(jnp.uint32)
+    if arrays.origin is not None:
+        sample, key_head = sample + arrays.origin[0], key_head + arrays.origin[1]
+    # Under `vmap` the samples of all calls are in one row, and each call has its own mask.
+    sample = lax.rem(sample, np.uint32(tiles.samples))
+    return Tile(tiles, arrays, sample, key_head, head[1], row, column)
 
 
 def _all(conditions: list[Array], shape: tuple[int, ...]) -> Array | None:
