@@ -5,14 +5,14 @@ queries, s keys, h features, and n for what a program takes whole. A size with #
 1, if the array is the same for all; of t and s it may be where the letter is large.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int, UInt32
 
-from jaxdrop.methods.attention.operands import Inputs, Selection
+from jaxdrop.methods.attention.operands import Inputs, Selection, split_heads
 
 
 class Operands(NamedTuple):
@@ -52,3 +52,28 @@ LETTERS = Operands(
     inner="bkgt",
     origin="n",
 )
+
+
+def operands_of(inputs: Inputs[Array], selection: Selection) -> Operands:
+    """The operands of a forward pass."""
+    batch, queries, heads, features = inputs.query.shape
+    key_heads = inputs.key.shape[2]
+    group = partial(split_heads, key_heads=key_heads)
+    mask, draw = selection.mask, selection.draw
+    words = threshold = None
+    if draw is not None:
+        words = jnp.stack(draw.key)[None]
+        drawn = draw.rate.threshold
+        threshold = jnp.stack([jnp.asarray(x) for x in (drawn.start, drawn.digits)])[None]
+    return Operands(
+        query=inputs.query.reshape(batch, queries, key_heads, heads // key_heads, features),
+        key=inputs.key,
+        value=inputs.value,
+        factors=jnp.stack([inputs.scale, selection.factor(inputs.scale.dtype)])[None],
+        words=words,
+        threshold=threshold,
+        bias=None if inputs.bias is None else group(inputs.bias),
+        mask=None if mask is None else group(mask),
+        query_lengths=selection.query_lengths,
+        key_lengths=selection.key_lengths,
+    )

@@ -33,7 +33,6 @@ class Run:
       names: which operands it takes.
       warps: groups of 32 threads of each program.
       stages: how many blocks are loaded ahead.
-      precision: that of products, as JAX's option says.
     """
 
     body: Callable[..., None]
@@ -42,7 +41,6 @@ class Run:
     names: tuple[str, ...]
     warps: int
     stages: int
-    precision: Any
 
     def letters(self) -> list[str]:
         """The letters of the axes of the operands."""
@@ -81,8 +79,7 @@ class Run:
             self.body(tiles, Operands(**given), refs[len(self.names) :])
 
         operands = list(zip(self.letters(), arrays, strict=True))
-        with jax.default_matmul_precision(self.precision):
-            return call(body, launch, operands, results, interpret=interpret)
+        return call(body, launch, operands, results, interpret=interpret)
 
     def part(self, origin: Array, *arrays: Array) -> Arrays:
         """The kernel on a device that has a part of the samples and heads of keys."""

@@ -24,25 +24,25 @@ class Tiles:
       layout: the layout of the mask of all weights, (B, N, T, S).
       window: how many keys before and after its own position a query sees.
       pairs: how many pairs of digits the mask needs.
-      rows: queries of a tile, a power of two.
-      columns: keys of a tile, a power of two of whole words.
       queries: all queries.
       keys: all keys.
       features: features of a head.
       samples: samples of one call. Under `vmap` kernels are given those of all calls.
       groups: heads of queries that share a head of keys.
+      rows: queries of a tile, a power of two.
+      columns: keys of a tile, a power of two of whole words.
     """
 
     layout: Layout
     window: Window
     pairs: int
-    rows: int
-    columns: int
     queries: int
     keys: int
     features: int
     samples: int
     groups: int
+    rows: int = 0  # these two differ between kernels
+    columns: int = 0
 
     @property
     def width(self) -> int:
