@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import mask_layout
@@ -25,13 +26,15 @@ from jaxdrop.methods.attention.kernel_run import Run, run_kernel
 from jaxdrop.methods.attention.kernel_tile import Tiles
 from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
-from jaxdrop.methods.attention.tiled import tiled_passes
+from jaxdrop.methods.attention.tiled import tiled, tiled_passes
 
 _AS_QUERY, _AS_KEY, _BY_ROW = ("btkgh", False), ("bskh", False), ("bkgt", True)
 
 
 def kernel(check: Check, arguments: Arguments) -> Array:
     """Attention by kernels."""
+    if _some_axes_are_manual():
+        return tiled(check, arguments)
     inputs, dropping = arguments.inputs, arguments.dropping
     batch, heads, queries, keys = arguments.weights_shape
     sizes = checked_sizes(check, arguments)
@@ -47,6 +50,17 @@ def kernel(check: Check, arguments: Arguments) -> Array:
     )
     by_tiles = tiled_passes(arguments._replace(blocks=Blocks(None, None)))
     return attention_by(KernelPasses(tiles, sizes, by_tiles), arguments)
+
+
+def _some_axes_are_manual() -> bool:
+    """Whether this is inside of a `shard_map` over some axes of a mesh and not over others.
+
+    There JAX gives `custom_partitioning` no mesh, so XLA would gather all operands.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    kinds = {kind for size, kind in sizes if size != 1}
+    return AxisType.Manual in kinds and len(kinds) > 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,13 @@ from jax import Array
 from jax.experimental import pallas
 from jax.experimental.pallas import triton
 
-program = pallas.program_id
+from jaxdrop.base.compat import unvarying_type
+
+
+
+def program(axis: int) -> Array:
+    """The number of this program along an axis of the grid."""
+    return jnp.asarray(pallas.program_id(axis), jnp.int32)  # without `jit` it is a plain number
 
 
 class Dims(NamedTuple):
@@ -56,7 +62,7 @@ def call(
         grid=launch.grid,
         in_specs=[_spec(launch, dims) for dims in given],
         out_specs=[_spec(launch, dims) for dims in results],
-        out_shape=[jax.ShapeDtypeStruct(dims.shape, dims.dtype) for dims in results],
+        out_shape=[unvarying_type(dims.shape, dims.dtype) for dims in results],
         compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
         interpret=interpret,
         name=launch.name,

@@ -49,18 +49,16 @@ def over_batch_and_heads(
         def split(arrays: Sequence[tuple[str, Sequence[int]]]) -> tuple[NamedSharding, ...]:
             return tuple(NamedSharding(mesh, _spec(axes, *array)) for array in arrays)
 
-        return mesh, part, list(split(results)), split(operands)
+        return mesh, part, split(results), split(operands)
 
-    fresh = (f"x{number}" for number in count())
-    sides = [
-        ", ".join(" ".join(_factors(fresh, *array)) for array in side)
-        for side in (operands, results)
-    ]
+    number = count()
+    lines = [[_factors(number, *array) for array in side] for side in (operands, results)]
+    factors = [factor for side in lines for line in side for factor in line]
     whole = custom_partitioning(plain)
     whole.def_partition(
         partition,
-        sharding_rule=" -> ".join(sides),
-        need_replication_factors=tuple({f for side in sides for f in side.replace(",", "").split() if f not in _SPLIT}),
+        sharding_rule=" -> ".join(", ".join(map(" ".join, side)) for side in lines),
+        need_replication_factors=tuple(factor for factor in factors if factor not in _SPLIT),
     )
     return whole
 
@@ -81,7 +79,7 @@ def _spec(axes: dict[str, Any], letters: str, shape: Sequence[int]) -> Partition
     return PartitionSpec(*(axes[axis] if _splits(axis, size) else None for axis, size in pairs))
 
 
-def _factors(fresh: Iterator[str], letters: str, shape: Sequence[int]) -> list[str]:
-    """What the rule calls each axis: no other array has an axis that is not split."""
+def _factors(number: Iterator[int], letters: str, shape: Sequence[int]) -> list[str]:
+    """What the rule calls each axis: an axis that is not split has a name of its own."""
     pairs = zip(letters, shape, strict=True)
-    return [axis if _splits(axis, size) else next(fresh) for axis, size in pairs]
+    return [axis if _splits(axis, size) else f"x{next(number)}" for axis, size in pairs]
