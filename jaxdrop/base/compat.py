@@ -35,10 +35,10 @@ def varying_axes(x: Any) -> frozenset[str]:
 def unvarying_type(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """The type of an array that varies over no mesh axes, as Pallas wants it in `shard_map`."""
     scalar: Any = jax.typeof(jnp.int32(0))
-    name, value = (
-        ("manual_axis_type", scalar.mat) if hasattr(scalar, "mat") else ("vma", frozenset())
+    nowhere: dict[str, Any] = (
+        {"manual_axis_type": scalar.mat} if hasattr(scalar, "mat") else {"vma": frozenset()}
     )
-    return jax.ShapeDtypeStruct(shape, dtype, **{name: value})
+    return jax.ShapeDtypeStruct(shape, dtype, **nowhere)
 
 
 def vary_over(x: Array, axes: frozenset[str]) -> Array:

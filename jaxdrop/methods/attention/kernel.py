@@ -26,18 +26,19 @@ from jaxdrop.methods.attention.kernel_run import Run, run_kernel
 from jaxdrop.methods.attention.kernel_tile import Tiles
 from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
-from jaxdrop.methods.attention.tiled import tiled, tiled_passes
+from jaxdrop.methods.attention.tiled import tiled_passes
 
 _AS_QUERY, _AS_KEY, _BY_ROW = ("btkgh", False), ("bskh", False), ("bkgt", True)
 
 
 def kernel(check: Check, arguments: Arguments) -> Array:
     """Attention by kernels."""
+    sizes = checked_sizes(check, arguments)
+    by_tiles = tiled_passes(arguments._replace(blocks=Blocks(None, None)))
     if _some_axes_are_manual():
-        return tiled(check, arguments)
+        return attention_by(by_tiles, arguments)
     inputs, dropping = arguments.inputs, arguments.dropping
     batch, heads, queries, keys = arguments.weights_shape
-    sizes = checked_sizes(check, arguments)
     tiles = Tiles(
         layout=mask_layout(arguments.weights_shape, dropping.shared),
         window=arguments.window,
@@ -48,7 +49,6 @@ def kernel(check: Check, arguments: Arguments) -> Array:
         samples=batch,
         groups=heads // max(inputs.key.shape[2], 1),
     )
-    by_tiles = tiled_passes(arguments._replace(blocks=Blocks(None, None)))
     return attention_by(KernelPasses(tiles, sizes, by_tiles), arguments)
 
 

@@ -14,16 +14,19 @@ from jaxdrop.methods.attention.kernel_call import over_features, over_keys, over
 from jaxdrop.methods.attention.kernel_operands import Operands
 from jaxdrop.methods.attention.kernel_tile import Tile, Tiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
+from jaxdrop.methods.attention.tiles import Span
 
 
 def back_to_keys(tiles: Tiles, arrays: Operands, results: Any) -> None:
-    """Writes the cotangents of a block of keys and values."""
-    column = program(0) * np.int32(tiles.columns)
+    """Writes the cotangents of a block of keys and values, or a part of their features."""
+    parts, length = np.int32(tiles.parts), tiles.width // tiles.parts
+    column = lax.div(program(0), parts) * np.int32(tiles.columns)
+    features = Span(lax.rem(program(0), parts) * np.int32(length), length)
     zero = jnp.int32(0)
     at_column = tile_at(tiles, arrays, (program(1), zero), zero, column)
     key, value = at_column.columns(arrays.key), at_column.columns(arrays.value)
-    length = None if arrays.query_lengths is None else arrays.query_lengths[...]
-    first, end = tiles.query_blocks(column, length)
+    queries = None if arrays.query_lengths is None else arrays.query_lengths[...]
+    first, end = tiles.query_blocks(column, queries)
 
     def of_group(group: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         def step(block: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -31,16 +34,19 @@ def back_to_keys(tiles: Tiles, arrays: Operands, results: Any) -> None:
             tile = at_column.at(group=group, row=block * np.int32(tiles.rows))
             rows = _rows(tile)
             kept, d_logits = _slopes(tile, rows, key, value)
-            d_value += over_queries(kept.astype(value.dtype), rows.d_out)
-            d_key += over_queries(d_logits.astype(key.dtype), rows.query)
+            d_out, query = rows.d_out, rows.query
+            if tiles.parts != 1:
+                d_out, query = (tile.rows(x, features) for x in (arrays.d_out, arrays.query))
+            d_value += over_queries(kept.astype(value.dtype), d_out)
+            d_key += over_queries(d_logits.astype(key.dtype), query)
             return d_key, d_value
 
         return lax.fori_loop(first, end, step, sums)
 
-    zeros = jnp.zeros((tiles.columns, tiles.width), jnp.float32)
+    zeros = jnp.zeros((tiles.columns, length), jnp.float32)
     d_key, d_value = lax.fori_loop(np.int32(0), np.int32(tiles.groups), of_group, (zeros, zeros))
-    at_column.put_columns(results[0], d_key * arrays.factors[0])
-    at_column.put_columns(results[1], d_value * arrays.factors[1])
+    at_column.put_columns(results[0], d_key * arrays.factors[0], features)
+    at_column.put_columns(results[1], d_value * arrays.factors[1], features)
 
 
 def back_to_queries(tiles: Tiles, arrays: Operands, results: Any) -> None:

@@ -13,7 +13,6 @@ from jax.experimental.pallas import triton
 from jaxdrop.base.compat import unvarying_type
 
 
-
 def program(axis: int) -> Array:
     """The number of this program along an axis of the grid."""
     return jnp.asarray(pallas.program_id(axis), jnp.int32)  # without `jit` it is a plain number

@@ -68,7 +68,7 @@ def _fold(key: ThreefryKey, threshold: tuple[Words, Words], pairs: int, address:
     start, digits = threshold
 
     def step(i: Array, kept: Words) -> Words:
-        pair = np.uint32(pairs - 1) - i.astype(jnp.uint32)
+        pair = np.uint32(pairs - 1) - jnp.uint32(i)
         upper, lower = draw_pair(key, address, pair)
         for place, drawn in ((2 * pair + np.uint32(1), lower), (2 * pair, upper)):
             # A word of ones where the digit is 1. Then the majority of it, ~drawn and kept.
@@ -76,7 +76,9 @@ def _fold(key: ThreefryKey, threshold: tuple[Words, Words], pairs: int, address:
             kept = (kept & (digit | ~drawn)) | (digit & ~drawn)
         return kept
 
-    return lax.fori_loop(np.int32(0), np.int32(pairs), step, jnp.broadcast_to(start, address.low.shape))
+    return lax.fori_loop(
+        np.int32(0), np.int32(pairs), step, jnp.broadcast_to(start, address.low.shape)
+    )
 
 
 def _bits(words: Words) -> Bool[Array, "rows columns"]:

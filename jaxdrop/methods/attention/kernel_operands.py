@@ -1,4 +1,4 @@
-"""What kernels take: every array has the axis of samples first, so that `vmap` only makes it longer.
+"""What kernels take: arrays with the axis of samples first, which `vmap` only makes longer.
 
 The axes have letters: b samples, k heads of keys, g heads of queries that share one, t
 queries, s keys, h features, and n for what a program takes whole. A size with # may be
@@ -35,23 +35,23 @@ class Operands(NamedTuple):
     origin: UInt32[Array, "2"] | None = None  # the first sample and head of keys; None for 0
 
 
-LETTERS = Operands(
-    query="btkgh",
-    key="bskh",
-    value="bskh",
-    factors="bn",
-    words="bn",
-    threshold="bn",
-    bias="bkgTS",
-    mask="bkgTS",
-    query_lengths="b",
-    key_lengths="b",
-    d_out="btkgh",
-    highest="bkgt",
-    log_total="bkgt",
-    inner="bkgt",
-    origin="n",
-)
+LETTERS = {
+    "query": "btkgh",
+    "key": "bskh",
+    "value": "bskh",
+    "factors": "bn",
+    "words": "bn",
+    "threshold": "bn",
+    "bias": "bkgTS",
+    "mask": "bkgTS",
+    "query_lengths": "b",
+    "key_lengths": "b",
+    "d_out": "btkgh",
+    "highest": "bkgt",
+    "log_total": "bkgt",
+    "inner": "bkgt",
+    "origin": "n",
+}
 
 
 def operands_of(inputs: Inputs[Array], selection: Selection) -> Operands:

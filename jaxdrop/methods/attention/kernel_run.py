@@ -12,9 +12,8 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
 from jaxdrop.base.compat import vary_as
-from jaxdrop.methods.attention.kernel_back import back_to_keys, back_to_queries
+from jaxdrop.methods.attention.kernel_back import back_to_keys
 from jaxdrop.methods.attention.kernel_call import Dims, Launch, call
-from jaxdrop.methods.attention.kernel_forward import forward
 from jaxdrop.methods.attention.kernel_operands import LETTERS, Operands
 from jaxdrop.methods.attention.kernel_split import over_batch_and_heads
 from jaxdrop.methods.attention.kernel_tile import Tiles
@@ -44,13 +43,15 @@ class Run:
 
     def letters(self) -> list[str]:
         """The letters of the axes of the operands."""
-        return [getattr(LETTERS, name) for name in self.names]
+        return [LETTERS[name] for name in self.names]
 
     def types(self, *arrays: Any) -> list[Dims]:
         """The types of the results for operands."""
         query = arrays[self.names.index("query")]
         _, queries, key_heads, groups, features = query.shape
-        batch = max(x.shape[0] for name, x in zip(self.names, arrays) if name != "origin")
+        batch = max(
+            x.shape[0] for name, x in zip(self.names, arrays, strict=True) if name != "origin"
+        )
         sizes = {"b": batch, "t": queries, "k": key_heads, "g": groups, "h": features}
         sizes["s"] = self.tiles.keys
         return [
@@ -75,7 +76,8 @@ class Run:
         )
 
         def body(*refs: Any) -> None:
-            given = dict.fromkeys(Operands._fields) | dict(zip(self.names, refs, strict=False))
+            given: dict[str, Any] = dict.fromkeys(Operands._fields)
+            given |= zip(self.names, refs, strict=False)
             self.body(tiles, Operands(**given), refs[len(self.names) :])
 
         operands = list(zip(self.letters(), arrays, strict=True))
@@ -122,7 +124,7 @@ def _for_platform(run: Run, *arrays: Array) -> Arrays:
 
 
 def _batch(operands: Any, axes: Any, *, run: Run, types: Any, **_: Any) -> tuple[Arrays, list[int]]:
-    """Makes the axis of samples longer: all that differs between calls may differ between samples."""
+    """Makes the axis of samples longer. All that calls differ in may differ between samples."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     samples = types[0].shape[0]
 

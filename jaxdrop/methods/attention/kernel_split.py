@@ -41,9 +41,7 @@ def over_batch_and_heads(
         local = made[0].sharding.shard_shape(tuple(shape))
 
         def part(*arrays: Array) -> Sequence[Array]:
-            first = [
-                _index(axes[axis]) * np.uint32(local[letters.index(axis)]) for axis in _SPLIT
-            ]
+            first = [_index(axes[axis]) * np.uint32(local[letters.index(axis)]) for axis in _SPLIT]
             return of_part(jnp.stack(first), *arrays)
 
         def split(arrays: Sequence[tuple[str, Sequence[int]]]) -> tuple[NamedSharding, ...]:

@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from jaxdrop.core.layout import Layout
 from jaxdrop.methods.attention.arguments import Window
+from jaxdrop.methods.attention.kernel_blocks import block_width
 from jaxdrop.methods.attention.kernel_call import load, over_features, program, store
 from jaxdrop.methods.attention.kernel_mask import keep_tile
 from jaxdrop.methods.attention.kernel_operands import Operands
@@ -31,6 +32,7 @@ class Tiles:
       groups: heads of queries that share a head of keys.
       rows: queries of a tile, a power of two.
       columns: keys of a tile, a power of two of whole words.
+      parts: into how many parts the features of a result over keys are cut.
     """
 
     layout: Layout
@@ -43,11 +45,12 @@ class Tiles:
     groups: int
     rows: int = 0  # these two differ between kernels
     columns: int = 0
+    parts: int = 1
 
     @property
     def width(self) -> int:
-        """Features of a block: a power of two, and as many as tensor cores need."""
-        return max(16, 1 << (self.features - 1).bit_length())
+        """Features of a block."""
+        return block_width(self.features)
 
     def key_blocks(self, row: Array, length: Array | None) -> tuple[Any, Any]:
         """The first block of keys that a block of queries may see, and the end of them."""
@@ -109,21 +112,28 @@ class Tile:
         """The positions of its keys."""
         return self.column + lax.iota(jnp.int32, self.tiles.columns)
 
-    def rows(self, ref: Any) -> Array:
-        """Its queries in (t, g, h); zeros beyond the last."""
-        return load(ref, self._rows_index, self._in_rows)
+    def rows(self, ref: Any, features: Span | None = None) -> Array:
+        """Its queries in (t, g, h), with some or all features; zeros beyond the last."""
+        features = features or self._all_features
+        index = (self._row_span, self.group, tuple(features))
+        return load(ref, index, self._in_array(self.row_numbers, self.tiles.queries, features))
 
     def put_rows(self, ref: Any, x: Array) -> None:
         """Writes its queries into (t, g, h)."""
-        store(ref, self._rows_index, x, self._in_rows)
+        features = self._all_features
+        index = (self._row_span, self.group, tuple(features))
+        store(ref, index, x, self._in_array(self.row_numbers, self.tiles.queries, features))
 
     def columns(self, ref: Any) -> Array:
         """Its keys in (s, h); zeros beyond the last."""
-        return load(ref, self._columns_index, self._in_columns)
+        features = self._all_features
+        index = (self._column_span, tuple(features))
+        return load(ref, index, self._in_array(self.column_numbers, self.tiles.keys, features))
 
-    def put_columns(self, ref: Any, x: Array) -> None:
-        """Writes its keys into (s, h)."""
-        store(ref, self._columns_index, x, self._in_columns)
+    def put_columns(self, ref: Any, x: Array, features: Span) -> None:
+        """Writes some features of its keys into (s, h)."""
+        index = (self._column_span, tuple(features))
+        store(ref, index, x, self._in_array(self.column_numbers, self.tiles.keys, features))
 
     def of_rows(self, ref: Any) -> Array:
         """One number for each of its queries, from (g, t); zeros beyond the last."""
@@ -167,7 +177,7 @@ class Tile:
             (arrays.threshold[0], arrays.threshold[1]),
             tiles.pairs,
             tiles.layout,
-            (self.sample, self.key_head * np.uint32(tiles.groups) + self.group.astype(jnp.uint32)),
+            (self.sample, self.key_head * np.uint32(tiles.groups) + jnp.uint32(self.group)),
             Span(self.row, tiles.rows),
             Span(self.column, tiles.columns),
         )
@@ -188,22 +198,19 @@ class Tile:
         )
         return load(ref, index, _all(seen, (index[1][1], index[2][1])))
 
-    def _in_array(self, numbers: Array, size: int) -> Array | None:
+    def _in_array(self, numbers: Array, size: int, features: Span) -> Array | None:
         """Which elements of some rows or columns with their features there are; None for all."""
         tiles, block, seen = self.tiles, numbers.shape[0], list[Array]()
         if size % block:
             seen.append(numbers[:, None] < np.int32(size))
         if tiles.features != tiles.width:
-            seen.append(lax.iota(jnp.int32, tiles.width)[None] < np.int32(tiles.features))
-        return _all(seen, (block, tiles.width))
+            feature = features.start + lax.iota(jnp.int32, features.length)
+            seen.append(feature[None] < np.int32(tiles.features))
+        return _all(seen, (block, features.length))
 
     @property
-    def _in_rows(self) -> Array | None:
-        return self._in_array(self.row_numbers, self.tiles.queries)
-
-    @property
-    def _in_columns(self) -> Array | None:
-        return self._in_array(self.column_numbers, self.tiles.keys)
+    def _all_features(self) -> Span:
+        return Span(0, self.tiles.width)
 
     @property
     def _row_numbers_in_array(self) -> Array | None:
@@ -218,14 +225,6 @@ class Tile:
     @property
     def _column_span(self) -> tuple[Array, int]:
         return self.column, self.tiles.columns
-
-    @property
-    def _rows_index(self) -> tuple[Any, ...]:
-        return self._row_span, self.group, (0, self.tiles.width)
-
-    @property
-    def _columns_index(self) -> tuple[Any, ...]:
-        return self._column_span, (0, self.tiles.width)
 
 
 def tile_at(
