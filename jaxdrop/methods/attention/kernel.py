@@ -157,7 +157,7 @@ def _run(
     operands: Operands,
     results: tuple[tuple[str, bool], ...],
 ) -> Any:
-    sized = replace(tiles, rows=sizes.rows, columns=sizes.columns)
+    sized = replace(tiles, rows=sizes.rows, columns=sizes.columns, parts=sizes.parts)
     given = zip(Operands._fields, operands, strict=True)
     names = tuple(name for name, x in given if x is not None)
     return run_kernel(Run(body, results, sized, names, sizes.warps, sizes.stages), operands)

@@ -13,12 +13,13 @@ _LEAST_WIDTH = 16  # of a block of features, for tensor cores
 
 
 class Sizes(NamedTuple):
-    """For one kernel: rows and columns of a tile, groups of 32 threads, blocks loaded ahead."""
+    """Of the tiles of one kernel, and how many threads compute one."""
 
     rows: int
     columns: int
-    warps: int
-    stages: int = 2
+    warps: int  # groups of 32 threads
+    stages: int = 2  # blocks that are loaded ahead
+    parts: int = 1  # of the features of a result over keys, each for a program of its own
 
 
 class AllSizes(NamedTuple):
@@ -39,8 +40,8 @@ _SIZES = {
     (2, 256): AllSizes(Sizes(64, 32, 8), Sizes(32, 64, 8), Sizes(64, 32, 8)),
     (4, 32): AllSizes(Sizes(128, 64, 8), Sizes(32, 64, 4), Sizes(64, 64, 4)),
     (4, 64): AllSizes(Sizes(64, 64, 4), Sizes(32, 32, 4), Sizes(64, 32, 4)),
-    (4, 128): AllSizes(Sizes(64, 32, 8), Sizes(32, 32, 8), Sizes(32, 32, 4)),
-    (4, 256): AllSizes(Sizes(32, 32, 4), Sizes(32, 32, 8), Sizes(32, 32, 8)),
+    (4, 128): AllSizes(Sizes(64, 32, 8), Sizes(16, 32, 8), Sizes(32, 32, 8)),
+    (4, 256): AllSizes(Sizes(32, 32, 8), Sizes(16, 32, 8, parts=2), Sizes(32, 32, 8)),
 }
 _WIDTHS = sorted({width for _, width in _SIZES})
 

@@ -49,9 +49,8 @@ class Run:
         """The types of the results for operands."""
         query = arrays[self.names.index("query")]
         _, queries, key_heads, groups, features = query.shape
-        batch = max(
-            x.shape[0] for name, x in zip(self.names, arrays, strict=True) if name != "origin"
-        )
+        pairs = zip(self.names, arrays, strict=True)
+        batch = max(x.shape[0] for name, x in pairs if name != "origin")
         sizes = {"b": batch, "t": queries, "k": key_heads, "g": groups, "h": features}
         sizes["s"] = self.tiles.keys
         return [
@@ -68,7 +67,9 @@ class Run:
         over_keys = self.body is back_to_keys
         launch = Launch(
             f"attention_{self.body.__name__}",
-            (columns, key_heads, batch) if over_keys else (rows, key_heads * tiles.groups, batch),
+            (columns * tiles.parts, key_heads, batch)
+            if over_keys
+            else (rows, key_heads * tiles.groups, batch),
             1 if over_keys else tiles.groups,
             {"t": rows * tiles.rows, "s": columns * tiles.columns, "h": tiles.width},
             self.warps,
