@@ -20,6 +20,7 @@ from jaxdrop.core.layout import mask_layout
 from jaxdrop.methods.attention.arguments import Arguments, Blocks
 from jaxdrop.methods.attention.kernel_back import back_to_keys, back_to_queries
 from jaxdrop.methods.attention.kernel_blocks import AllSizes, Sizes, checked_sizes
+from jaxdrop.methods.attention.kernel_export import unless_exported
 from jaxdrop.methods.attention.kernel_forward import forward
 from jaxdrop.methods.attention.kernel_operands import Operands, operands_of
 from jaxdrop.methods.attention.kernel_run import Run, run_kernel
@@ -77,11 +78,18 @@ class KernelPasses:
         Then nothing but the kernel runs forward. Only in bfloat16 and float16 does the
         backward pass notice, and the cuDNN and flash-attention libraries do the same.
         """
+        return unless_exported(self._forward, self._forward_by_tiles, inputs, selection)
+
+    def _forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
         operands = operands_of(inputs, selection)
         results = (_AS_QUERY, _BY_ROW, _BY_ROW)
         out, *rows = _run(forward, self.tiles, self.sizes.forward, operands, results)
         highest, log_total = (x[..., None] for x in rows)
         return Attended(out.reshape(inputs.query.shape), highest, log_total)
+
+    def _forward_by_tiles(self, inputs: Inputs[Array], selection: Selection) -> Attended:
+        attended = self.by_tiles.forward(inputs, selection)
+        return attended._replace(out=attended.out.astype(inputs.query.dtype))
 
     def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
         """As in `Passes`, by tiles."""
@@ -104,17 +112,27 @@ def _back(
     cotangents: tuple[Array, Array],
 ) -> Slopes:
     """The backward pass by kernels, whose own derivative is that of the tiles."""
+    ways = (partial(way, passes, asked) for way in (_back_by_kernels, _back_by_tiles))
+    return unless_exported(*ways, residuals, cotangents)
+
+
+def _back_by_kernels(
+    passes: KernelPasses,
+    asked: Inputs[bool],
+    residuals: Residuals,
+    cotangents: tuple[Array, Array],
+) -> Slopes:
     inputs, selection, attended = residuals
     d_out, d_log_total = cotangents
     operands = operands_of(inputs, selection)
     d_out, out = (x.reshape(operands.query.shape) for x in (d_out, attended.out))
+    # The part of the slopes of the logits that depends only on the row, as in `tiled`.
     products = d_out.astype(jnp.float32) * out.astype(jnp.float32)
-    inner = jnp.moveaxis(jnp.sum(products, -1), 1, -1) - d_log_total[..., 0]
     operands = operands._replace(
         d_out=d_out,
         highest=attended.highest[..., 0],
         log_total=attended.log_total[..., 0],
-        inner=inner,
+        inner=jnp.moveaxis(jnp.sum(products, -1), 1, -1) - d_log_total[..., 0],
     )
     tiles, (_, of_keys, of_queries) = passes.tiles, passes.sizes
     query = key = value = None
