@@ -24,7 +24,7 @@ from jaxdrop.methods.attention.kernel_export import unless_exported
 from jaxdrop.methods.attention.kernel_forward import forward
 from jaxdrop.methods.attention.kernel_operands import Operands, operands_of
 from jaxdrop.methods.attention.kernel_run import Run, run_kernel
-from jaxdrop.methods.attention.kernel_tile import Tiles
+from jaxdrop.methods.attention.kernel_tile import KernelTiles
 from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
 from jaxdrop.methods.attention.tiled import tiled_passes
@@ -40,7 +40,7 @@ def kernel(check: Check, arguments: Arguments) -> Array:
         return attention_by(by_tiles, arguments)
     inputs, dropping = arguments.inputs, arguments.dropping
     batch, heads, queries, keys = arguments.weights_shape
-    tiles = Tiles(
+    tiles = KernelTiles(
         layout=mask_layout(arguments.weights_shape, dropping.shared),
         window=arguments.window,
         pairs=dropping.rate.pairs,
@@ -68,7 +68,7 @@ def _some_axes_are_manual() -> bool:
 class KernelPasses:
     """`Passes` by kernels where there are some, and by tiles elsewhere."""
 
-    tiles: Tiles
+    tiles: KernelTiles
     sizes: AllSizes
     by_tiles: Passes
 
@@ -170,7 +170,7 @@ def _wide(residuals: Residuals) -> Residuals:
 
 def _run(
     body: Callable[..., None],
-    tiles: Tiles,
+    tiles: KernelTiles,
     sizes: Sizes,
     operands: Operands,
     results: tuple[tuple[str, bool], ...],

@@ -12,12 +12,12 @@ from jax import Array, lax
 
 from jaxdrop.methods.attention.kernel_call import over_features, over_keys, over_queries, program
 from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import Tile, Tiles, tile_at
+from jaxdrop.methods.attention.kernel_tile import KernelTile, KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 from jaxdrop.methods.attention.tiles import Span
 
 
-def back_to_keys(tiles: Tiles, arrays: Operands, results: Any) -> None:
+def back_to_keys(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
     """Writes the cotangents of a block of keys and values, or a part of their features."""
     parts, length = np.int32(tiles.parts), tiles.width // tiles.parts
     column = lax.div(program(0), parts) * np.int32(tiles.columns)
@@ -49,7 +49,7 @@ def back_to_keys(tiles: Tiles, arrays: Operands, results: Any) -> None:
     at_column.put_columns(results[1], d_value * arrays.factors[1], features)
 
 
-def back_to_queries(tiles: Tiles, arrays: Operands, results: Any) -> None:
+def back_to_queries(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
     """Writes the cotangents of a block of queries."""
     row = program(0) * np.int32(tiles.rows)
     groups = np.int32(tiles.groups)
@@ -82,14 +82,14 @@ class _Rows(NamedTuple):
     inner: Array
 
 
-def _rows(tile: Tile) -> _Rows:
+def _rows(tile: KernelTile) -> _Rows:
     arrays = tile.arrays
     columns = map(tile.of_rows, (arrays.highest, arrays.log_total, arrays.inner))
     spread = (x[:, None] for x in columns)
     return _Rows(tile.rows(arrays.query), tile.rows(arrays.d_out), *spread)
 
 
-def _slopes(tile: Tile, rows: _Rows, key: Array, value: Array) -> tuple[Array, Array]:
+def _slopes(tile: KernelTile, rows: _Rows, key: Array, value: Array) -> tuple[Array, Array]:
     """The weights that are kept, and the cotangents of the logits."""
     # Two subtractions, as in `tile_weights`, since the sum would round `log_total` away.
     weights = jnp.exp(tile.logits(rows.query, key) - rows.highest - rows.log_total)

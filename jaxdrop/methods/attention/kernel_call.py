@@ -1,4 +1,8 @@
-"""All that is used of Pallas: calls of a kernel, and its blocks of arrays."""
+"""All that is used of Pallas, and of other parts of JAX that may change: calls and their blocks.
+
+From 0.12 on JAX says that it will part with the Triton form of Pallas. What must change
+then is here.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas
+from jax.experimental.custom_partitioning import custom_partitioning as custom_partitioning
 from jax.experimental.pallas import triton
 
 from jaxdrop.base.compat import unvarying_type

@@ -8,11 +8,11 @@ from jax import Array, lax
 
 from jaxdrop.methods.attention.kernel_call import over_keys, program
 from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import Tiles, tile_at
+from jaxdrop.methods.attention.kernel_tile import KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 
 
-def forward(tiles: Tiles, arrays: Operands, results: Any) -> None:
+def forward(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
     """Writes the output and the log-sum-exp, in two parts as in `Attended`."""
     row = program(0) * np.int32(tiles.rows)
     groups = np.int32(tiles.groups)

@@ -16,7 +16,7 @@ from jaxdrop.methods.attention.kernel_back import back_to_keys
 from jaxdrop.methods.attention.kernel_call import Dims, Launch, call
 from jaxdrop.methods.attention.kernel_operands import LETTERS, Operands
 from jaxdrop.methods.attention.kernel_split import over_batch_and_heads
-from jaxdrop.methods.attention.kernel_tile import Tiles
+from jaxdrop.methods.attention.kernel_tile import KernelTiles
 
 Arrays: TypeAlias = Sequence[Array]
 
@@ -36,7 +36,7 @@ class Run:
 
     body: Callable[..., None]
     results: tuple[tuple[str, bool], ...]
-    tiles: Tiles
+    tiles: KernelTiles
     names: tuple[str, ...]
     warps: int
     stages: int

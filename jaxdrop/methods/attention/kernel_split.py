@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdrop.methods.attention.kernel_call import custom_partitioning
 
 Function: TypeAlias = Callable[..., Sequence[Array]]
 _SPLIT = "bk"

@@ -12,13 +12,13 @@ from jaxdrop.core.layout import Layout
 from jaxdrop.methods.attention.arguments import Window
 from jaxdrop.methods.attention.kernel_blocks import block_width
 from jaxdrop.methods.attention.kernel_call import load, over_features, program, store
-from jaxdrop.methods.attention.kernel_mask import keep_tile
+from jaxdrop.methods.attention.kernel_mask import Source, keep_tile
 from jaxdrop.methods.attention.kernel_operands import Operands
 from jaxdrop.methods.attention.tiles import Span
 
 
 @dataclass(frozen=True)
-class Tiles:
+class KernelTiles:
     """What all tiles of a kernel have in common; known while tracing.
 
     Attributes:
@@ -83,14 +83,14 @@ def _blocks(
 
 
 @dataclass(frozen=True)
-class Tile:
+class KernelTile:
     """A tile that starts at a query and a key, for one sample and head.
 
     The sample and the head of keys are numbers in the whole mask, of which a device may
     have a part.
     """
 
-    tiles: Tiles
+    tiles: KernelTiles
     arrays: Operands  # of references to the part of one sample and one head of keys
     sample: Array
     key_head: Array
@@ -98,7 +98,7 @@ class Tile:
     row: Array
     column: Array
 
-    def at(self, **changed: Any) -> "Tile":
+    def at(self, **changed: Any) -> "KernelTile":
         """A tile elsewhere."""
         return replace(self, **changed)
 
@@ -172,14 +172,14 @@ class Tile:
         tiles, arrays = self.tiles, self.arrays
         if arrays.words is None or arrays.threshold is None:
             return None
+        (first, second), (start, digits) = ((x[0], x[1]) for x in (arrays.words, arrays.threshold))
+        head = self.key_head * np.uint32(tiles.groups) + jnp.uint32(self.group)
         keep = keep_tile(
-            (arrays.words[0], arrays.words[1]),
-            (arrays.threshold[0], arrays.threshold[1]),
-            tiles.pairs,
+            Source((first, second), start, digits, tiles.pairs),
             tiles.layout,
-            (self.sample, self.key_head * np.uint32(tiles.groups) + jnp.uint32(self.group)),
-            Span(self.row, tiles.rows),
-            Span(self.column, tiles.columns),
+            (self.sample, head),
+            Span(*self._row_span),
+            Span(*self._column_span),
         )
         return jnp.broadcast_to(keep, (tiles.rows, tiles.columns))
 
@@ -228,15 +228,15 @@ class Tile:
 
 
 def tile_at(
-    tiles: Tiles, arrays: Operands, head: tuple[Array, Array], row: Array, column: Array
-) -> Tile:
+    tiles: KernelTiles, arrays: Operands, head: tuple[Array, Array], row: Array, column: Array
+) -> KernelTile:
     """A tile of the sample of this program. `head` is the head of keys, and which of its group."""
     sample, key_head = program(2).astype(jnp.uint32), head[0].astype(jnp.uint32)
     if arrays.origin is not None:
         sample, key_head = sample + arrays.origin[0], key_head + arrays.origin[1]
     # Under `vmap` the samples of all calls are in one row, and each call has its own mask.
     sample = lax.rem(sample, np.uint32(tiles.samples))
-    return Tile(tiles, arrays, sample, key_head, head[1], row, column)
+    return KernelTile(tiles, arrays, sample, key_head, head[1], row, column)
 
 
 def _all(conditions: list[Array], shape: tuple[int, ...]) -> Array | None:
