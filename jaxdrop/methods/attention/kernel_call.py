@@ -94,7 +94,9 @@ def _spec(launch: Launch, dims: Dims) -> pallas.BlockSpec:
 def load(ref: Any, index: tuple[Any, ...], seen: Array | None) -> Array:
     """Part of an array; zeros where `seen` is False. A pair in the index is a start and a size."""
     part = ref.at[_slices(index)]
-    return triton.load(part) if seen is None else triton.load(part, mask=seen, other=0)
+    if seen is None:
+        return triton.load(part)
+    return triton.load(part, mask=seen, other=False if ref.dtype == jnp.bool_ else 0)
 
 
 def store(ref: Any, index: tuple[Any, ...], x: Array, seen: Array | None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxdrop.methods.attention.operands import Inputs, Selection, split_heads
 
@@ -25,7 +25,7 @@ class Operands(NamedTuple):
     words: UInt32[Array, "#b 2"] | None = None  # the key of the mask; None for no mask
     threshold: UInt32[Array, "#b 2"] | None = None  # where the fold starts, and the digits
     bias: Float[Array, "#b #t #k #g #s"] | None = None
-    mask: Int[Array, "#b #t #k #g #s"] | None = None
+    mask: Bool[Array, "#b #t #k #g #s"] | None = None
     query_lengths: Int[Array, "#b"] | None = None
     key_lengths: Int[Array, "#b"] | None = None
     d_out: Float[Array, "#b t k g h"] | None = None

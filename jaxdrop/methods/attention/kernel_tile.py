@@ -163,7 +163,7 @@ class KernelTile:
         if arrays.key_lengths is not None:
             visible.append(column < arrays.key_lengths[...])
         if arrays.mask is not None:
-            visible.append(self._part(arrays.mask) != 0)
+            visible.append(self._part(arrays.mask))
         seen = _all(visible, logits.shape)
         return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
 
