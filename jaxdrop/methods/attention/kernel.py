@@ -25,11 +25,11 @@ from jaxdrop.methods.attention.kernel_forward import forward
 from jaxdrop.methods.attention.kernel_operands import Operands, operands_of
 from jaxdrop.methods.attention.kernel_run import Run, run_kernel
 from jaxdrop.methods.attention.kernel_tile import KernelTiles
-from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes
+from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes, split_heads
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
 from jaxdrop.methods.attention.tiled import tiled_passes
 
-_AS_QUERY, _AS_KEY, _BY_ROW = ("btkgh", False), ("bskh", False), ("bkgt", True)
+_AS_QUERY, _AS_KEY, _BY_ROW = ("btnh", False), ("bskh", False), ("bnt", True)
 
 
 def kernel(check: Check, arguments: Arguments) -> Array:
@@ -84,8 +84,9 @@ class KernelPasses:
         operands = operands_of(inputs, selection)
         results = (_AS_QUERY, _BY_ROW, _BY_ROW)
         out, *rows = _run(forward, self.tiles, self.sizes.forward, operands, results)
-        highest, log_total = (x[..., None] for x in rows)
-        return Attended(out.reshape(inputs.query.shape), highest, log_total)
+        key_heads = inputs.key.shape[2]
+        highest, log_total = (split_heads(x[..., None], key_heads) for x in rows)
+        return Attended(out, highest, log_total)
 
     def _forward_by_tiles(self, inputs: Inputs[Array], selection: Selection) -> Attended:
         attended = self.by_tiles.forward(inputs, selection)
@@ -125,22 +126,20 @@ def _back_by_kernels(
     inputs, selection, attended = residuals
     d_out, d_log_total = cotangents
     operands = operands_of(inputs, selection)
-    d_out, out = (x.reshape(operands.query.shape) for x in (d_out, attended.out))
     # The part of the slopes of the logits that depends only on the row, as in `tiled`.
-    products = d_out.astype(jnp.float32) * out.astype(jnp.float32)
-    operands = operands._replace(
-        d_out=d_out,
-        highest=attended.highest[..., 0],
-        log_total=attended.log_total[..., 0],
-        inner=jnp.moveaxis(jnp.sum(products, -1), 1, -1) - d_log_total[..., 0],
+    products = d_out.astype(jnp.float32) * attended.out.astype(jnp.float32)
+    highest, log_total, d_log_total = (
+        x.reshape(x.shape[0], -1, x.shape[-2])
+        for x in (attended.highest, attended.log_total, d_log_total)
     )
+    inner = jnp.swapaxes(jnp.sum(products, -1), 1, 2) - d_log_total
+    operands = operands._replace(d_out=d_out, highest=highest, log_total=log_total, inner=inner)
     tiles, (_, of_keys, of_queries) = passes.tiles, passes.sizes
     query = key = value = None
     if asked.key or asked.value:
         key, value = _run(back_to_keys, tiles, of_keys, operands, (_AS_KEY, _AS_KEY))
     if asked.query:
         (query,) = _run(back_to_queries, tiles, of_queries, operands, (_AS_QUERY,))
-        query = query.reshape(inputs.query.shape)
     return Inputs(query, key if asked.key else None, value if asked.value else None, None, None)
 
 

@@ -38,7 +38,7 @@ class Launch(NamedTuple):
       name: what profilers call it.
       grid: how many programs: blocks of rows or columns, heads, samples.
       heads_per_key: how many of the heads of the grid share a head of keys.
-      padded: sizes to which the axes `t`, `s` and `h` are rounded up.
+      blocks: how many elements of the axes n, t, s and h a program sees.
       warps: groups of 32 threads for each program.
       stages: how many blocks are loaded ahead.
     """
@@ -46,7 +46,7 @@ class Launch(NamedTuple):
     name: str
     grid: tuple[int, int, int]
     heads_per_key: int
-    padded: dict[str, int]
+    blocks: dict[str, int]
     warps: int
     stages: int
 
@@ -74,19 +74,22 @@ def call(
 
 
 def _spec(launch: Launch, dims: Dims) -> pallas.BlockSpec:
-    """A program sees one sample and one head of keys of an array, and all of its other axes."""
+    """A program sees one sample of an array, one head of keys with its heads of queries, and all
+    of the other axes.
+    """
     pairs = list(zip(dims.letters, dims.shape, strict=True))
     # Rounded up, so that the interpreter, which clamps, finds a whole block at the end
     # of an axis. On a GPU nothing lies there, and loads and stores are masked.
     shape = tuple(
-        None if axis in "bk" else launch.padded.get(axis.lower() if size != 1 else axis, size)
+        None if axis in "bk" else launch.blocks.get(axis.lower() if size != 1 else axis, size)
         for axis, size in pairs
     )
 
     def place(_: Array, head: Array, sample: Array) -> tuple[Any, ...]:
-        own = {"b": sample, "k": jax.lax.div(head, jnp.int32(launch.heads_per_key))}
+        key_head = jax.lax.div(head, jnp.int32(launch.heads_per_key))
+        own = {"b": sample, "k": key_head, "n": key_head}
         zero = jnp.int32(0)
-        return tuple(own.get(axis, zero) if size != 1 else zero for axis, size in pairs)
+        return tuple(own.get(axis.lower(), zero) if size != 1 else zero for axis, size in pairs)
 
     return pallas.BlockSpec(shape, place)
 

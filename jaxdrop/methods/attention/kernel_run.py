@@ -48,11 +48,11 @@ class Run:
     def types(self, *arrays: Any) -> list[Dims]:
         """The types of the results for operands."""
         query = arrays[self.names.index("query")]
-        _, queries, key_heads, groups, features = query.shape
+        _, queries, heads, features = query.shape
         pairs = zip(self.names, arrays, strict=True)
         batch = max(x.shape[0] for name, x in pairs if name != "origin")
-        sizes = {"b": batch, "t": queries, "k": key_heads, "g": groups, "h": features}
-        sizes["s"] = self.tiles.keys
+        sizes = {"b": batch, "t": queries, "n": heads, "h": features}
+        sizes |= {"s": self.tiles.keys, "k": heads // self.tiles.groups}
         return [
             Dims(axes, tuple(sizes[axis] for axis in axes), jnp.float32 if wide else query.dtype)
             for axes, wide in self.results
@@ -62,16 +62,21 @@ class Run:
         """Runs the kernel on one device."""
         results, tiles = self.types(*arrays), self.tiles
         batch = results[0].shape[0]
-        key_heads = arrays[self.names.index("query")].shape[2]
+        heads = arrays[self.names.index("query")].shape[2]
         rows, columns = -(-tiles.queries // tiles.rows), -(-tiles.keys // tiles.columns)
         over_keys = self.body is back_to_keys
         launch = Launch(
             f"attention_{self.body.__name__}",
-            (columns * tiles.parts, key_heads, batch)
+            (columns * tiles.parts, heads // tiles.groups, batch)
             if over_keys
-            else (rows, key_heads * tiles.groups, batch),
+            else (rows, heads, batch),
             1 if over_keys else tiles.groups,
-            {"t": rows * tiles.rows, "s": columns * tiles.columns, "h": tiles.width},
+            {
+                "n": tiles.groups,
+                "t": rows * tiles.rows,
+                "s": columns * tiles.columns,
+                "h": tiles.width,
+            },
             self.warps,
             self.stages,
         )
@@ -110,6 +115,7 @@ def _bind(run: Run, arrays: Arrays) -> Arrays:
     function = over_batch_and_heads(
         partial(_for_platform, run),
         run.part,
+        run.tiles.groups,
         [(letters, x.shape) for letters, x in zip(run.letters(), arrays, strict=True)],
         [(letters, t.shape) for (letters, _), t in zip(run.results, types, strict=True)],
     )

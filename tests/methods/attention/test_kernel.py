@@ -288,18 +288,24 @@ def test_splits_over_batch_and_heads_need_no_collective(kind, spec, expected):
     assert not COLLECTIVE.findall(program.as_text())
 
 
-def test_grouped_heads_and_other_operands_on_a_mesh():
+@pytest.mark.parametrize("spec", [P("a", None, "b"), P("b", None, "a")], ids=str)
+def test_grouped_heads_and_other_operands_on_a_mesh(spec):
+    """Two heads of keys can be split over two devices, and not over four."""
     query, key, value, cotangent = four()
     options = {
         "bias": normal(8, 1, 40),
         "mask": normal(8, 1, 1, 40) > -1,
         "key_value_seq_lengths": jnp.arange(33, 41),
     }
-    split = NamedSharding(mesh(), P("a", None, "b"))
     arrays = [query, key[:, :, ::4], value[:, :, ::4], cotangent]
     plain = quick_jit(partial(causal, whole, **options))(*arrays)
-    placed = [jax.device_put(x, split) for x in arrays]
-    assert_close(jax.jit(partial(causal, kernel, **options))(*placed), plain)
+    splits = [NamedSharding(mesh(), spec), NamedSharding(mesh(), P(spec[0]))]
+    if spec[2] == "b":
+        splits[1] = splits[0]
+    placed = [jax.device_put(x, splits[x.shape[2] == 2]) for x in arrays]
+    program = jax.jit(partial(causal, kernel, **options)).lower(*placed).compile()
+    assert_close(program(*placed), plain)
+    assert bool(COLLECTIVE.findall(program.as_text())) == (spec[2] == "a")
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
