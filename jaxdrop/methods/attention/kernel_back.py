@@ -70,10 +70,7 @@ def back_to_queries(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
 
 
 class _Rows(NamedTuple):
-    """What a block of queries needs, of which beyond the last query all is 0.
-
-    So the weights there are 1, but add zeros to every sum.
-    """
+    """What the slopes of a block of queries depend on."""
 
     query: Array
     d_out: Array

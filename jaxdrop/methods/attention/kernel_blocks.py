@@ -39,7 +39,7 @@ _SIZES = {
     (2, 128): AllSizes(Sizes(128, 64, 8), Sizes(32, 64, 8), Sizes(64, 64, 8)),
     (2, 256): AllSizes(Sizes(64, 32, 8), Sizes(32, 64, 8), Sizes(64, 32, 8)),
     (4, 32): AllSizes(Sizes(128, 64, 8), Sizes(32, 64, 4), Sizes(64, 64, 4)),
-    (4, 64): AllSizes(Sizes(64, 64, 4), Sizes(32, 32, 4), Sizes(64, 32, 4)),
+    (4, 64): AllSizes(Sizes(128, 32, 8), Sizes(32, 32, 4), Sizes(64, 32, 4)),
     (4, 128): AllSizes(Sizes(64, 32, 8), Sizes(16, 32, 8), Sizes(32, 32, 8)),
     (4, 256): AllSizes(Sizes(32, 32, 8), Sizes(16, 32, 8, parts=2), Sizes(32, 32, 8)),
 }

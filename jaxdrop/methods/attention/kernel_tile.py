@@ -43,7 +43,7 @@ class KernelTiles:
     features: int
     samples: int
     groups: int
-    rows: int = 0  # these two differ between kernels
+    rows: int = 0  # these three differ between kernels
     columns: int = 0
     parts: int = 1
 
@@ -152,6 +152,10 @@ class KernelTile:
         row, column = self.row_numbers[:, None], self.column_numbers[None]
         before, after = self.tiles.window
         visible: list[Array] = []
+        # Rows beyond the last too: a bias of 1000 would give them infinite weights, and NaN
+        # where these meet the zeros that such rows have for everything else.
+        if self.tiles.queries % self.tiles.rows:
+            visible.append(row < np.int32(self.tiles.queries))
         if self.tiles.keys % self.tiles.columns:
             visible.append(column < np.int32(self.tiles.keys))
         if before is not None:

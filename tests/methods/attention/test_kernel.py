@@ -176,6 +176,17 @@ def test_all_head_sizes_and_dtypes(features, dtype):
     assert_close(found, expected, {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.004}[dtype])
 
 
+def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
+    arrays = [normal(1, 35, 1, 4, seed=seed) for seed in range(4)]
+    found, expected = (
+        quick_jit(partial(output_and_pull, attend, bias=jnp.full((1, 35), 1000, jnp.float32)))(
+            *arrays
+        )
+        for attend in (kernel, whole)
+    )
+    assert_close(found, expected, 1e-3)  # logits near 1000 are rounded to 6e-5
+
+
 def test_bad_traced_rate_gives_nan():
     x = normal(1, 33, 1, 16)
     out = output_and_pull(kernel, x, x, x, x, rate=jnp.float32(1.5))
