@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdrop.methods.attention.kernel_call import over_features, over_keys, over_queries, program
+from jaxdrop.methods.attention.kernel_call import (
+    exp,
+    over_features,
+    over_keys,
+    over_queries,
+    program,
+)
 from jaxdrop.methods.attention.kernel_operands import Operands
 from jaxdrop.methods.attention.kernel_tile import KernelTile, KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
@@ -34,6 +40,7 @@ def back_to_keys(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
             tile = at_column.at(group=group, row=block * np.int32(tiles.rows))
             rows = _rows(tile)
             kept, d_logits = _slopes(tile, rows, key, value)
+            # The weights need all features; of wide results only a part fits in registers.
             d_out, query = rows.d_out, rows.query
             if tiles.parts != 1:
                 d_out, query = (tile.rows(x, features) for x in (arrays.d_out, arrays.query))
@@ -89,7 +96,7 @@ def _rows(tile: KernelTile) -> _Rows:
 def _slopes(tile: KernelTile, rows: _Rows, key: Array, value: Array) -> tuple[Array, Array]:
     """The weights that are kept, and the cotangents of the logits."""
     # Two subtractions, as in `tile_weights`, since the sum would round `log_total` away.
-    weights = jnp.exp(tile.logits(rows.query, key) - rows.highest - rows.log_total)
+    weights = exp(tile.logits(rows.query, key) - rows.highest - rows.log_total)
     keep = tile.keep()
     d_weights = dropped(keep, over_features(rows.d_out, value)) * tile.arrays.factors[1]
     return dropped(keep, weights), weights * (d_weights - rows.inner)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import pallas
 from jax.experimental.custom_partitioning import custom_partitioning as custom_partitioning
@@ -109,6 +110,11 @@ def store(ref: Any, index: tuple[Any, ...], x: Array, seen: Array | None) -> Non
 
 def _slices(index: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pallas.ds(*part) if isinstance(part, tuple) else part for part in index)
+
+
+def exp(x: Array) -> Array:
+    """The exponential by that of base 2, for which a GPU has an instruction."""
+    return jnp.exp2(x * np.float32(np.log2(np.e)))
 
 
 def product(a: Array, b: Array, axes: tuple[int, int]) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdrop.methods.attention.kernel_call import over_keys, program
+from jaxdrop.methods.attention.kernel_call import exp, over_keys, program
 from jaxdrop.methods.attention.kernel_operands import Operands
 from jaxdrop.methods.attention.kernel_tile import KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
@@ -21,12 +21,13 @@ def forward(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
     query = at_row.rows(arrays.query)
 
     def step(block: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # An online softmax, as in `tiled`.
         numerator, total, highest = sums
         tile = at_row.at(column=block * np.int32(tiles.columns))
         logits = tile.logits(query, tile.columns(arrays.key))
         new_highest = jnp.maximum(highest, jnp.max(logits, 1))
         origin = _finite(new_highest)
-        weights, shrink = jnp.exp(logits - origin[:, None]), jnp.exp(highest - origin)
+        weights, shrink = exp(logits - origin[:, None]), exp(highest - origin)
         value = tile.columns(arrays.value)
         kept = dropped(tile.keep(), weights).astype(value.dtype)
         numerator = numerator * shrink[:, None] + over_keys(kept, value)

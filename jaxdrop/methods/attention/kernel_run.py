@@ -60,34 +60,33 @@ class Run:
 
     def __call__(self, *arrays: Array, interpret: bool) -> list[Array]:
         """Runs the kernel on one device."""
-        results, tiles = self.types(*arrays), self.tiles
-        batch = results[0].shape[0]
-        heads = arrays[self.names.index("query")].shape[2]
-        rows, columns = -(-tiles.queries // tiles.rows), -(-tiles.keys // tiles.columns)
-        over_keys = self.body is back_to_keys
-        launch = Launch(
-            f"attention_{self.body.__name__}",
-            (columns * tiles.parts, heads // tiles.groups, batch)
-            if over_keys
-            else (rows, heads, batch),
-            1 if over_keys else tiles.groups,
-            {
-                "n": tiles.groups,
-                "t": rows * tiles.rows,
-                "s": columns * tiles.columns,
-                "h": tiles.width,
-            },
-            self.warps,
-            self.stages,
-        )
+        results = self.types(*arrays)
+        launch = self._launch(arrays[self.names.index("query")].shape[2], results[0].shape[0])
 
         def body(*refs: Any) -> None:
             given: dict[str, Any] = dict.fromkeys(Operands._fields)
-            given |= zip(self.names, refs, strict=False)
-            self.body(tiles, Operands(**given), refs[len(self.names) :])
+            given |= zip(self.names, refs, strict=False)  # the results come after
+            self.body(self.tiles, Operands(**given), refs[len(self.names) :])
 
         operands = list(zip(self.letters(), arrays, strict=True))
         return call(body, launch, operands, results, interpret=interpret)
+
+    def _launch(self, heads: int, samples: int) -> Launch:
+        tiles = self.tiles
+        rows, columns = -(-tiles.queries // tiles.rows), -(-tiles.keys // tiles.columns)
+        # Blocks come first in the grid: programs that run at the same time then have a
+        # head in common, and find what others have read of it in the cache.
+        grid, heads_per_key = (rows, heads, samples), tiles.groups
+        if self.body is back_to_keys:
+            grid, heads_per_key = (columns * tiles.parts, heads // tiles.groups, samples), 1
+        blocks = {
+            "n": tiles.groups,
+            "t": rows * tiles.rows,
+            "s": columns * tiles.columns,
+            "h": tiles.width,
+        }
+        name = f"attention_{self.body.__name__}"
+        return Launch(name, grid, heads_per_key, blocks, self.warps, self.stages)
 
     def part(self, origin: Array, *arrays: Array) -> Arrays:
         """The kernel on a device that has a part of the samples and heads of keys."""
@@ -108,6 +107,7 @@ def run_kernel(run: Run, operands: Operands) -> Arrays:
 
 
 def _bind(run: Run, arrays: Arrays) -> Arrays:
+    # The types of the results, which in `shard_map` vary over the mesh axes of the operands.
     def like_results(*arrays: Array) -> list[Array]:
         return vary_as([jnp.zeros(t.shape, t.dtype) for t in run.types(*arrays)], arrays)
 
@@ -126,6 +126,7 @@ def _bind(run: Run, arrays: Arrays) -> Arrays:
 
 
 def _for_platform(run: Run, *arrays: Array) -> Arrays:
+    # Not `by_platform`: for AMD's GPUs nothing was compiled.
     on_gpu, elsewhere = partial(run, interpret=False), partial(run, interpret=True)
     return lax.platform_dependent(*arrays, cuda=on_gpu, default=elsewhere)
 
@@ -137,7 +138,7 @@ def _batch(operands: Any, axes: Any, *, run: Run, types: Any, **_: Any) -> tuple
 
     def longer(x: Array, axis: int | None) -> Array:
         if axis is None and x.shape[0] == 1:
-            return x
+            return x  # the same for all samples of all calls
         x = x[None] if axis is None else jnp.moveaxis(x, axis, 0)
         x = jnp.broadcast_to(x, (size, samples, *x.shape[2:]))
         return x.reshape(size * samples, *x.shape[2:])

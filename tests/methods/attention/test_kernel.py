@@ -178,10 +178,9 @@ def test_all_head_sizes_and_dtypes(features, dtype):
 
 def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
     arrays = [normal(1, 35, 1, 4, seed=seed) for seed in range(4)]
+    bias = jnp.full((1, 35), 1000, jnp.float32)
     found, expected = (
-        quick_jit(partial(output_and_pull, attend, bias=jnp.full((1, 35), 1000, jnp.float32)))(
-            *arrays
-        )
+        quick_jit(partial(output_and_pull, attend, bias=bias))(*arrays)
         for attend in (kernel, whole)
     )
     assert_close(found, expected, 1e-3)  # logits near 1000 are rounded to 6e-5
