@@ -371,11 +371,12 @@ def test_shard_map_over_some_axes_of_a_mesh_is_served_by_tiles(kind):
 @contextlib.contextmanager
 def described_gpu():
     """From 0.12 on Pallas must be told for which GPU it lowers, and warns of Triton's end."""
-    if not hasattr(jax.sharding, "AbstractDevice"):
+    if jax.__version_info__ < (0, 12):
         yield
         return
     described = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
-    one = jax.sharding.AbstractMesh((1,), ("one",), abstract_device=described)
+    kinds = {"axis_types": (AxisType.Auto,), "abstract_device": described}
+    one = jax.sharding.AbstractMesh((1,), ("one",), **kinds)
     with jax.sharding.use_abstract_mesh(one), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
