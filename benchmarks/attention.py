@@ -57,6 +57,11 @@ _LINES = {
 }
 
 
+def compared() -> dict[str, Attention]:
+    """The candidates that run on this device."""
+    return candidates(jax.default_backend())
+
+
 def main() -> None:
     """Measures, prints and writes what was measured."""
     options = _parse()
@@ -90,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compare(way: str, length: int, dtype: str, rounds: int) -> dict[str, Record]:
     """Times of all candidates in turn, their ratios to ours, and their temporaries."""
     shape = (1, length, HEADS, FEATURES)
-    programs = {name: program(f, way, shape, dtype) for name, f in candidates().items()}
+    programs = {name: program(f, way, shape, dtype) for name, f in compared().items()}
     with tqdm(total=rounds, unit="round", desc=f"{way}, {dtype}", disable=None) as bar:
         samples = time_programs(programs, arrays(way, shape, dtype), rounds, bar.update)
     records = describe(samples, programs, {"over_jaxdrop": OURS, "over_rate_0": OURS_PLAIN})
@@ -106,7 +111,7 @@ def growth(lengths: Sequence[int]) -> dict[str, Any]:
         return temporary_mib(program(attention, way, (1, length, HEADS, FEATURES), "float32"))
 
     return {
-        way: {name: [mib(f, way, n) for n in lengths] for name, f in candidates().items()}
+        way: {name: [mib(f, way, n) for n in lengths] for name, f in compared().items()}
         for way in WAYS
     }
 

@@ -14,15 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from common.ahead import HERE, TARGETS, Target, target
-from common.attention import WAYS, candidates as attentions, function_of, types_of
+from common.assembled import assembled
+from common.attention import (
+    OURS_KERNEL,
+    RATE,
+    WAYS,
+    attend,
+    candidates as attentions,
+    function_of,
+    types_of,
+)
 from common.compiled import Kernel, Program
 from common.measuring import NO_DROPOUT, temporary_bytes
 from common.peers import BASELINE, OURS, find_peers, make_drop
@@ -37,6 +47,7 @@ from jaxdrop.base.platforms import by_platform
 from jaxdrop.core import bernoulli
 
 RATES = (0.1, 0.5, 1e-5)  # usual; of one binary digit; of twice the digits
+DTYPES, HEAD_SIZES = ("bfloat16", "float32"), (32, 64, 80, 128, 256)  # of attention by kernels
 SWAPPED = "jaxdrop, in the form for other platforms"
 _SMALL = 2**16  # bytes; of a kernel that moves fewer, the start is most of the cost
 _SHOWN = 6  # of the largest kernels
@@ -51,12 +62,14 @@ class Compilation(NamedTuple):
       function: takes key data, and then what `types` are of.
       types: the other types.
       within: a context to compile in.
+      kernels: whether the assembler is asked about kernels of our own.
     """
 
     record: Record
     function: Callable[..., Any]
     types: Sequence[Any]
     within: Callable[[], AbstractContextManager[None]] = nullcontext
+    kernels: bool = False
 
 
 @contextmanager
@@ -88,15 +101,27 @@ def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterat
                 yield Compilation(_about(program, SWAPPED, moved), function, types, forms_swapped)
 
 
-def attention_programs(shape: Sequence[int], dtype: str) -> Iterator[Compilation]:
+def attention_programs(shape: Sequence[int], dtype: str, backend: str) -> Iterator[Compilation]:
     """Attention, forward and with its gradient."""
     for way in WAYS:
         types = types_of(way, shape, dtype)
         arrays = len(types) + (1 if way == "forward" else 4)  # the output, and three cotangents
         moved = arrays * types[0].size * types[0].dtype.itemsize
-        for name, attend in attentions().items():
-            function = with_key(function_of(attend, way))
-            yield Compilation(_about(f"attention, {way}", name, moved), function, types)
+        for name, attention in attentions(backend).items():
+            function = with_key(function_of(attention, way))
+            record = _about(f"attention, {way}", name, moved)
+            yield Compilation(record, function, types, kernels=name == OURS_KERNEL)
+
+
+def kernel_programs(shape: Sequence[int]) -> Iterator[Compilation]:
+    """Attention by kernels with its gradient, for each form that they have tiles for."""
+    for dtype, features, is_causal in product(DTYPES, HEAD_SIZES, (False, True)):
+        types = types_of("gradient", (*shape[:3], features), dtype)
+        moved = 8 * types[0].size * types[0].dtype.itemsize
+        program = f"attention, {dtype}, {features} features{', causal' if is_causal else ''}"
+        ours = partial(attend, rate=RATE, implementation="kernel", is_causal=is_causal)
+        function = with_key(function_of(ours, "gradient"))
+        yield Compilation(_about(program, OURS_KERNEL, moved), function, types, kernels=True)
 
 
 def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilation]:
@@ -138,14 +163,18 @@ def with_key(function: Callable[..., Any]) -> Callable[..., Any]:
 def examine(device: Target, compilation: Compilation) -> Record:
     """Compiles, and counts what is in the program, if it fits into the device's memory."""
     start = time.perf_counter()
+    report: Record = {}
     try:
-        with compilation.within():
-            compiled = device.compile(compilation.function, _KEY, *compilation.types)
+        with compilation.within(), TemporaryDirectory() as folder:
+            options = {"xla_dump_to": folder} if compilation.kernels else {}
+            compiled = device.compile(compilation.function, _KEY, *compilation.types, **options)
+            seconds = time.perf_counter() - start
+            if compilation.kernels:
+                report["assembled"] = assembled(Path(folder), "attention")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**compilation.record, "error": "out of memory"}
-    seconds = time.perf_counter() - start
     program = Program(compiled.as_text() or "")
     kernels = program.kernels()
     return {
@@ -156,6 +185,7 @@ def examine(device: Target, compilation: Compilation) -> Record:
         "temporary_mib": rounded((temporary_bytes(compiled) or 0) / MIB),
         "threefry_blocks": program.threefry_blocks(),
         "compile_seconds": rounded(seconds),
+        **report,
         "largest_kernels": [described(k) for k in sorted(kernels, key=lambda k: -k.moved)[:_SHOWN]],
     }
 
@@ -182,6 +212,12 @@ def programs_table(records: Sequence[Record], elements: int) -> str:
         is_one_dropout = "rate" in record["program"] and "error" not in record
         return f"{record['threefry_blocks'] / elements:.3g}" if is_one_dropout else "-"
 
+    def registers(record: Record) -> str:
+        return ", ".join(
+            f"{kernel['registers']} ({kernel['spilled_bytes']})"
+            for kernel in record.get("assembled", [])
+        )
+
     columns = {
         "program": cell("program"),
         "candidate": cell("candidate"),
@@ -191,6 +227,7 @@ def programs_table(records: Sequence[Record], elements: int) -> str:
         "temporaries, MiB": cell("temporary_mib", form=".0f"),
         "blocks per element, at least": blocks,
         "compiled in, s": cell("compile_seconds", form=".2f"),
+        "registers (bytes spilled)": registers,
     }
     return table(records, columns)
 
@@ -214,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = LARGE if options.target != HERE or jax.default_backend() != "cpu" else SMALL
     todo = chain(
         workload_programs(options.elements, options.dtype, names),
-        attention_programs(options.attention, options.dtype),
+        attention_programs(options.attention, options.dtype, device.backend),
+        kernel_programs(options.attention) if device.backend in ("cuda", "gpu") else (),
         step_programs(model, [*names, NO_DROPOUT, OUR_WEIGHTS]),
     )
     examined = map(partial(examine, device), todo)

@@ -98,19 +98,23 @@ def test_gradient_of_every_method_is_that_of_the_cpu(method):
     np.testing.assert_allclose(there, on_cpu(gradient, x), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["tiled", "kernel"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("length", [100, 512])
-def test_attention_and_its_gradients_are_those_of_the_weights_in_memory(length, is_causal):
+def test_attention_and_its_gradients_are_those_of_the_weights_in_memory(
+    length, is_causal, implementation
+):
     def both(attend, query, key, value):
         attend = partial(attend, new_key(), rate=0.1, is_causal=is_causal)
         y, pull = jax.vjp(attend, query, key, value)
         return y, pull(jnp.cos(y))
 
     arrays = np.random.default_rng(0).normal(size=(3, 2, length, 4, 32)).astype(np.float32)
-    tiled = jax.jit(partial(both, jaxdrop.dot_product_attention))(*arrays)
-    reference = partial(jaxdrop.dot_product_attention, implementation="whole")
-    whole = jax.jit(partial(both, reference))(*arrays)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), tiled, whole)
+    found, whole = (
+        jax.jit(partial(both, partial(jaxdrop.dot_product_attention, implementation=name)))(*arrays)
+        for name in (implementation, "whole")
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, whole)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

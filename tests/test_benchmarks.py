@@ -94,3 +94,23 @@ def test_kernels_of_a_loop_count_as_often_as_it_runs_and_slices_as_parts():
         ("rows", 3, 32 + 4, 32),
         ("y", 3, 0 + 32 + 4, 32),
     ]
+
+
+REPORT = """
+ptxas info    : Compiling entry function 'attention_forward' for 'sm_90a'
+ptxas info    : Function properties for attention_forward
+    88 bytes stack frame, 64 bytes spill stores, 92 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 88 bytes cumulative stack size
+ptxas info    : Compiling entry function 'loop_fusion' for 'sm_90a'
+ptxas info    : Function properties for loop_fusion
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 16 registers, used 0 barriers
+"""
+
+
+def test_registers_and_spills_are_read_from_the_report_of_the_assembler():
+    found = load(ROOT / "benchmarks" / "common" / "assembled.py").kernels_in(REPORT)
+    assert list(found) == [
+        {"kernel": "attention_forward", "registers": 255, "spilled_bytes": 64},
+        {"kernel": "loop_fusion", "registers": 16, "spilled_bytes": 0},
+    ]

@@ -57,16 +57,21 @@ class Target(NamedTuple):
     platform: str | None
     device: Any
 
-    def compile(self, function: Callable[..., Any], *types: Any) -> Compiled:
-        """The program for arguments of the given types."""
+    @property
+    def backend(self) -> str:
+        """The platform that is compiled for."""
+        return self.platform or jax.default_backend()
+
+    def compile(self, function: Callable[..., Any], *types: Any, **options: Any) -> Compiled:
+        """The program for arguments of the given types; XLA is given the options."""
         if self.platform is None:
-            return jax.jit(function).lower(*types).compile()
+            return jax.jit(function).lower(*types).compile(options)
         there = SingleDeviceSharding(self.device)
         placed = jax.tree.map(
             lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=there), types
         )
         traced = jax.jit(function, out_shardings=there).trace(*placed)
-        return traced.lower(lowering_platforms=(self.platform,)).compile()
+        return traced.lower(lowering_platforms=(self.platform,)).compile(options)
 
 
 def target(name: str) -> Target:

@@ -15,18 +15,21 @@ Attention: TypeAlias = Callable[..., Array]
 
 RATE = 0.1
 FLAX, FLAX_SHARED = "flax.linen, dropout", "flax.linen, mask shared over heads"
+OURS_KERNEL = "jaxdrop, dropout, kernels"
 PLAIN, OURS, OURS_PLAIN = "jax.nn, no dropout", "jaxdrop, dropout", "jaxdrop, rate 0"
 WAYS = ("forward", "gradient")
 
 
-def candidates() -> dict[str, Attention]:
-    """All that are compared, by name."""
+def candidates(platform: str) -> dict[str, Attention]:
+    """All that are compared, by name; kernels only where they are not interpreted."""
+    kernels = {OURS_KERNEL: partial(attend, rate=RATE, implementation="kernel")}
     return {
         FLAX: partial(attend_flax, rate=RATE, broadcast_dropout=False),
         FLAX_SHARED: partial(attend_flax, rate=RATE, broadcast_dropout=True),
         PLAIN: attend_plain,
         OURS: partial(attend, rate=RATE),
         OURS_PLAIN: partial(attend, rate=0.0),
+        **(kernels if platform in ("cuda", "gpu") else {}),
     }
 
 

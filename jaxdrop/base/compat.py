@@ -32,6 +32,15 @@ def varying_axes(x: Any) -> frozenset[str]:
     return aval.mat.varying if hasattr(aval, "mat") else aval.vma
 
 
+def unvarying_type(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array that varies over no mesh axes, as Pallas wants it in `shard_map`."""
+    scalar: Any = jax.typeof(jnp.int32(0))
+    nowhere: dict[str, Any] = (
+        {"manual_axis_type": scalar.mat} if hasattr(scalar, "mat") else {"vma": frozenset()}
+    )
+    return jax.ShapeDtypeStruct(shape, dtype, **nowhere)
+
+
 def vary_over(x: Array, axes: frozenset[str]) -> Array:
     """The same value, typed as one that varies over the axes too."""
     missing = tuple(sorted(axes - varying_axes(x)))

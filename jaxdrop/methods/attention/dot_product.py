@@ -20,12 +20,21 @@ from jaxdrop.methods.attention.arguments import (
 from jaxdrop.methods.attention.tiled import tiled
 from jaxdrop.methods.attention.whole import whole
 
-Implementation: TypeAlias = Literal["tiled", "whole"]
+Implementation: TypeAlias = Literal["tiled", "whole", "kernel"]
+
+
+def _kernel(check: Check, arguments: Arguments) -> Array:
+    # Imported here, so that Pallas is loaded only by those who use it.
+    from jaxdrop.methods.attention.kernel import kernel
+
+    return kernel(check, arguments)
+
 
 # Each takes checked arguments, and refuses those that it cannot use.
 _IMPLEMENTATIONS: dict[Implementation, Callable[[Check, Arguments], Array]] = {
     "tiled": tiled,
     "whole": whole,
+    "kernel": _kernel,
 }
 _DEFAULT: Implementation = "tiled"
 
@@ -62,10 +71,22 @@ def dot_product_attention(
     element is in memory at once. If that is too much, pass the batch as an axis instead
     of `vmap`, or pass smaller block sizes.
 
+    On an NVIDIA GPU, `implementation="kernel"` computes the output in one kernel, and
+    the cotangents of query, key and value in three (one is a sum of rows). They keep
+    nothing larger than their results, and skip blocks of keys that nothing sees. All
+    options are served, but tiles compute what no kernel does: cotangents if those of
+    the bias or the scale are asked for, tangents, derivatives of higher order, programs
+    of `jax.export`, and calls inside of a `shard_map` over only some axes of a mesh. It
+    takes float32, bfloat16 and float16, up to 256 features, and block sizes that are
+    powers of two from 32 on. In 16 bits the backward pass uses the rounded output. On
+    other platforms the same kernels run in Pallas's interpreter, which is slow and for
+    tests. The kernels were compiled for an H200 and never timed. They use the Triton
+    part of Pallas, which JAX deprecates from 0.12 on.
+
     The mask is that of `dropout(rng, weights, rate)` for weights of shape (B, N, T, S),
     bit for bit. It does not depend on the implementation, on block sizes, or on how
     arrays are split over devices. If arrays are split over batch and heads, devices
-    need no communication.
+    need no communication. A kernel needs some if K heads of keys are split unequally.
 
     Args:
       rng: one random key, consumed here. May be None if `rate` is a known 0, since then
@@ -92,8 +113,9 @@ def dot_product_attention(
         a GPU. It changes memory and time, and the result only by rounding.
       key_block_size: keys per tile; None for a choice by shape.
       implementation: "tiled" computes tile by tile, as above. "whole" computes softmax,
-        `dropout` and product with all weights in memory; it has no block sizes. None
-        lets jaxdrop choose; it takes "tiled" today.
+        `dropout` and product with all weights in memory; it has no block sizes.
+        "kernel" is for NVIDIA GPUs, as above. None lets jaxdrop choose; it takes
+        "tiled" today.
 
     Returns:
       An array with the shape and dtype of `query`. Queries that see no key give
@@ -101,10 +123,12 @@ def dot_product_attention(
 
     Raises:
       TypeError: an array is not of the kind stated, `query`, `key` and `value`
-        differ in dtype, `rng` is not one key, or `rate` is not a number.
+        differ in dtype or have one that "kernel" does not take, `rng` is not one key,
+        or `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], shapes do not agree, a
-        block size is below 1 or given with "whole", `broadcast_dims` are out of
-        range or repeated, or the implementation is unknown.
+        block size is below 1 or given with "whole", "kernel" takes no such block size
+        or number of features, `broadcast_dims` are out of range or repeated, or the
+        implementation is unknown.
 
     Example:
       >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 128, 4, 16))

@@ -102,14 +102,14 @@ def grouped(inputs: Inputs[Array], selection: Selection) -> tuple[Inputs[Array],
     share a head of keys.
     """
     key_heads = inputs.key.shape[2]
-    mask = None if selection.mask is None else _split_heads(selection.mask, key_heads)
+    mask = None if selection.mask is None else split_heads(selection.mask, key_heads)
     return by_heads(inputs, key_heads), selection._replace(mask=mask)
 
 
 def by_heads(x: Inputs[Leaf], key_heads: int) -> Inputs[Leaf]:
     """The same for the inputs only, or for their tangents."""
     group = partial(by_group, key_heads=key_heads)
-    split = partial(_split_heads, key_heads=key_heads)
+    split = partial(split_heads, key_heads=key_heads)
     # For `tree.map` a missing leaf is an empty tree, which does not change.
     return x._replace(
         query=jax.tree.map(group, x.query),
@@ -136,7 +136,7 @@ def as_given(x: Slopes, inputs: Inputs[Array]) -> Slopes:
 
 def by_group(x: Array, key_heads: int) -> Array:
     """(B, T, N, H) as (B, K, G, T, H)."""
-    return _split_heads(_heads_first(x), key_heads)
+    return split_heads(_heads_first(x), key_heads)
 
 
 def by_head(x: Array) -> Array:
@@ -164,7 +164,7 @@ def _heads_first(x: Array) -> Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _split_heads(x: Array, key_heads: int) -> Array:
+def split_heads(x: Array, key_heads: int) -> Array:
     """(B, N, ...) as (B, K, G, ...), and (B, 1, ...) as (B, 1, 1, ...)."""
     batch, heads, *rest = x.shape
     key_heads = key_heads if heads != 1 else 1

@@ -58,7 +58,7 @@ def draw_tile(
     apart, merged = indices[: layout.leading], indices[layout.leading :]
     # If axes are merged, each row of the tile may start at a different bit.
     aligned = at_words and len(merged) == 1
-    first, offset = _place(merged, layout.shape[layout.leading :])
+    first, offset = place_of_bit(merged, layout.shape[layout.leading :])
     # A row that starts within a word needs one more word. The last word may lie beyond
     # the mask: it is drawn like any other, and its bits are not used.
     place = first + _count(ones, 1, -(-columns.length // WORD_BITS) + (not aligned))
@@ -95,7 +95,7 @@ def _count(ones: tuple[int, ...], rows: int, columns: int) -> Words:
     return lax.broadcasted_iota(jnp.uint32, (*ones, rows, columns), axis)
 
 
-def _place(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:
+def place_of_bit(indices: Sequence[Words], shape: Sequence[int]) -> tuple[Words, Words]:
     """For an element of merged axes: the index of its word, and its bit in the word."""
     # Strides are split into words and bits, because the index of an element may have
     # more than 32 bits. The index of a word has at most 32.

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 QUERY, KEYS = jnp.ones((2, 5, 4, 3)), jnp.ones((2, 6, 2, 3))
 NAME = "dot_product_attention"
-each = pytest.mark.parametrize("implementation", ["tiled", "whole"])
+each = pytest.mark.parametrize("implementation", ["tiled", "whole", "kernel"])
 
 
 def assert_raises(kind, message, **changes):
@@ -233,9 +233,9 @@ def test_whole_has_no_blocks(option, rate):
     assert_raises(ValueError, message, rate=rate, implementation="whole", **{option: 3})
 
 
-@pytest.mark.parametrize("unknown", ["kernel", "", ["tiled"], 0], ids=repr)
+@pytest.mark.parametrize("unknown", ["flash", "", ["tiled"], 0], ids=repr)
 def test_unknown_implementations(unknown):
-    message = f"implementation must be None or one of 'tiled', 'whole'; got {unknown!r}."
+    message = f"implementation must be None or one of 'tiled', 'whole', 'kernel'; got {unknown!r}."
     assert_raises(ValueError, message, implementation=unknown)
 
 
