@@ -69,7 +69,7 @@ def test_private_parts_of_jax_are_not_imported(path):
         parts = name.split(".")
         assert not (parts[0] == "jax" and any(part.startswith("_") for part in parts[1:])), name
         experimental = name.startswith("jax.experimental")
-        assert not experimental or path.name in ("compat.py", "kernel_call.py"), name
+        assert not experimental or path.name in ("compat.py", "call.py"), name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -25,7 +25,7 @@ Implementation: TypeAlias = Literal["tiled", "whole", "kernel"]
 
 def _kernel(check: Check, arguments: Arguments) -> Array:
     # Imported here, so that Pallas is loaded only by those who use it.
-    from jaxdrop.methods.attention.kernel import kernel
+    from jaxdrop.methods.attention.kernel.passes import kernel
 
     return kernel(check, arguments)
 

@@ -12,11 +12,11 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
 from jaxdrop.base.compat import vary_as
-from jaxdrop.methods.attention.kernel_back import back_to_keys
-from jaxdrop.methods.attention.kernel_call import Dims, Launch, call
-from jaxdrop.methods.attention.kernel_operands import LETTERS, Operands
-from jaxdrop.methods.attention.kernel_split import over_batch_and_heads
-from jaxdrop.methods.attention.kernel_tile import KernelTiles
+from jaxdrop.methods.attention.kernel.back import back_to_keys
+from jaxdrop.methods.attention.kernel.call import Dims, Launch, call
+from jaxdrop.methods.attention.kernel.operands import LETTERS, Operands
+from jaxdrop.methods.attention.kernel.split import over_batch_and_heads
+from jaxdrop.methods.attention.kernel.tile import KernelTiles
 
 Arrays: TypeAlias = Sequence[Array]
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdrop.methods.attention.kernel_call import exp, over_keys, program
-from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import KernelTiles, tile_at
+from jaxdrop.methods.attention.kernel.call import exp, over_keys, program
+from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.tile import KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdrop.methods.attention.kernel_call import custom_partitioning
+from jaxdrop.methods.attention.kernel.call import custom_partitioning
 
 Function: TypeAlias = Callable[..., Sequence[Array]]
 Axes: TypeAlias = Sequence[tuple[str, Sequence[int]]]

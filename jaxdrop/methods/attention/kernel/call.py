@@ -25,7 +25,7 @@ def program(axis: int) -> Array:
 
 
 class Dims(NamedTuple):
-    """An array of a kernel: a letter for each axis (`kernel_operands.LETTERS`), and its shape."""
+    """An array of a kernel: a letter for each axis (`operands.LETTERS`), and its shape."""
 
     letters: str
     shape: tuple[int, ...]

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdrop.methods.attention.kernel_call import (
+from jaxdrop.methods.attention.kernel.call import (
     exp,
     over_features,
     over_keys,
     over_queries,
     program,
 )
-from jaxdrop.methods.attention.kernel_operands import Operands
-from jaxdrop.methods.attention.kernel_tile import KernelTile, KernelTiles, tile_at
+from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.tile import KernelTile, KernelTiles, tile_at
 from jaxdrop.methods.attention.tile_weights import dropped
 from jaxdrop.methods.attention.tiles import Span
 

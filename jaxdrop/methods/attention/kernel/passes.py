@@ -18,13 +18,13 @@ from jax.sharding import AxisType
 from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import mask_layout
 from jaxdrop.methods.attention.arguments import Arguments, Blocks
-from jaxdrop.methods.attention.kernel_back import back_to_keys, back_to_queries
-from jaxdrop.methods.attention.kernel_blocks import AllSizes, Sizes, checked_sizes
-from jaxdrop.methods.attention.kernel_export import unless_exported
-from jaxdrop.methods.attention.kernel_forward import forward
-from jaxdrop.methods.attention.kernel_operands import Operands, operands_of
-from jaxdrop.methods.attention.kernel_run import Run, run_kernel
-from jaxdrop.methods.attention.kernel_tile import KernelTiles
+from jaxdrop.methods.attention.kernel.back import back_to_keys, back_to_queries
+from jaxdrop.methods.attention.kernel.blocks import AllSizes, Sizes, checked_sizes
+from jaxdrop.methods.attention.kernel.export import unless_exported
+from jaxdrop.methods.attention.kernel.forward import forward
+from jaxdrop.methods.attention.kernel.operands import Operands, operands_of
+from jaxdrop.methods.attention.kernel.run import Run, run_kernel
+from jaxdrop.methods.attention.kernel.tile import KernelTiles
 from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes, split_heads
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
 from jaxdrop.methods.attention.tiled import tiled_passes

@@ -10,10 +10,10 @@ from jax import Array, lax
 
 from jaxdrop.core.layout import Layout
 from jaxdrop.methods.attention.arguments import Window
-from jaxdrop.methods.attention.kernel_blocks import block_width
-from jaxdrop.methods.attention.kernel_call import load, over_features, program, store
-from jaxdrop.methods.attention.kernel_mask import Source, keep_tile
-from jaxdrop.methods.attention.kernel_operands import Operands
+from jaxdrop.methods.attention.kernel.blocks import block_width
+from jaxdrop.methods.attention.kernel.call import load, over_features, program, store
+from jaxdrop.methods.attention.kernel.mask import Source, keep_tile
+from jaxdrop.methods.attention.kernel.operands import Operands
 from jaxdrop.methods.attention.tiles import Span
 
 
