@@ -55,6 +55,20 @@ def test_programs_are_examined(tmp_path):
     assert alone["x * 2"]["moved_mib"] == alone["x * 2"]["must_move_mib"] == 4
 
 
+def test_benchmark_of_compile_time_runs(tmp_path):
+    printed = run(
+        *(ROOT / "benchmarks" / "compile_time.py", "--sites", "1", "2", "--rates", "0.5"),
+        *("--rounds", "1", "--out", tmp_path / "compile_time"),
+    ).stdout
+    found = json.loads((tmp_path / "compile_time.json").read_text())["cases"]
+    assert [(case["sites"], case["way"]) for case in found] == [
+        (sites, way) for sites in (1, 2) for way in ("forward", "gradient")
+    ]
+    assert all(case["jaxdrop"]["processor_seconds"] > 0 for case in found)
+    assert "| 2 | gradient | 0.5 |" in printed
+    assert (tmp_path / "compile_time.png").exists()
+
+
 PROGRAM = """
 %fused (p0: f32[8,4], p1: s32[]) -> f32[2,4] {
   %p0 = f32[8,4]{1,0} parameter(0)

@@ -4,11 +4,12 @@ What only planting needs is in `jaxprs`, `equations` and `options` of `jaxdrop.p
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, experimental, lax
 from jax.experimental import checkify
 
 from jaxdrop.base.sharding import explicit_part
@@ -23,6 +24,13 @@ def debug_check(predicate: Any, message: str, **values: Any) -> None:
     """An assertion that fails under `checkify`. Elsewhere, and before JAX 0.8, it does nothing."""
     if CHECKS_LEAVE_CHECKPOINT_WORKING:
         checkify.debug_check(predicate, message, **values)
+
+
+def enable_x64() -> AbstractContextManager[Any]:
+    """A context in which 64-bit types can be used, whatever the user has chosen."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return getattr(experimental, "enable_x64")()  # noqa: B009, its place before 0.8
 
 
 def varying_axes(x: Any) -> frozenset[str]:

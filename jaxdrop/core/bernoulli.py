@@ -1,19 +1,20 @@
 """Masks of independent decisions, made from random words digit by digit."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import UInt32
+from jaxtyping import Int32, UInt32
 
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
+from jaxdrop.core.fold_at_once import fold_at_once, idle_pairs
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
@@ -27,7 +28,6 @@ from jaxdrop.core.words import (
 )
 
 _PAIRS_A_TRIP = 2  # measured: half the memory traffic of one pair, and it compiles as fast
-_PAIRS_A_KERNEL = 8  # on a GPU; the time to compile a kernel grows with their square
 
 
 def draw_mask(
@@ -107,11 +107,14 @@ def bernoulli_mask(
     rate = rate.settle()
     words_sharding = layout.words_sharding(layout.sharding(sharding))
     address = grid_address(layout.words_shape, words_sharding)
-    words = fold_words(threefry_key(key), rate, address)
+    in_order = words_sharding is None and math.prod(layout.words_shape) <= 2**32
+    words = fold_words(threefry_key(key), rate, address, in_order=in_order)
     return Mask(words, jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float)), layout)
 
 
-def fold_words(key: ThreefryKey, rate: GridRate, address: Address) -> Words:
+def fold_words(
+    key: ThreefryKey, rate: GridRate, address: Address, *, in_order: bool = False
+) -> Words:
     """Compares the 32 uniform numbers of each word with the threshold, lowest digit first.
 
     Higher digits decide first; a lower digit counts only where all higher digits are
@@ -121,52 +124,59 @@ def fold_words(key: ThreefryKey, rate: GridRate, address: Address) -> Words:
 
     Each word must be computed once and stored. On a CPU this takes a loop: without one,
     XLA would fuse the pairs into the selection and compute them again for each element.
-    A GPU is faster without a loop: then all pairs are one large kernel that reads
-    almost nothing. A loop would start about ten kernels per trip, and they would pass
-    all words and addresses through memory.
+    On a GPU a loop would start about ten kernels per trip, and they would pass all
+    words and addresses through memory. There all pairs are one kernel that reads almost
+    nothing.
+
+    If `in_order`, the addresses count 0, 1, 2, ... and have no sharding in their type.
     """
     threshold = rate.threshold
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
+    # The lowest digits of most traced rates are 0, and how many is not known before.
+    idle = idle_pairs(digits) if rate.is_traced else None
     return by_platform(
-        partial(_fold_written_out, pairs=rate.pairs),
+        partial(fold_at_once, pairs=rate.pairs, in_order=in_order),
         partial(_fold_in_a_loop, pairs=rate.pairs),
         start,
-        (key, digits, address),
+        digits,
+        key,
+        address,
+        idle,
     )
 
 
-Source: TypeAlias = tuple[ThreefryKey, UInt32[Array, ""], Address]
-"""What a fold draws from: the key, the digits of the threshold, the words' addresses."""
-
-
-def _fold_written_out(start: Words, source: Source, *, pairs: int) -> Words:
-    kept = start
-    for pair in reversed(range(pairs)):
-        kept = _fold_pair(kept, source, np.uint32(pair))
-        # XLA does not fuse across a barrier, so no kernel has more pairs than this.
-        if pair and pair % _PAIRS_A_KERNEL == 0:
-            kept = lax.optimization_barrier(kept)
-    return kept
-
-
-def _fold_in_a_loop(start: Words, source: Source, *, pairs: int) -> Words:
+def _fold_in_a_loop(
+    start: UInt32[Array, ""],
+    digits: UInt32[Array, ""],
+    key: ThreefryKey,
+    address: Address,
+    idle: Int32[Array, ""] | None,
+    *,
+    pairs: int,
+) -> Words:
     a_trip = min(_PAIRS_A_TRIP, pairs // 2)  # XLA inlines a loop of one trip
 
     def trip(i: UInt32[Array, ""], kept: Words) -> Words:
         for j in range(a_trip):
-            kept = _fold_pair(kept, source, np.uint32(pairs - 1 - j) - i * np.uint32(a_trip))
+            pair = np.uint32(pairs - 1 - j) - i * np.uint32(a_trip)
+            kept = _fold_pair(kept, digits, key, address, pair)
         return kept
 
     # The zeros give the state of the loop the sharding and mesh axes of its result.
     # `zeros_like` does not do so on JAX 0.12. XLA removes the zeros.
-    key, _, address = source
     zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
-    return lax.fori_loop(np.uint32(0), np.uint32(pairs // a_trip), trip, zeros | start)
+    first = np.uint32(0) if idle is None else idle.astype(jnp.uint32) // np.uint32(a_trip)
+    return lax.fori_loop(first, np.uint32(pairs // a_trip), trip, zeros | start)
 
 
 @jax.jit  # so that all pairs share one jaxpr
-def _fold_pair(kept: Words, source: Source, pair: UInt32[Array, ""]) -> Words:
-    key, digits, address = source
+def _fold_pair(
+    kept: Words,
+    digits: UInt32[Array, ""],
+    key: ThreefryKey,
+    address: Address,
+    pair: UInt32[Array, ""],
+) -> Words:
     upper, lower = draw_pair(key, address, pair)
     kept = _majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
     return _majority(kept, ~upper, _digit(digits, 2 * pair))

@@ -1,7 +1,7 @@
 """Masks with an exact number of survivors: the elements with the smallest random words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -11,7 +11,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
-from jaxdrop.base.compat import debug_check
+from jaxdrop.base.compat import debug_check, enable_x64
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Axes, Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import count_flags
@@ -135,20 +136,23 @@ def fixed_count_mask(
 def _smallest(words: Words, count: Int[Array, ""], axes: tuple[int, ...]) -> Bool[Array, "..."]:
     """True at the `count` smallest words over `axes`; of equal words, the first ones."""
     shape = [words.shape[axis] if axis in axes else 1 for axis in range(words.ndim)]
-    position = jnp.broadcast_to(grid_address(shape).low, shape)
-    words, position = jnp.broadcast_arrays(words, position)
-    bound = _order_statistic(words, 32, jnp.ones_like(words, bool), count, axes)
+
+    def position() -> Words:
+        numbers = jnp.broadcast_to(grid_address(shape).low, shape)
+        return jnp.broadcast_arrays(words, numbers)[1]
+
+    bound = _order_statistic(lambda: words, 32, jnp.ones_like(words, bool), count, axes)
     # Words may be equal, though this is rare. Of the words that equal the bound, only
     # the first ones survive, as many as the count still needs, so the count is exact.
     below, tied = words < bound, words == bound
     left = count - count_flags(below, axes).astype(jnp.int32)
-    last = _order_statistic(position, max(math.prod(shape), 1).bit_length(), tied, left, axes)
+    last = _order_statistic(position, max(math.prod(shape) - 1, 1).bit_length(), tied, left, axes)
     # For a count of 0 the bound is 0, and a word may be equal to it.
-    return (count > 0) & (below | (tied & (position <= last)))
+    return (count > 0) & (below | (tied & (position() <= last)))
 
 
 def _order_statistic(
-    values: Words,
+    values: Callable[[], Words],
     bits: int,
     among: Bool[Array, "..."],
     rank: Int[Array, "..."],
@@ -160,14 +164,86 @@ def _order_statistic(
     fewer than `rank` values lie below the number with that bit set. The usual way is a
     sort, which took many times as long as 32 counts (CPU, rows of 256 to 10^6).
     """
-
-    def try_bit(i: UInt32[Array, ""], found: Words) -> Words:
-        candidate = found | (np.uint32(1) << (np.uint32(bits - 1) - i))
-        below = count_flags(among & (values < candidate), axes)
-        return jnp.where(below.astype(jnp.int32) < rank, candidate, found)
-
     # The loop needs zeros of the type of its result, with the sharding and the mesh axes
     # over which it varies. A sum of both operands has that type; XLA removes the zeros.
-    total = jnp.sum(jnp.where(among, values, 0), axes, jnp.uint32, keepdims=True)
+    total = jnp.sum(jnp.where(among, values(), 0), axes, jnp.uint32, keepdims=True)
     total = total + rank.astype(jnp.uint32)
-    return lax.fori_loop(np.uint32(0), np.uint32(bits), try_bit, total ^ total)
+    # A GPU waits for memory, and starts kernels for each pass and each trip of a loop. So
+    # it finds a few bits in one pass, and without a loop.
+    return by_platform(
+        partial(_find_digits, values, bits, axes),
+        partial(_find_bits, values, bits, axes),
+        among,
+        rank,
+        total ^ total,
+    )
+
+
+def _find_bits(
+    values: Callable[[], Words],
+    bits: int,
+    axes: tuple[int, ...],
+    among: Bool[Array, "..."],
+    rank: Int[Array, "..."],
+    zeros: Words,
+) -> UInt32[Array, "..."]:
+    def try_bit(i: UInt32[Array, ""], found: Words) -> Words:
+        candidate = found | (np.uint32(1) << (np.uint32(bits - 1) - i))
+        below = count_flags(among & (values() < candidate), axes)
+        return jnp.where(below.astype(jnp.int32) < rank, candidate, found)
+
+    return lax.fori_loop(np.uint32(0), np.uint32(bits), try_bit, zeros)
+
+
+def _find_digits(
+    values: Callable[[], Words],
+    bits: int,
+    axes: tuple[int, ...],
+    among: Bool[Array, "..."],
+    rank: Int[Array, "..."],
+    zeros: Words,
+) -> UInt32[Array, "..."]:
+    size = math.prod(among.shape[axis] for axis in axes)
+    fields = 64 // max(size, 1).bit_length()  # counts that share a word of 64 bits
+    # XLA keeps partial sums in the memory that the threads of a GPU share, where those of
+    # more words do not fit. Of sums along other axes than the last it fuses only one.
+    words = 4 if among.ndim - 1 in axes else 1
+    digit_bits = (words * fields + 1).bit_length() - 1
+    found = zeros
+    for place in reversed(range(0, bits, digit_bits)):
+        # A value below `found | number << place` is below `found`, or less than the second
+        # part above it. So a kernel reads one array, not one for each number.
+        low, above = values() < found, values() - found
+        flags = [
+            among & (low | (above < np.uint32(number << place)))
+            for number in range(1, 2 ** min(digit_bits, bits - place))
+        ]
+        # The more numbers have fewer values below them than asked for, the larger the digit.
+        counts = _count_together(flags, axes, fields)
+        fewer = [(count < rank).astype(jnp.uint32) for count in counts]
+        found = found | (sum(fewer[1:], fewer[0]) << np.uint32(place))
+    return found
+
+
+def _count_together(
+    flags: Sequence[Bool[Array, "..."]], axes: tuple[int, ...], fields: int
+) -> list[Int[Array, "..."]]:
+    """All counts by one reduction, so that one kernel reads the values once."""
+    width = 64 // fields
+
+    def add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+        return [x + y for x, y in zip(a, b, strict=True)]
+
+    with enable_x64():
+        placed = [
+            flag.astype(jnp.uint64) << np.uint64(width * (i % fields))
+            for i, flag in enumerate(flags)
+        ]
+        words = [sum(placed[i + 1 : i + fields], placed[i]) for i in range(0, len(flags), fields)]
+        totals = lax.reduce(words, [np.uint64(0)] * len(words), add, axes)
+        mask = np.uint64(2**width - 1)
+        counts = [
+            ((totals[i // fields] >> np.uint64(width * (i % fields))) & mask).astype(jnp.int32)
+            for i in range(len(flags))
+        ]
+    return [jnp.expand_dims(count, axes) for count in counts]

@@ -23,12 +23,14 @@ class GridRate:
       is_zero: whether the rate is known to be exactly 0. It is False for a rate that
         only rounds to 0, so that the rescale rule is still applied, and under `jit`.
       is_one: whether it is known to be exactly 1. Under `jit` it is False.
+      is_traced: whether the rate was traced, so that any number of its digits may be 0.
     """
 
     value: Threshold | Float[Array, ""]
     pairs: int
     is_zero: bool = False
     is_one: bool = False
+    is_traced: bool = False
 
     def settle(self) -> "GridRate":
         """The same rate on the grid; for use under `jit`, where it is traced."""
@@ -45,14 +47,14 @@ class GridRate:
 # this, but that of JAX 0.7.2 does not take names of more than one letter.
 jax.tree_util.register_pytree_node(
     GridRate,
-    lambda rate: ((rate.value,), rate.pairs),
-    lambda pairs, values: GridRate(*values, pairs),
+    lambda rate: ((rate.value,), (rate.pairs, rate.is_traced)),
+    lambda static, values: GridRate(*values, static[0], is_traced=static[1]),
 )
 
 
 def grid_rate(rate: Rate) -> GridRate:
     """Makes a `GridRate` from a checked rate."""
     if isinstance(rate, Array):
-        return GridRate(rate, ALL_PAIRS)
+        return GridRate(rate, ALL_PAIRS, is_traced=True)
     threshold, pairs = known_threshold(rate)
     return GridRate(threshold, pairs, is_zero=rate == 0, is_one=rate == 1)

@@ -42,8 +42,8 @@ class Address(NamedTuple):
     low: Words
 
 
-def threefry_2x32(key: ThreefryKey, x0: Words, x1: Words) -> tuple[Words, Words]:
-    """Encrypts the counters `(x0, x1)` with 20 rounds of Threefry-2x32."""
+def threefry_2x32(key: tuple[Words, Words], x0: Words, x1: Words) -> tuple[Words, Words]:
+    """Encrypts the counters `(x0, x1)` with 20 rounds of Threefry-2x32, under one or many keys."""
     schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
     x0, x1 = x0 + schedule[0], x1 + schedule[1]
     for group in range(5):
@@ -172,7 +172,7 @@ def draw_words(key: Key, shape: tuple[int, ...]) -> Words:
     return jnp.broadcast_to(words, shape)
 
 
-def draw_pair(key: ThreefryKey, address: Address, pair: Words) -> tuple[Words, Words]:
+def draw_pair(key: tuple[Words, Words], address: Address, pair: Words) -> tuple[Words, Words]:
     """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
     tagged = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair
     return threefry_2x32(key, address.low, tagged)

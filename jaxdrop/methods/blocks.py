@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Inexact
 
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.sharding import explicit_sharding, with_spec
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -26,6 +27,7 @@ from jaxdrop.core.words import Words
 from jaxdrop.rescale import realized
 
 _NEWTON_STEPS = 64  # a rate of 1 - 2^-32 takes 22, in which t grows by about 1 each
+_ONES = 0xFFFFFFFF
 _LEAST_SLOPE = 1e-30  # a step divides by the slope, which is 0 where everything is dropped
 
 
@@ -175,24 +177,43 @@ def _drop_block(
 def _spread(words: Words, axis: int, block: int) -> Words:
     """Clears each element that follows a cleared one at a distance below `block`.
 
-    The axis grows by `block - 1`. Each trip doubles the length that a seed clears, and
-    the last trip adds what is missing. A loop makes XLA compute the words of each trip
-    only once.
+    The axis grows by `block - 1`. Each shift doubles the length that a seed clears, and
+    the last one adds what is missing.
     """
-    shifts = []
+    shifts: list[int] = []
     while sum(shifts) < block - 1:
         shifts.append(min(sum(shifts) + 1, block - 1 - sum(shifts)))
-    # At least two trips, since XLA inlines a loop of one; a shift by 0 changes nothing.
-    shifts = np.array([*shifts, 0, 0][: max(len(shifts), 2)])
     ones = [(0, 0)] * words.ndim
     ones[axis] = (0, block - 1)
-    # `roll` wraps around, but it only brings in the ones that are put here. They clear nothing.
-    words = jnp.pad(words, ones, constant_values=np.uint32(0xFFFFFFFF))
+    words = jnp.pad(words, ones, constant_values=np.uint32(_ONES))
+    return by_platform(
+        partial(_shift_at_once, axis=axis, shifts=shifts),
+        partial(_shift_in_a_loop, axis=axis, shifts=shifts),
+        words,
+    )
 
+
+def _shift_at_once(words: Words, *, axis: int, shifts: Sequence[int]) -> Words:
+    # One kernel, which reads the words of one axis from memory. Without the barrier XLA
+    # would draw each word once for each place that it clears.
+    words = lax.optimization_barrier(words)
+    for shift in shifts:
+        steps = [(0, 0, 0)] * words.ndim
+        steps[axis] = (shift, -shift, 0)
+        words = words & lax.pad(words, np.uint32(_ONES), steps)
+    return words
+
+
+def _shift_in_a_loop(words: Words, *, axis: int, shifts: Sequence[int]) -> Words:
+    # A loop makes XLA compute the words of each trip only once. There are at least two
+    # trips, since XLA inlines a loop of one; a shift by 0 changes nothing.
+    trips = np.array([*shifts, 0, 0][: max(len(shifts), 2)])
+
+    # `roll` wraps around, but it only brings in the ones that were put there. They clear nothing.
     def trip(i: Array, words: Words) -> Words:
-        return words & jnp.roll(words, jnp.asarray(shifts)[i], axis)
+        return words & jnp.roll(words, jnp.asarray(trips)[i], axis)
 
-    return lax.fori_loop(0, len(shifts), trip, words)
+    return lax.fori_loop(0, len(trips), trip, words)
 
 
 def _block_sizes(

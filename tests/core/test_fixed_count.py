@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from jax.experimental import checkify
+from lowering import lowered
 from modes import assert_check_failed, enable_x64
 from reference import masks as reference
 
@@ -190,3 +193,29 @@ def test_counts_that_are_refused():
     for count in (2.0, jnp.float32(2), "2"):
         with pytest.raises(TypeError, match=r"^f: count must be integers"):
             _checked_count(F, count, 4)
+
+
+@settings(max_examples=8)
+@given(data=st.data(), shape=st.lists(st.integers(0, 9), min_size=1, max_size=3))
+def test_masks_of_gpus_are_the_same(data, shape):
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    count = data.draw(st.integers(0, int(np.prod([shape[axis] for axis in axes]))))
+
+    def words(key_data, count):
+        key = jax.random.wrap_key_data(key_data)
+        return jaxdrop.draw_fixed_count_mask(key, tuple(shape), count, axis=axes).words
+
+    operands = np.array([0, data.draw(st.integers(0, 1000))], np.uint32), jnp.int32(count)
+    drawn = lowered("cuda", words, *operands).compile()(*operands)
+    np.testing.assert_array_equal(drawn, words(*operands))
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("words", [0, 2**16 - 1])
+def test_gpus_take_equal_words_in_order_of_position(axes, words):
+    values = jnp.full((7, 40), words, jnp.uint32)
+    for count in (0, 17, values.size if len(axes) == 2 else values.shape[axes[0]]):
+        smallest = partial(_smallest, values, axes=axes)
+        keep = lowered("cuda", smallest, jnp.int32(count)).compile()(jnp.int32(count))
+        np.testing.assert_array_equal(keep, smallest(jnp.int32(count)))
+        assert (keep.sum(axes) == count).all()
