@@ -5,6 +5,7 @@ import re
 import warnings
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def larger(draw):
     )
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(case=larger())
 def test_output_and_gradients_are_those_of_the_whole(case):
     moving, fixed = case.moving("float32"), case.fixed()
@@ -164,9 +165,11 @@ def test_output_and_gradients_are_those_of_the_whole(case):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("features", [32, 64, 80, 128, 256])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_all_head_sizes_and_dtypes(features, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "features"),
+    [*product(("float32", "bfloat16"), (32, 64, 80, 128, 256)), ("float16", 64)],
+)
+def test_all_head_sizes_and_dtypes(dtype, features):
     """With tiles as they are chosen for them."""
     arrays = [normal(1, 70, 1, features, seed=seed).astype(dtype) for seed in range(4)]
     found, expected = (
