@@ -43,6 +43,7 @@ from common.workloads import ALONE, PEERS, WORKLOADS
 from jax import Array
 from tqdm import tqdm
 
+from jaxdrop import drop_block, fixed_count_dropout
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.core import bernoulli
 
@@ -122,6 +123,18 @@ def kernel_programs(shape: Sequence[int]) -> Iterator[Compilation]:
         ours = partial(attend, rate=RATE, implementation="kernel", is_causal=is_causal)
         function = with_key(function_of(ours, "gradient"))
         yield Compilation(_about(program, OURS_KERNEL, moved), function, types, kernels=True)
+
+
+def method_programs() -> Iterator[Compilation]:
+    """Methods that take more than to draw and to select, whose forms for GPUs are their own."""
+    for program, shape, method in (
+        ("fixed_count_dropout of rows", (4096, 4096), partial(fixed_count_dropout, axis=-1)),
+        ("drop_block of 7 x 7", (64, 56, 56, 256), partial(drop_block, block_size=7)),
+    ):
+        types = (jax.ShapeDtypeStruct(shape, jnp.float32),)
+        moved = 2 * types[0].size * types[0].dtype.itemsize
+        function = with_key(partial(method, rate=RATES[0]))
+        yield Compilation(_about(program, OURS, moved), function, types)
 
 
 def step_programs(model: Transformer, names: Sequence[str]) -> Iterator[Compilation]:
@@ -249,10 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions, _ = find_peers(options.peers)
     names = [OURS, *versions, BASELINE]
     model = LARGE if options.target != HERE or jax.default_backend() != "cpu" else SMALL
+    on_gpu = device.backend in ("cuda", "gpu")
     todo = chain(
         workload_programs(options.elements, options.dtype, names),
         attention_programs(options.attention, options.dtype, device.backend),
-        kernel_programs(options.attention) if device.backend in ("cuda", "gpu") else (),
+        *((kernel_programs(options.attention), method_programs()) if on_gpu else ()),
         step_programs(model, [*names, NO_DROPOUT, OUR_WEIGHTS]),
     )
     examined = map(partial(examine, device), todo)
