@@ -23,7 +23,8 @@ case $which in
   lowest)
     "$environment/bin/python" .ci/lowest.py >"$environment/lowest.txt"
     "${pip[@]}" install '.[test]' --constraint "$environment/lowest.txt"
-    more=(tests/test_docs.py tests/examples/test_resume_training.py) # for flax and Orbax
+    # The texts run flax, and the example runs Orbax.
+    more=(tests/test_docs.py tests/examples/test_resume_training.py "${few_laws[@]}")
     ;;
   next)
     "${pip[@]}" install '.[test]' --upgrade

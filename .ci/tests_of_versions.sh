@@ -11,11 +11,14 @@ tests_of_versions=(
   planting/test_{derivatives,keys,mark,meshes,versions}.py
 )
 
+# For CI, which has half an hour for all versions: of the laws, those of two transforms.
+few_laws=(-k "not test_laws or jit or scan")
+
 version_of() { # PACKAGE ENVIRONMENT
   "$2/bin/python" -c "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))" "$1"
 }
 
-run_tests_of_versions() { # ENVIRONMENT [MORE TESTS]
+run_tests_of_versions() { # ENVIRONMENT [MORE TESTS OR OPTIONS]
   local environment=$1
   shift
   echo "+ $("$environment/bin/python" --version), jax $(version_of jax "$environment")"

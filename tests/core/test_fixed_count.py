@@ -210,11 +210,10 @@ def test_masks_of_gpus_are_the_same(data, shape):
     np.testing.assert_array_equal(drawn, words(*operands))
 
 
-@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("words", [0, 2**16 - 1])
+@pytest.mark.parametrize(("axes", "words"), [((0,), 0), ((1,), 2**16 - 1), ((0, 1), 0)])
 def test_gpus_take_equal_words_in_order_of_position(axes, words):
     values = jnp.full((7, 40), words, jnp.uint32)
-    for count in (0, 17, values.size if len(axes) == 2 else values.shape[axes[0]]):
+    for count in (0, 5, values.size if len(axes) == 2 else values.shape[axes[0]]):
         smallest = partial(_smallest, values, axes=axes)
         keep = lowered("cuda", smallest, jnp.int32(count)).compile()(jnp.int32(count))
         np.testing.assert_array_equal(keep, smallest(jnp.int32(count)))
