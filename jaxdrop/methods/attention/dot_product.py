@@ -119,7 +119,8 @@ def dot_product_attention(
 
     Returns:
       An array with the shape and dtype of `query`. Queries that see no key give
-      zeros.
+      zeros. On Explicit mesh axes it is split as `query` is, and along the batch as the
+      first of the inputs that is split there.
 
     Raises:
       TypeError: an array is not of the kind stated, `query`, `key` and `value`
