@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_cases import cases
+from directions import ORDERS, forwards
 from hypothesis import given, settings, strategies as st
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -208,26 +209,7 @@ def small():
     return {name: normal(1, 35, 2, 4, seed=seed) for seed, name in enumerate(names)}
 
 
-def direction(at):
-    return jax.lax.stop_gradient(jax.tree.map(jnp.cos, at))
-
-
-def forwards(run):
-    return lambda at: jax.jvp(run, (at,), (direction(at),))[1]
-
-
-def backwards(run):
-    return lambda at: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.grad(run)(at), direction(at))))
-
-
-DERIVATIVES = {
-    "forwards": forwards,
-    "of bias and scale": jax.grad,
-    "forwards of forwards": lambda run: forwards(forwards(run)),
-    "forwards of backwards": lambda run: forwards(jax.grad(run)),
-    "backwards of forwards": lambda run: jax.grad(forwards(run)),
-    "backwards of backwards": lambda run: jax.grad(backwards(run)),
-}
+DERIVATIVES = {"forwards": forwards, "of bias and scale": jax.grad, **ORDERS}
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from directions import ORDERS, backwards, direction
 from jax import lax
 from modes import enable_x64, make_key, make_keys, quick_jit
 
@@ -121,28 +122,6 @@ def small(dtype):
     shapes = {"query": (3, 2, 2), "key": (4, 1, 2), "value": (4, 1, 2), "bias": (2, 1, 4)}
     moving = {name: normal(*shape, seed=len(name)).astype(dtype) for name, shape in shapes.items()}
     return moving | {"scale": jnp.asarray(0.8, dtype)}
-
-
-def forwards(run):
-    """The derivative along a fixed direction, by `jvp`."""
-    return lambda at: jax.jvp(run, (at,), (direction(at),))[1]
-
-
-def backwards(run):
-    """The same derivative, by `grad`."""
-    return lambda at: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.grad(run)(at), direction(at))))
-
-
-def direction(at):
-    return lax.stop_gradient(jax.tree.map(jnp.cos, at))
-
-
-ORDERS = {
-    "forwards of forwards": lambda run: forwards(forwards(run)),
-    "forwards of backwards": lambda run: forwards(jax.grad(run)),
-    "backwards of forwards": lambda run: jax.grad(forwards(run)),
-    "backwards of backwards": lambda run: jax.grad(backwards(run)),
-}
 
 
 @pytest.mark.parametrize("order", ORDERS)
