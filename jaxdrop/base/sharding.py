@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
@@ -97,9 +97,9 @@ def with_spec(sharding: NamedSharding, spec: tuple[Any, ...]) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def shard_count(sharding: NamedSharding, part: str | tuple[str, ...] | None) -> int:
+def shard_count(mesh: Mesh | AbstractMesh, part: str | tuple[str, ...] | None) -> int:
     """The number of parts into which one entry of a spec splits an axis."""
-    return math.prod(sharding.mesh.shape[name] for name in mesh_axes(part))
+    return math.prod(mesh.shape[name] for name in mesh_axes(part))
 
 
 def mesh_axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class Layout:
         # Only the first of the merged axes may be split. If another one were split, the
         # elements of a device would be scattered over the words.
         merged: list[Any] = [None] * (len(self.words_shape) - self.leading)
-        part = WORD_BITS * shard_count(sharding, first)
+        part = WORD_BITS * shard_count(sharding.mesh, first)
         if len(merged) == 1 and not any(rest) and self.merged % part == 0:
             merged = [first]
         return with_spec(sharding, (*spec[: self.leading], *merged))

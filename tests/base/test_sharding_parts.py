@@ -100,7 +100,7 @@ def test_function_on_automatic_axes_sees_none_and_its_result_is_split_as_the_arr
 
 @pytest.mark.parametrize(("entry", "count"), [(None, 1), ("a", 4), ("b", 2), (("a", "b"), 8)])
 def test_an_axis_is_split_into_as_many_parts_as_there_are_devices_along_its_mesh_axes(entry, count):
-    assert shard_count(NamedSharding(MESH, P(entry)), entry) == count
+    assert shard_count(MESH, entry) == count
 
 
 @pytest.mark.parametrize("under", [lambda f: f, jax.jit], ids=["eager", "jit"])

@@ -5,7 +5,6 @@ every device. `custom_partitioning` tells it how: along each of these two axes, 
 arrays that have it are split like the query.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdrop.base.sharding import shard_count
 from jaxdrop.methods.attention.kernel.call import custom_partitioning
 
 Function: TypeAlias = Callable[..., Sequence[Array]]
@@ -64,22 +64,16 @@ def over_batch_and_heads(
     return whole
 
 
-def _even(mesh: Mesh, mesh_axes: Any, size: int) -> Any:
-    """The mesh axes, if they split an axis into equal parts; or else None."""
-    return mesh_axes if size % _parts(mesh, mesh_axes) == 0 else None
+def _even(mesh: Mesh, part: Any, size: int) -> Any:
+    """The entry of a spec, if it splits an axis into equal parts; or else None."""
+    return part if size % shard_count(mesh, part) == 0 else None
 
 
-def _parts(mesh: Mesh, mesh_axes: Any) -> int:
-    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
-    return math.prod(mesh.shape[name] for name in names if name is not None)
-
-
-def _first(mesh: Mesh, mesh_axes: Any, size: int) -> Array:
+def _first(mesh: Mesh, part: Any, size: int) -> Array:
     """The first index that this device has of an axis."""
-    if mesh_axes is None:
+    if part is None:
         return jnp.uint32(0)
-    part = np.uint32(size // _parts(mesh, mesh_axes))
-    return lax.axis_index(mesh_axes).astype(jnp.uint32) * part
+    return lax.axis_index(part).astype(jnp.uint32) * np.uint32(size // shard_count(mesh, part))
 
 
 def _splits(letter: str, size: int) -> bool:
