@@ -159,7 +159,7 @@ def _fold_in_a_loop(
     def trip(i: UInt32[Array, ""], kept: Words) -> Words:
         for j in range(a_trip):
             pair = np.uint32(pairs - 1 - j) - i * np.uint32(a_trip)
-            kept = _fold_pair(kept, digits, key, address, pair)
+            kept = fold_pair(kept, digits, key, address, pair)
         return kept
 
     # The zeros give the state of the loop the sharding and mesh axes of its result.
@@ -170,13 +170,14 @@ def _fold_in_a_loop(
 
 
 @jax.jit  # so that all pairs share one jaxpr
-def _fold_pair(
+def fold_pair(
     kept: Words,
     digits: UInt32[Array, ""],
     key: ThreefryKey,
     address: Address,
     pair: UInt32[Array, ""],
 ) -> Words:
+    """One step of a fold: the two digits of a pair. Pairs are taken from the last to the first."""
     upper, lower = draw_pair(key, address, pair)
     kept = _majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
     return _majority(kept, ~upper, _digit(digits, 2 * pair))

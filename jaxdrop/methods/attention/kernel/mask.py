@@ -14,8 +14,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool
 
+from jaxdrop.core.bernoulli import fold_pair
 from jaxdrop.core.layout import WORD_BITS, Layout
-from jaxdrop.core.words import Address, ThreefryKey, Words, draw_pair, flat_address
+from jaxdrop.core.words import Address, ThreefryKey, Words, flat_address
 from jaxdrop.methods.attention.tiles import Span, place_of_bit
 
 
@@ -37,12 +38,7 @@ class Source(NamedTuple):
 
         def step(i: Array, kept: Words) -> Words:
             pair = np.uint32(self.pairs - 1) - jnp.uint32(i)
-            upper, lower = draw_pair(self.key, address, pair)
-            for place, drawn in ((2 * pair + np.uint32(1), lower), (2 * pair, upper)):
-                # A word of ones where the digit is 1; then its majority with ~drawn and kept.
-                digit = np.uint32(0) - ((self.digits >> (np.uint32(31) - place)) & np.uint32(1))
-                kept = (kept & (digit | ~drawn)) | (digit & ~drawn)
-            return kept
+            return fold_pair(kept, self.digits, self.key, address, pair)
 
         kept = jnp.broadcast_to(self.start, address.low.shape)
         return lax.fori_loop(np.int32(0), np.int32(self.pairs), step, kept)
