@@ -25,6 +25,7 @@ from jaxtyping import Int32, UInt32, UInt64
 from jaxdrop.base.compat import enable_x64
 from jaxdrop.core.words import Address, ThreefryKey, Words, draw_pair
 
+_FUSED = 2**25  # words of all pairs; more, XLA stores in part in the form that it fuses faster
 _HALF = np.uint64(32)  # of a pair of words that are packed into one
 
 
@@ -50,10 +51,11 @@ def fold_at_once(
       in_order: whether the positions are 0, 1, 2, ... and the words lie on one device,
         or on several that XLA chooses.
     """
+    shape = address.low.shape
     first, second, digits, start = _apart(*key, digits, start)
     place, address = _places(address, pairs, in_order)
-    zero = _hidden_zero(address.low + (place ^ first))
-    key, place, digits = (first ^ zero, second ^ zero), place | zero, digits ^ zero
+    zero = _hidden_zero(_own_numbers(address.low, place, first))
+    key, place, digits = (first, second ^ zero), place | zero, digits ^ zero
     # The number of pairs is a power of two, so this counts down. After a difference, LLVM
     # would take all sums of a block apart, which costs a quarter more instructions.
     pair = np.uint32(pairs - 1) ^ place
@@ -62,7 +64,7 @@ def fold_at_once(
     higher = _compared(upper, digits, below + np.uint32(1))
     both = _overrule(_compared(lower, digits, below), higher)
     decided, kept = _reduce(*both, idle)
-    return kept | (start & ~decided)
+    return (kept | (start & ~decided)).reshape(shape)
 
 
 def _apart(*scalars: UInt32[Array, ""]) -> tuple[UInt32[Array, ""], ...]:
@@ -88,13 +90,18 @@ def _places(address: Address, pairs: int, in_order: bool) -> tuple[Words, Addres
         column = (pairs, *(1 for _ in shape))
         place = lax.broadcasted_iota(jnp.uint32, column, 0)
         return place, Address(*(half[None] if half.ndim else half for half in address))
-    # Counted along one axis, a position costs a kernel no arithmetic: it is the number of
-    # the thread. From rows and columns, XLA would compute the rows in a kernel of their own.
+    # Along one axis, a position is the number of the thread: it costs the kernel no
+    # arithmetic, and XLA no time to fuse it.
     flat = (pairs, math.prod(shape))
-    place, low = (
-        lax.broadcasted_iota(jnp.uint32, flat, axis).reshape(pairs, *shape) for axis in (0, 1)
-    )
+    place, low = (lax.broadcasted_iota(jnp.uint32, flat, axis) for axis in (0, 1))
     return place, Address(address.high, low)
+
+
+def _own_numbers(low: Words, place: Words, first: UInt32[Array, ""]) -> Words:
+    """Numbers that each word of each pair and each site has for itself."""
+    # XLA fuses the second form faster, but of large arrays it stores a part.
+    size = math.prod(jnp.broadcast_shapes(low.shape, place.shape))
+    return (low + place) ^ first if size > _FUSED else (low ^ first) + place
 
 
 def _hidden_zero(words: Words) -> Words:

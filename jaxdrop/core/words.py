@@ -44,15 +44,15 @@ class Address(NamedTuple):
 
 def threefry_2x32(key: tuple[Words, Words], x0: Words, x1: Words) -> tuple[Words, Words]:
     """Encrypts the counters `(x0, x1)` with 20 rounds of Threefry-2x32, under one or many keys."""
-    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    schedule = (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))
     x0, x1 = x0 + schedule[0], x1 + schedule[1]
     for group in range(5):
         for distance in _ROTATIONS[group % 2]:
             x0 = x0 + x1
-            rotated = (x1 << jnp.uint32(distance)) | (x1 >> jnp.uint32(32 - distance))
+            rotated = (x1 << np.uint32(distance)) | (x1 >> np.uint32(32 - distance))
             x1 = rotated ^ x0
         x0 = x0 + schedule[(group + 1) % 3]
-        x1 = x1 + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+        x1 = x1 + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return x0, x1
 
 
@@ -174,5 +174,5 @@ def draw_words(key: Key, shape: tuple[int, ...]) -> Words:
 
 def draw_pair(key: tuple[Words, Words], address: Address, pair: Words) -> tuple[Words, Words]:
     """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
-    tagged = jnp.uint32(_DOMAIN) | (address.high << jnp.uint32(_PAIR_BITS)) | pair
+    tagged = np.uint32(_DOMAIN) | (address.high << np.uint32(_PAIR_BITS)) | pair
     return threefry_2x32(key, address.low, tagged)
