@@ -8,53 +8,42 @@ transposed, which turns bit b of row s into bit s of row b.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import NamedSharding
 from jaxtyping import Bool, UInt32
 
-from jaxdrop.base.sharding import with_spec
 from jaxdrop.core.words import Address, ThreefryKey, Words, flat_address
 
 _BITS = 32  # in a word, and rows that share one
+_LANES = 128
 _BARRIER = lax.optimization_barrier
 
 
 def unpack_by_rows(
-    words: UInt32[Array, "*lead rows width"],
-    columns: int,
-    sharding: NamedSharding | None = None,
+    words: UInt32[Array, "*lead rows width"], columns: int
 ) -> Bool[Array, "*lead rows columns"]:
-    """The bits of each row of words, up to a number of columns, in the sharding given."""
+    """The bits of each row of words, up to a number of columns."""
     *lead, rows, width = words.shape
-    spec = (None,) * words.ndim if sharding is None else tuple(sharding.spec)
-    first, last = (*spec[:-2], spec[-2]), spec[-1]
-
-    def reshaped(x: Array, shape: tuple[int, ...], *parts: Any) -> Array:
-        split = None if sharding is None else with_spec(sharding, parts)
-        return lax.reshape(x, shape, out_sharding=split)
-
     groups, shared = -(-rows // _BITS), min(rows, _BITS)
-    padding = [(0, 0)] * len(lead) + [(0, groups * shared - rows), (0, 0)]
-    apart = jnp.pad(words, padding) if any(sum(padding, ())) else words
-    apart = reshaped(apart, (*lead, groups, shared, width), *first, None, last)
+    if spare := groups * shared - rows:
+        words = jnp.pad(words, [(0, 0)] * len(lead) + [(0, spare), (0, 0)])
+    merged = (*lead, groups) if rows % _BITS else _merged(lead, groups)
+    apart = words.reshape(*merged, shared, width)
     turned = _turn(jnp.moveaxis(apart, (-2, -3), (0, -1)))
-    turned = reshaped(turned, (*lead, _BITS * width, groups), *first[:-1], last, first[-1])
-    turned = jnp.swapaxes(turned, -1, -2)[..., None, :columns]
+    turned = turned.reshape(*merged[:-1], _BITS * width, merged[-1])
+    turned = jnp.swapaxes(turned, -1, -2)[..., :columns].reshape(*lead, groups, 1, columns)
     bits = (turned >> _numbers(turned.ndim, -2, shared)) & np.uint32(1)
-    if groups == 1:
-        return reshaped(bits, (*lead, rows, columns), *first, last) != 0
+    flat = (*lead, rows + spare, columns)
+    if shared == rows:
+        return bits.reshape(flat) != 0
     # XLA fuses the bits into what selects by them, except through the reshape, before which
     # it would write words. So they are written with half a byte each: of fewer, XLA makes
     # whole bytes. Without the second barrier it would compare them first, which is a byte.
-    flat = (*lead, groups * shared, columns)
-    stored = reshaped(_BARRIER(bits.astype(jnp.uint4)), flat, *first, last)
-    return _BARRIER(stored)[..., :rows, :].astype(jnp.int32) != 0
+    stored = _BARRIER(_BARRIER(bits.astype(jnp.uint4)).reshape(flat))
+    return stored[..., :rows, :].astype(jnp.int32) != 0
 
 
 def draw_by_rows(
@@ -65,7 +54,7 @@ def draw_by_rows(
     `unpack_by_rows` then finds the words as it needs them: XLA removes the transpose.
     """
     *lead, rows, width = shape
-    groups = rows // _BITS
+    *lead, groups = _merged(lead, rows // _BITS)
     sizes = (_BITS, *lead, width, groups)
     row, *before, column, group = (
         lax.broadcasted_iota(jnp.uint32, sizes, axis) for axis in range(len(sizes))
@@ -77,6 +66,17 @@ def draw_by_rows(
 def can_draw_by_rows(shape: tuple[int, ...]) -> bool:
     """Whether there are groups of whole words to be drawn."""
     return len(shape) > 1 and shape[-2] % _BITS == 0 and math.prod(shape) > 0
+
+
+def _merged(lead: Sequence[int], groups: int) -> tuple[int, ...]:
+    """Sizes of the axes before the rows of a group, the last one of the groups.
+
+    Groups lie along lanes while the words are turned. If they are too few to fill the
+    lanes, all axes are merged. If not, a device can draw its part of each axis.
+    """
+    if groups >= _LANES:
+        return *lead, groups
+    return (math.prod(lead) * groups,)
 
 
 def _turn(words: UInt32[Array, "rows *rest groups"]) -> UInt32[Array, "*rest 32 groups"]:

@@ -93,7 +93,9 @@ class Layout:
     def _unpack_by_rows(
         self, words: Words, *, sharding: NamedSharding | None
     ) -> Bool[Array, "..."]:
-        if sharding is not None or math.prod(words.shape) == 0:
+        # Words that are folded in two are of more elements than any TPU holds.
+        is_folded = len(self.words_shape) > self.leading + 1
+        if sharding is not None or is_folded or math.prod(words.shape) == 0:
             return self._unpack(words, sharding=sharding)
         batch = words.shape[: words.ndim - len(self.words_shape)]
         if not self.leading:

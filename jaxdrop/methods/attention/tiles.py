@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.core.bernoulli import fold_words
+from jaxdrop.core.by_rows import unpack_by_rows
 from jaxdrop.core.layout import WORD_BITS, Layout, lanes
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey, Words, flat_address
@@ -65,8 +68,15 @@ def draw_tile(
     words = fold_words(key, rate, flat_address([*apart, place], layout.words_shape))
     if not aligned:
         words = _from_bit(words, offset)
+    of_columns, of_rows = (
+        partial(unpack, columns=columns.length) for unpack in (_unpack, unpack_by_rows)
+    )
+    return by_platform(of_columns, of_columns, words, on_tpu=of_rows)
+
+
+def _unpack(words: Words, *, columns: int) -> Bool[Array, "... rows columns"]:
     bits = (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
-    return bits.reshape(*words.shape[:-1], -1)[..., : columns.length] != 0
+    return bits.reshape(*words.shape[:-1], -1)[..., :columns] != 0
 
 
 def _indices(
