@@ -63,9 +63,14 @@ def draw_by_rows(
     return jnp.moveaxis(draw(key, address), (0, -1), (-2, -3)).reshape(shape)
 
 
+def are_known(sizes: Sequence[int]) -> bool:
+    """Whether there are words of sizes that are numbers, as the form for TPUs needs it."""
+    return all(isinstance(size, int) for size in sizes) and 0 not in sizes
+
+
 def can_draw_by_rows(shape: tuple[int, ...]) -> bool:
-    """Whether there are groups of whole words to be drawn."""
-    return len(shape) > 1 and shape[-2] % _BITS == 0 and math.prod(shape) > 0
+    """Whether whole groups of rows are to be drawn."""
+    return are_known(shape) and len(shape) > 1 and shape[-2] % _BITS == 0
 
 
 def _merged(lead: Sequence[int], groups: int) -> tuple[int, ...]:

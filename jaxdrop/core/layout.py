@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt32
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.sharding import shard_count, with_spec
-from jaxdrop.core.by_rows import unpack_by_rows
+from jaxdrop.core.by_rows import are_known, unpack_by_rows
 from jaxdrop.core.words import Words
 
 WORD_BITS = 32
@@ -93,9 +93,10 @@ class Layout:
     def _unpack_by_rows(
         self, words: Words, *, sharding: NamedSharding | None
     ) -> Bool[Array, "..."]:
-        # Words that are folded in two are of more elements than any TPU holds.
+        # With Explicit axes the groups of rows may not be cut as the rows are. Words that are
+        # folded in two are of more elements than any TPU holds.
         is_folded = len(self.words_shape) > self.leading + 1
-        if sharding is not None or is_folded or math.prod(words.shape) == 0:
+        if sharding is not None or is_folded or not are_known(words.shape):
             return self._unpack(words, sharding=sharding)
         batch = words.shape[: words.ndim - len(self.words_shape)]
         if not self.leading:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.core.bernoulli import fold_words
-from jaxdrop.core.by_rows import unpack_by_rows
+from jaxdrop.core.by_rows import are_known, unpack_by_rows
 from jaxdrop.core.layout import WORD_BITS, Layout, lanes
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey, Words, flat_address
@@ -68,10 +68,10 @@ def draw_tile(
     words = fold_words(key, rate, flat_address([*apart, place], layout.words_shape))
     if not aligned:
         words = _from_bit(words, offset)
-    of_columns, of_rows = (
-        partial(unpack, columns=columns.length) for unpack in (_unpack, unpack_by_rows)
-    )
-    return by_platform(of_columns, of_columns, words, on_tpu=of_rows)
+    by_columns = partial(_unpack, columns=columns.length)
+    by_rows = partial(unpack_by_rows, columns=columns.length)
+    on_tpu = by_rows if are_known(words.shape) else by_columns
+    return by_platform(by_columns, by_columns, words, on_tpu=on_tpu)
 
 
 def _unpack(words: Words, *, columns: int) -> Bool[Array, "... rows columns"]:
