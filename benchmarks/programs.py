@@ -3,8 +3,8 @@
     python benchmarks/programs.py
 
 compiles each workload (common/workloads.py), attention and a training step for
-the device that JAX finds, and runs nothing. With `--target h200` it compiles for
-a GPU that need not be there; common/ahead.py says what that takes. It writes
+the device that JAX finds, and runs nothing. With `--target h200` or `v5e` it compiles
+for a GPU or a TPU that need not be there; common/ahead.py says what that takes. It writes
 `results/programs_<target>.json`.
 """
 
@@ -41,6 +41,7 @@ from common.training import OPTIMIZER, make_step
 from common.transformer import LARGE, OUR_WEIGHTS, SMALL, Transformer
 from common.workloads import ALONE, PEERS, WORKLOADS
 from jax import Array
+from jax.stages import Compiled
 from tqdm import tqdm
 
 from jaxdrop import drop_block, fixed_count_dropout
@@ -77,8 +78,8 @@ class Compilation(NamedTuple):
 def forms_swapped() -> Iterator[None]:
     """Gives each platform the form of drawing that is meant for the others."""
 
-    def swapped(on_gpu: Any, elsewhere: Any, *operands: Any) -> Any:
-        return by_platform(elsewhere, on_gpu, *operands)
+    def swapped(on_gpu: Any, elsewhere: Any, *operands: Any, on_tpu: Any) -> Any:
+        return by_platform(elsewhere, on_gpu, *operands, on_tpu=on_tpu)
 
     jax.clear_caches()
     try:
@@ -88,7 +89,9 @@ def forms_swapped() -> Iterator[None]:
         jax.clear_caches()
 
 
-def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterator[Compilation]:
+def workload_programs(
+    elements: int, dtype: str, names: Sequence[str], backend: str
+) -> Iterator[Compilation]:
     """The workloads with each candidate."""
     usual, *others = RATES
     cases = [*((workload, usual) for workload in WORKLOADS), *((ALONE, rate) for rate in others)]
@@ -98,7 +101,7 @@ def workload_programs(elements: int, dtype: str, names: Sequence[str]) -> Iterat
         for name in names:
             function = with_key(workload.of(make_drop(name, rate)))
             yield Compilation(_about(program, name, moved), function, types)
-            if name == OURS and workload == ALONE:
+            if name == OURS and workload == ALONE and backend != "tpu":
                 yield Compilation(_about(program, SWAPPED, moved), function, types, forms_swapped)
 
 
@@ -195,12 +198,19 @@ def examine(device: Target, compilation: Compilation) -> Record:
         "kernels_started": sum(kernel.runs for kernel in kernels),
         "of_which_move_much": sum(k.runs for k in kernels if k.moved > k.runs * _SMALL),
         "moved_mib": rounded(sum(kernel.moved for kernel in kernels) / MIB),
+        **(_accessed(compiled) if device.backend == "tpu" else {}),
         "temporary_mib": rounded((temporary_bytes(compiled) or 0) / MIB),
         "threefry_blocks": program.threefry_blocks(),
         "compile_seconds": rounded(seconds),
         **report,
         "largest_kernels": [described(k) for k in sorted(kernels, key=lambda k: -k.moved)[:_SHOWN]],
     }
+
+
+def _accessed(compiled: Compiled) -> Record:
+    """The bytes that XLA counts, those of the memory of the core too, and each loop once."""
+    costs = compiled.cost_analysis() or {}
+    return {"accessed_mib": rounded(costs["bytes accessed"] / MIB)}
 
 
 def described(kernel: Kernel) -> Record:
@@ -237,6 +247,9 @@ def programs_table(records: Sequence[Record], elements: int) -> str:
         "kernels started": kernels,
         "must move, MiB": cell("must_move_mib", form=".0f"),
         "moved, MiB": cell("moved_mib", form=".0f"),
+        "accessed, MiB": lambda record: (
+            f"{record['accessed_mib']:.0f}" if "accessed_mib" in record else "-"
+        ),
         "temporaries, MiB": cell("temporary_mib", form=".0f"),
         "blocks per element, at least": blocks,
         "compiled in, s": cell("compile_seconds", form=".2f"),
@@ -264,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = LARGE if options.target != HERE or jax.default_backend() != "cpu" else SMALL
     on_gpu = device.backend in ("cuda", "gpu")
     todo = chain(
-        workload_programs(options.elements, options.dtype, names),
+        workload_programs(options.elements, options.dtype, names, device.backend),
         attention_programs(options.attention, options.dtype, device.backend),
         *((kernel_programs(options.attention), method_programs()) if on_gpu else ()),
         step_programs(model, [*names, NO_DROPOUT, OUR_WEIGHTS]),

@@ -24,6 +24,7 @@ from jaxdrop.core.layout import Layout
 from jaxdrop.core.rate import GridRate, grid_rate
 
 GPUS = ("cuda", "rocm")
+OTHERS = ("cuda", "tpu")  # of another form than the CPU's, each of its own
 
 # Newer versions of JAX lower `jnp.cumsum` for a GPU to what no CPU compiles.
 RUN_HERE = [m for m in RECORDS if jax.__version_info__ < (0, 11) or not m.cumulative]
@@ -48,10 +49,12 @@ def test_pairs_are_reduced_where_a_loop_would_start_kernels(platform, rate, pair
     assert len(re.findall(f"xor .*tensor<{pairs}x64x8xui32>", text)) <= 32  # one block, not many
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-@pytest.mark.parametrize("rate", [0.5, 0.1, 1e-5])
-def test_pairs_are_a_loop_elsewhere(platform, rate):
-    assert lower_dropout(platform, rate).count("stablehlo.while") == 1
+@pytest.mark.parametrize(
+    ("platform", "rate", "loops"),
+    [("cpu", 0.5, 1), ("cpu", 0.1, 1), ("cpu", 1e-5, 1), ("tpu", 0.1, 0), ("tpu", 1e-5, 1)],
+)
+def test_pairs_are_a_loop_on_a_cpu_and_on_a_tpu_if_they_are_many(platform, rate, loops):
+    assert lower_dropout(platform, rate).count("stablehlo.while") == loops
 
 
 @cache
@@ -98,30 +101,33 @@ def test_every_method_drops_the_same(method):
     assert encoded(method.decisions(y, 0.3)) == GOLDEN_METHODS[method.name]
 
 
-def test_masks_under_vmap_and_their_gradients():
+@pytest.mark.parametrize("platform", OTHERS)
+def test_masks_under_vmap_and_their_gradients(platform):
     def both(data, xs):
         keys = jax.random.split(jax.random.wrap_key_data(data), 3)
         y, pull = jax.vjp(jax.vmap(partial(jaxdrop.dropout, rate=0.1)), keys, xs)
         return y, pull(xs)[1]
 
     operands = KEY_DATA, jnp.arange(3 * 70.0).reshape(3, 70)
-    other = lowered(GPUS[0], both, *operands).compile()(*operands)
+    other = lowered(platform, both, *operands).compile()(*operands)
     jax.tree.map(np.testing.assert_array_equal, other, jax.jit(both)(*operands))
 
 
+@pytest.mark.parametrize("platform", OTHERS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b")], ids=str)
-def test_masks_on_meshes_are_drawn_without_communication(kind, spec):
+def test_masks_on_meshes_are_drawn_without_communication(platform, kind, spec):
     x = jnp.arange(256 * 2048.0).reshape(256, 2048)
     split = jax.device_put(x, NamedSharding(mesh(kind), spec))
-    program = lowered(GPUS[0], partial(dropped, rate=0.1), KEY_DATA, split).compile()
+    program = lowered(platform, partial(dropped, rate=0.1), KEY_DATA, split).compile()
     y = program(KEY_DATA, split)
     np.testing.assert_array_equal(y, dropped(KEY_DATA, x, 0.1))
     assert y.sharding.is_equivalent_to(split.sharding, y.ndim)
     assert not COLLECTIVE.findall(program.as_text())
 
 
-def test_attention_drops_the_same_weights():
+@pytest.mark.parametrize("platform", OTHERS)
+def test_attention_drops_the_same_weights(platform):
     def both(data, query, key, value):
         def attend(*arrays):
             rng = jax.random.wrap_key_data(data)
@@ -131,7 +137,7 @@ def test_attention_drops_the_same_weights():
         return y, pull(y)
 
     arrays = jax.random.normal(jax.random.key(0), (3, 2, 70, 2, 8))
-    other = lowered(GPUS[0], both, KEY_DATA, *arrays).compile()(KEY_DATA, *arrays)
+    other = lowered(platform, both, KEY_DATA, *arrays).compile()(KEY_DATA, *arrays)
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
         other,

@@ -1,7 +1,8 @@
-"""A device to compile for that need not be there: a GPU, for which JAX's plugin for CUDA is needed.
+"""A device to compile for that need not be there: a GPU or a TPU, whose plugin for JAX is needed.
 
-That is `pip install 'jax[cuda12]'`. Run with JAX_PLATFORMS=cpu, so that JAX does
-not look for a GPU.
+That is `pip install 'jax[cuda12]'` or `pip install 'jax[tpu]'`. Run with
+JAX_PLATFORMS=cpu, so that JAX does not look for the device, and for a TPU with
+TPU_SKIP_MDS_QUERY=1, so that its compiler does not ask the network which one it has.
 """
 
 from collections.abc import Callable
@@ -75,14 +76,17 @@ class Target(NamedTuple):
 
 
 def target(name: str) -> Target:
-    """The device called `here` or `h200`."""
+    """The device called `here`, `h200` or `v5e`."""
     here = jax.devices()[0]  # also finds the plugins
     if name == "h200":
         described = topologies.get_topology_desc(
             "1x1x1", platform="cuda", topology="1x1x1", target_config=_H200_TEXT
         )
         return Target("NVIDIA H200, compiled ahead of time", "cuda", described.devices[0])
+    if name == "v5e":
+        described = topologies.get_topology_desc("v5e:2x2", platform="tpu")
+        return Target("TPU v5e, compiled ahead of time", "tpu", described.devices[0])
     return Target(here.device_kind, None, here)
 
 
-TARGETS = (HERE, "h200")
+TARGETS = (HERE, "h200", "v5e")

@@ -1,7 +1,8 @@
 """What XLA made of a program, read from the compiled text: its kernels, their bytes, its blocks.
 
 Each computation is counted as often as it is called, and the body of a loop as
-often as it runs.
+often as it runs. On a TPU only its main memory counts: what XLA places into the memory
+of the core, S(1) in the text, is moved to and fro much faster.
 """
 
 import math
@@ -13,14 +14,18 @@ from typing import NamedTuple
 _LEAST_XORS_A_BLOCK = 19  # of 20 rounds; the last is left out where the second word is not used
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
-_ARRAY = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]")
+_IN_CORE = re.compile(r"S\(\d+\)")
+_ARRAY = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:{[^}]*?(S\(\d+\))?})?")
 _CALLED = re.compile(r"(calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations={([^}]*)}")
 _TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _WORKSPACE = re.compile(r"s8\[(\d+)\]")
 
 # What starts no kernel: it names or groups buffers.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_STARTED_BEFORE = ("-done", "-update")  # ends of what a line before has started
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -33,15 +38,11 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     line: str
 
-    def called(self) -> Iterator[tuple[str, int]]:
-        """The computations that it calls, and how often: all branches of a conditional once."""
-        for kind, name in _CALLED.findall(self.line):
-            trips = _TRIPS.search(self.line) if kind == "body" else None
-            if kind == "body" and not trips:
-                raise ValueError(f"a loop must have a known number of trips; got {self.line}.")
-            yield name, int(trips[1]) if trips else 1
+    def called(self) -> Iterator[str]:
+        """The computations that it calls."""
+        yield from (name for _, name in _CALLED.findall(self.line))
         for names in _BRANCHES.findall(self.line):
-            yield from ((name, 1) for name in re.findall(r"[\w.-]+", names))
+            yield from re.findall(r"[\w.-]+", names)
 
 
 class Kernel(NamedTuple):
@@ -97,14 +98,29 @@ class Program:
         types = {line.name: line.type for line in self._computations[name]}
         for line in self._computations[name]:
             if line.opcode in ("while", "call", "conditional"):
-                for inner, times in line.called():
-                    yield from self._kernels(inner, runs * times)
-            elif line.opcode not in _FREE:
+                for inner in line.called():
+                    yield from self._kernels(inner, runs * self._times(line))
+            elif line.opcode not in _FREE and not line.opcode.endswith(_STARTED_BEFORE):
                 yield Kernel(line.name, line.opcode, runs, *self._moved(line, types))
+
+    def _times(self, line: Instruction) -> int:
+        """How often an instruction runs what it calls: all branches of a conditional once."""
+        if line.opcode != "while":
+            return 1
+        if trips := _TRIPS.search(line.line):
+            return int(trips[1])
+        # The compiler for TPUs does not say. Its loops count from 0 to a constant.
+        condition = self._computations[_CONDITION.search(line.line)[1]]
+        bounds = [bound for inner in condition for bound in _BOUND.findall(inner.line)]
+        if len(bounds) != 1:
+            raise ValueError(f"a loop must have a known number of trips; got {line.line}.")
+        return int(bounds[0])
 
     def _moved(self, kernel: Instruction, types: Mapping[str, str]) -> tuple[int, int]:
         sizes = [bytes_of(types.get(operand, "")) for operand in kernel.operands]
         written = bytes_of(kernel.type)
+        if kernel.opcode.endswith("-start"):
+            return _copied(kernel, types)
         if kernel.opcode in _SLICES:
             return written, written
         if kernel.opcode == "dynamic-update-slice":
@@ -113,7 +129,7 @@ class Program:
             written -= sum(map(int, _WORKSPACE.findall(kernel.type)))
         if kernel.opcode != "fusion":
             return sum(sizes), written
-        body = self._computations[next(kernel.called())[0]]
+        body = self._computations[next(kernel.called())]
         for number, size in enumerate(sizes):
             sizes[number] = min(size, _touched(body, number))
         inner = {line.name: line.type for line in body}
@@ -128,12 +144,20 @@ class Program:
         for line in self._computations[name]:
             if line.opcode == "xor" and line.type.startswith("u32"):
                 xors[elements_of(line.type)] += 1
-            for inner, times in line.called():
-                blocks += self._blocks(inner, runs * times, partial)
+            for inner in line.called():
+                blocks += self._blocks(inner, runs * self._times(line), partial)
         for elements, count in xors.items():
             blocks += runs * elements * (count // _LEAST_XORS_A_BLOCK)
             partial[elements] += runs * count if count < _LEAST_XORS_A_BLOCK else 0
         return blocks
+
+
+def _copied(start: Instruction, types: Mapping[str, str]) -> tuple[int, int]:
+    """What a copy or slice reads and writes, which runs beside what follows it."""
+    # Its type has what is read, what is written, and a context.
+    written = re.split(r", (?=[a-z]+\d*\[)", start.type)[1]
+    size = bytes_of(_IN_CORE.sub("", written))
+    return size if bytes_of(types[start.operands[0]]) else 0, bytes_of(written)
 
 
 def _touched(body: Sequence[Instruction], number: int) -> float:
@@ -154,7 +178,7 @@ def _touched(body: Sequence[Instruction], number: int) -> float:
 
 def bytes_of(type_: str) -> int:
     """Bytes of an array, or of all in a tuple."""
-    return sum(size * (bits + 7 >> 3) for bits, size in _arrays(type_))
+    return sum(size * bits + 7 >> 3 for bits, size in _arrays(type_))
 
 
 def elements_of(type_: str) -> int:
@@ -164,5 +188,6 @@ def elements_of(type_: str) -> int:
 
 def _arrays(type_: str) -> Iterator[tuple[int, int]]:
     """Bits of an element, and elements, of each array in a type."""
-    for bits, sizes in _ARRAY.findall(type_):
-        yield int(bits or 8), math.prod(int(n) for n in sizes.split(",") if n)
+    for bits, sizes, in_core in _ARRAY.findall(type_):
+        if not in_core:
+            yield int(bits or 8), math.prod(int(n) for n in sizes.split(",") if n)

@@ -1,4 +1,4 @@
-"""A computation in two forms: one for GPUs, one for other platforms."""
+"""A computation in several forms: for GPUs, perhaps for TPUs, and for other platforms."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,10 +8,17 @@ from jax import lax
 Out = TypeVar("Out")
 
 
-def by_platform(on_gpu: Callable[..., Out], elsewhere: Callable[..., Out], *operands: Any) -> Out:
-    """Calls one of two functions with the same meaning, according to the platform.
+def by_platform(
+    on_gpu: Callable[..., Out],
+    elsewhere: Callable[..., Out],
+    *operands: Any,
+    on_tpu: Callable[..., Out] | None = None,
+) -> Out:
+    """Calls one of the functions, which have the same meaning, according to the platform.
 
-    Both are traced, because a program may be traced on one platform and lowered for
+    All are traced, because a program may be traced on one platform and lowered for
     another. Only one is compiled.
     """
-    return lax.platform_dependent(*operands, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+    tpu = {} if on_tpu is None else {"tpu": on_tpu}
+    gpu = {} if on_gpu is elsewhere else {"cuda": on_gpu, "rocm": on_gpu}
+    return lax.platform_dependent(*operands, **gpu, **tpu, default=elsewhere)

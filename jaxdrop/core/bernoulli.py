@@ -14,10 +14,12 @@ from jaxtyping import Int32, UInt32
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
+from jaxdrop.core.by_rows import can_draw_by_rows, draw_by_rows
 from jaxdrop.core.fold_at_once import fold_at_once, idle_pairs
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
+from jaxdrop.core.threshold import ALL_PAIRS
 from jaxdrop.core.words import (
     Address,
     ThreefryKey,
@@ -142,7 +144,44 @@ def fold_words(
         key,
         address,
         idle,
+        on_tpu=partial(_fold_on_tpu, pairs=rate.pairs, in_order=in_order),
     )
+
+
+def _fold_on_tpu(
+    start: UInt32[Array, ""],
+    digits: UInt32[Array, ""],
+    key: ThreefryKey,
+    address: Address,
+    idle: Int32[Array, ""] | None,
+    *,
+    pairs: int,
+    in_order: bool,
+) -> Words:
+    fold = partial(_fold_in_a_loop if pairs == ALL_PAIRS else _fold_written_out, pairs=pairs)
+
+    def draw(key: ThreefryKey, address: Address) -> Words:
+        return fold(start, digits, key, address, idle)
+
+    if in_order and can_draw_by_rows(address.low.shape):
+        return draw_by_rows(draw, key, address.low.shape)
+    return draw(key, address)
+
+
+def _fold_written_out(
+    start: UInt32[Array, ""],
+    digits: UInt32[Array, ""],
+    key: ThreefryKey,
+    address: Address,
+    idle: Int32[Array, ""] | None,
+    *,
+    pairs: int,
+) -> Words:
+    kept: Words = start
+    for pair in reversed(range(pairs)):
+        kept = fold_pair(kept, digits, key, address, np.uint32(pair))
+    # So that the words are computed once. The loop would be a kernel for each trip.
+    return lax.optimization_barrier(kept)
 
 
 def _fold_in_a_loop(

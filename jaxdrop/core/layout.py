@@ -7,7 +7,7 @@ of word e div 32. Axes of size 1, such as shared ones, do not change the words.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import other_axes
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.sharding import shard_count, with_spec
+from jaxdrop.core.by_rows import are_known, unpack_by_rows
 from jaxdrop.core.words import Words
 
 WORD_BITS = 32
+_LANE_WORDS = 4  # 128 elements, one for each lane of a TPU
 _LONGEST_AXIS = 2**31  # so that an index fits in 32 bits
 
 
@@ -73,6 +76,11 @@ class Layout:
 
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes before those of the layout are kept."""
+        by_columns = partial(self._unpack, sharding=sharding)
+        by_rows = partial(self._unpack_by_rows, sharding=sharding)
+        return by_platform(by_columns, by_columns, words, on_tpu=by_rows)
+
+    def _unpack(self, words: Words, *, sharding: NamedSharding | None) -> Bool[Array, "..."]:
         batch = words.shape[: words.ndim - len(self.words_shape)]
         # Each of 32 lanes shifts its own bit to the lowest place.
         bits = (words[..., None] >> lanes(words.ndim)) & jnp.uint32(1)
@@ -80,12 +88,36 @@ class Layout:
         if packed != self.merged:  # the last word of a row has spare bits
             rows = (*batch, *self.stored[: self.leading])
             bits = bits.reshape(*rows, packed)[..., : self.merged]
+        return self._in_place(bits, batch, sharding) != 0
+
+    def _unpack_by_rows(
+        self, words: Words, *, sharding: NamedSharding | None
+    ) -> Bool[Array, "..."]:
+        # With Explicit axes the groups of rows may not be cut as the rows are. Words that are
+        # folded in two are of more elements than any TPU holds.
+        is_folded = len(self.words_shape) > self.leading + 1
+        if sharding is not None or is_folded or not are_known(words.shape):
+            return self._unpack(words, sharding=sharding)
+        batch = words.shape[: words.ndim - len(self.words_shape)]
+        if not self.leading:
+            words = jnp.pad(words, [(0, 0)] * len(batch) + [(0, -words.shape[-1] % _LANE_WORDS)])
+            words = words.reshape(*batch, -1, _LANE_WORDS)
+            bits = unpack_by_rows(words, _LANE_WORDS * WORD_BITS)
+            bits = bits.reshape(*batch, -1)[..., : self.merged]
+        else:
+            bits = unpack_by_rows(words, self.merged)
+        return self._in_place(bits, batch, sharding)
+
+    def _in_place(
+        self, bits: Array, batch: tuple[int, ...], sharding: NamedSharding | None
+    ) -> Array:
+        """The bits with the axes of the mask."""
         if sharding is not None:
             sharding = with_spec(sharding, self._stored_spec(sharding))
         bits = lax.reshape(bits, (*batch, *self.stored), out_sharding=sharding)
         # Axes that come first in the words return to their places in the array.
         places = [len(batch) + self.order.index(axis) for axis in range(len(self.shape))]
-        return jnp.transpose(bits, (*range(len(batch)), *places)) != 0
+        return jnp.transpose(bits, (*range(len(batch)), *places))
 
     def pack(self, keep: Bool[Array, "..."]) -> Words:
         """The inverse of `unpack`; bits beyond the last element are 0."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
+from jaxdrop.base.platforms import by_platform
 from jaxdrop.core.bernoulli import fold_words
+from jaxdrop.core.by_rows import are_known, unpack_by_rows
 from jaxdrop.core.layout import WORD_BITS, Layout, lanes
 from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import ThreefryKey, Words, flat_address
@@ -65,8 +68,15 @@ def draw_tile(
     words = fold_words(key, rate, flat_address([*apart, place], layout.words_shape))
     if not aligned:
         words = _from_bit(words, offset)
+    by_columns = partial(_unpack, columns=columns.length)
+    by_rows = partial(unpack_by_rows, columns=columns.length)
+    on_tpu = by_rows if are_known(words.shape) else by_columns
+    return by_platform(by_columns, by_columns, words, on_tpu=on_tpu)
+
+
+def _unpack(words: Words, *, columns: int) -> Bool[Array, "... rows columns"]:
     bits = (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
-    return bits.reshape(*words.shape[:-1], -1)[..., : columns.length] != 0
+    return bits.reshape(*words.shape[:-1], -1)[..., :columns] != 0
 
 
 def _indices(
