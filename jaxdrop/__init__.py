@@ -19,6 +19,7 @@ from jaxdrop import (
 from jaxdrop.core.bernoulli import draw_mask as draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_mask
 from jaxdrop.core.mask import Mask as Mask
+from jaxdrop.core.part import Part as Part
 
 # Elements. Like most methods, they are functions `(key, x, rate, ...) -> y`.
 from jaxdrop.methods.alpha import alpha_dropout as alpha_dropout

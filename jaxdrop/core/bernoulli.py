@@ -18,6 +18,7 @@ from jaxdrop.core.by_rows import can_draw_by_rows, draw_by_rows
 from jaxdrop.core.fold_at_once import fold_at_once, idle_pairs
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.part import Part, Within, checked_part, part_words
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import ALL_PAIRS
 from jaxdrop.core.words import (
@@ -39,6 +40,7 @@ def draw_mask(
     *,
     broadcast_dims: int | Sequence[int] = (),
     out_sharding: NamedSharding | PartitionSpec | None = None,
+    part: Part | None = None,
 ) -> Mask:
     """Draws a mask that drops each element independently with probability `rate`.
 
@@ -66,15 +68,17 @@ def draw_mask(
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
       out_sharding: on a mesh with Explicit axes, the sharding of the array that the
         mask is for.
+      part: where an array of this shape lies in a larger one. The mask is then that
+        part of the mask of the larger array, bit for bit, as `Part` shows.
 
     Returns:
       A `Mask`.
 
     Raises:
       TypeError: `key` is not one key, `shape` or `rate` are not numbers, or
-        `out_sharding` names no Explicit axes.
-      ValueError: a known `rate` lies outside [0, 1], a size is negative, or
-        `broadcast_dims` are out of range or repeated.
+        `out_sharding` names no Explicit axes, or `part` is not a `Part`.
+      ValueError: a known `rate` lies outside [0, 1], a size is negative,
+        `broadcast_dims` are out of range or repeated, or `part` does not fit the shape.
 
     Example:
       >>> mask = draw_mask(jax.random.key(0), (2, 8), 0.25, broadcast_dims=(0,))
@@ -91,12 +95,19 @@ def draw_mask(
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     sharding = check.sharding(out_sharding, len(sizes))
-    return _draw_mask(key, grid_rate(rate), layout, sharding)
+    within = checked_part(check, part, sizes, shared)
+    return _draw_mask(key, grid_rate(rate), layout, sharding, within)
 
 
 @partial(jax.jit, static_argnames=("layout", "sharding"))
-def _draw_mask(key: Key, rate: GridRate, layout: Layout, sharding: NamedSharding | None) -> Mask:
-    return bernoulli_mask(key, rate, layout, sharding)
+def _draw_mask(
+    key: Key,
+    rate: GridRate,
+    layout: Layout,
+    sharding: NamedSharding | None,
+    within: Within | None,
+) -> Mask:
+    return bernoulli_mask(key, rate, layout, sharding, within)
 
 
 def bernoulli_mask(
@@ -104,13 +115,19 @@ def bernoulli_mask(
     rate: GridRate,
     layout: Layout,
     sharding: NamedSharding | None = None,
+    within: Within | None = None,
 ) -> Mask:
     """Draws a mask for an array that is sharded as given; for use under `jit`."""
-    rate = rate.settle()
+    rate, threefry = rate.settle(), threefry_key(key)
     words_sharding = layout.words_sharding(layout.sharding(sharding))
-    address = grid_address(layout.words_shape, words_sharding)
-    in_order = words_sharding is None and math.prod(layout.words_shape) <= 2**32
-    words = fold_words(threefry_key(key), rate, address, in_order=in_order)
+    if within is None:
+        address = grid_address(layout.words_shape, words_sharding)
+        in_order = words_sharding is None and math.prod(layout.words_shape) <= 2**32
+        words = fold_words(threefry, rate, address, in_order=in_order)
+    else:
+        words = part_words(partial(fold_words, threefry, rate), within, layout)
+        if words_sharding is not None:
+            words = jax.sharding.reshard(words, words_sharding)
     return Mask(words, jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float)), layout)
 
 

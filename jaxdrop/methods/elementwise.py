@@ -17,6 +17,7 @@ from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.noise import multiply_by_noise, standard_normal
+from jaxdrop.core.part import Part
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.core.threshold import Threshold, checked_rate
 from jaxdrop.methods.masked import drop
@@ -30,6 +31,7 @@ def dropout(
     *,
     broadcast_dims: int | Sequence[int] = (),
     rescale: Rescale = expected,
+    part: Part | None = None,
 ) -> Inexact[Array, "*shape"]:
     """Zeroes elements of `x` independently with probability `rate`.
 
@@ -53,15 +55,17 @@ def dropout(
       rescale: rule for the factor of the survivors, `(mask, x) -> factor`. If it is
         from `jaxdrop.rescale`, eager calls are compiled and cached. A rule of your own
         is called each time, so it may close over traced values.
+      part: where `x` lies in a larger array. Then `x` gets this part of the mask of the
+        larger array, as a shard in `shard_map` should. `Part` has an example.
 
     Returns:
       An array with the shape and dtype of `x`; zeros where `rate` is 1.
 
     Raises:
-      TypeError: `x` is not floating or complex, `key` is not one key, or
-        `rate` is not a number.
-      ValueError: a known `rate` lies outside [0, 1], or `broadcast_dims` are
-        out of range or repeated.
+      TypeError: `x` is not floating or complex, `key` is not one key, `rate` is not a
+        number, or `part` is not a `Part`.
+      ValueError: a known `rate` lies outside [0, 1], `broadcast_dims` are out of range
+        or repeated, or `part` does not fit `x`.
 
     Example:
       >>> y = dropout(jax.random.key(0), jnp.ones(4), 0.5)
@@ -84,7 +88,7 @@ def dropout(
     check = Check("dropout")
     x = check.inexact_array("x", x)
     shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
-    return drop(check, key, x, rate, shared, rescale)
+    return drop(check, key, x, rate, shared, rescale, part)
 
 
 def gaussian_dropout(

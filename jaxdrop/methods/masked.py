@@ -12,6 +12,7 @@ from jaxdrop.core.apply import Rescale, rescale_and_select, select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
+from jaxdrop.core.part import Part, Within, checked_part
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
@@ -23,26 +24,33 @@ def drop(
     rate: Rate,
     shared: tuple[int, ...],
     rescale: Rescale = expected,
+    part: Part | None = None,
 ) -> Array:
     """Zeroes elements of `x` and rescales the others; shared axes share a decision."""
     key = check.one_key(key)
     on_grid = grid_rate(check.probability("rate", rate))
-    return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale))
+    within = checked_part(check, part, x.shape, shared)
+    return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale), within)
 
 
 def drop_on_grid(
-    key: Key, x: Array, rate: GridRate, shared: tuple[int, ...], rescale: Rescale
+    key: Key,
+    x: Array,
+    rate: GridRate,
+    shared: tuple[int, ...],
+    rescale: Rescale,
+    within: Within | None = None,
 ) -> Array:
     """`drop` with arguments that are checked already."""
     if rate.is_zero:
         return x
     if rate.is_one:
         return zeros_like(x)
-    settings = rate, mask_layout(x.shape, shared)
+    settings = rate, mask_layout(x.shape, shared), within
     # A rule of the user may change between calls or hold traced values. So it is not
     # part of the cached program, which then only draws the mask.
     if is_own_rule(rescale):
-        return _drop(key, x, *settings, rescale)
+        return _drop(key, x, *settings, rule=rescale)
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
@@ -57,17 +65,21 @@ def replace_with(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> 
     return _replace(key, x, other, on_grid, mask_layout(x.shape, ()))
 
 
-def draw_for(key: Key, x: Array, rate: GridRate, layout: Layout) -> Mask:
+def draw_for(
+    key: Key, x: Array, rate: GridRate, layout: Layout, within: Within | None = None
+) -> Mask:
     """A mask that lies on devices as `x` does; for use under `jit`."""
-    return bernoulli_mask(key, rate, layout, explicit_sharding(x))
+    return bernoulli_mask(key, rate, layout, explicit_sharding(x), within)
 
 
 _draw_for = partial(jax.jit, static_argnames="layout")(draw_for)
 
 
 @partial(jax.jit, static_argnames=("layout", "rule"))
-def _drop(key: Key, x: Array, rate: GridRate, layout: Layout, rule: Rescale) -> Array:
-    return rescale_and_select(draw_for(key, x, rate, layout), x, rule)
+def _drop(
+    key: Key, x: Array, rate: GridRate, layout: Layout, within: Within | None, rule: Rescale
+) -> Array:
+    return rescale_and_select(draw_for(key, x, rate, layout, within), x, rule)
 
 
 @partial(jax.jit, static_argnames="layout")

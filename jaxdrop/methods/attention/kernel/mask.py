@@ -16,8 +16,9 @@ from jaxtyping import Bool
 
 from jaxdrop.core.bernoulli import fold_pair
 from jaxdrop.core.layout import WORD_BITS, Layout
+from jaxdrop.core.part import place_of_bit
 from jaxdrop.core.words import Address, ThreefryKey, Words, flat_address
-from jaxdrop.methods.attention.tiles import Span, place_of_bit
+from jaxdrop.methods.attention.tiles import Span
 
 
 class Source(NamedTuple):
