@@ -33,6 +33,14 @@ def enable_x64() -> AbstractContextManager[Any]:
     return getattr(experimental, "enable_x64")()  # noqa: B009, its place before 0.8
 
 
+def decided(comparison: Callable[[], bool]) -> bool | None:
+    """The result of a comparison of sizes; None if it depends on a symbolic one of `jax.export`."""
+    try:
+        return bool(comparison())
+    except Exception:  # its class is not public, and integers raise nothing
+        return None
+
+
 def varying_axes(x: Any) -> frozenset[str]:
     """The manual mesh axes over which a value, or its type, varies."""
     # Types have this attribute, and values do not. Newer versions have the name `mat`.

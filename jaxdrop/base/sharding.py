@@ -76,9 +76,11 @@ def zeros_like(x: jax.Array) -> jax.Array:
     return jnp.where(False, x, jnp.zeros((), x.dtype))
 
 
-def automatic(function: Callable[..., jax.Array], spec: PartitionSpec, *operands: Any) -> jax.Array:
-    """`function(*operands)` with Auto axes in place of Explicit ones; the result is
-    split as `spec` says.
+def automatic(
+    function: Callable[..., Any], spec: PartitionSpec | tuple[PartitionSpec, ...], *operands: Any
+) -> Any:
+    """`function(*operands)` with Auto axes in place of Explicit ones; the result, or each
+    of several, is split as `spec` says.
     """
     shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(operands)]
     sharding = next(filter(has_explicit_axes, shardings), None)
@@ -86,8 +88,12 @@ def automatic(function: Callable[..., jax.Array], spec: PartitionSpec, *operands
         return function(*operands)
     kinds = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
     axes = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    specs = (spec,) if isinstance(spec, PartitionSpec) else spec
+    shardings = tuple(with_spec(sharding, tuple(one)) for one in specs)
     inside: Callable[..., Any] = jax.sharding.auto_axes(
-        function, axes=axes, out_sharding=with_spec(sharding, tuple(spec))
+        function,
+        axes=axes,
+        out_sharding=shardings[0] if isinstance(spec, PartitionSpec) else shardings,
     )
     return inside(*operands)
 

@@ -1,7 +1,7 @@
 """Types that all modules share, such as a key, a rate and a drop."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax import Array
 from jaxtyping import Float, Key as TypedKey, UInt32
@@ -11,6 +11,13 @@ Key: TypeAlias = TypedKey[Array, ""] | UInt32[Array, "words"]
 
 Rate: TypeAlias = float | Float[Array, ""]
 """Probability of dropping, known while tracing (a Python float) or not."""
+
+# A size of `jax.export.symbolic_shape` counts as an integer, but its class is not public.
+if TYPE_CHECKING:
+    Size: TypeAlias = int
+    """The size of an axis."""
+else:
+    Size: TypeAlias = Any
 
 Drop: TypeAlias = Callable[[Key, Array], Array]
 """The one protocol: any function `(key, x) -> y`."""

@@ -25,6 +25,7 @@ from jaxdrop.core.words import (
     Address,
     ThreefryKey,
     Words,
+    at_most,
     draw_pair,
     grid_address,
     threefry_key,
@@ -122,7 +123,7 @@ def bernoulli_mask(
     words_sharding = layout.words_sharding(layout.sharding(sharding))
     if within is None:
         address = grid_address(layout.words_shape, words_sharding)
-        in_order = words_sharding is None and math.prod(layout.words_shape) <= 2**32
+        in_order = words_sharding is None and at_most(math.prod(layout.words_shape), 2**32)
         words = fold_words(threefry, rate, address, in_order=in_order)
     else:
         words = part_words(partial(fold_words, threefry, rate), within, layout)

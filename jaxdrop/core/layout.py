@@ -16,14 +16,17 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import other_axes
+from jaxdrop.base.compat import decided
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.sharding import shard_count, with_spec
+from jaxdrop.base.types import Size
 from jaxdrop.core.by_rows import are_known, unpack_by_rows
 from jaxdrop.core.words import Words
 
 WORD_BITS = 32
 _LANE_WORDS = 4  # 128 elements, one for each lane of a TPU
 _LONGEST_AXIS = 2**31  # so that an index fits in 32 bits
+_LARGE = 25 * (WORD_BITS - 1)  # enough elements to waste at most 4 % of the bits, however many
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Layout:
         words can be shifted along them.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     apart: tuple[int, ...] = ()
 
     @cached_property
@@ -45,7 +48,7 @@ class Layout:
         return (*self.apart, *other_axes(len(self.shape), self.apart))
 
     @cached_property
-    def stored(self) -> tuple[int, ...]:
+    def stored(self) -> tuple[Size, ...]:
         """The sizes in that order."""
         return tuple(self.shape[axis] for axis in self.order)
 
@@ -57,20 +60,30 @@ class Layout:
         # with one incomplete word.
         for leading in reversed(range(len(self.apart), len(self.shape))):
             size = math.prod(self.stored[leading:])
-            if (-size % WORD_BITS) * 25 <= size:
+            fits = decided(lambda size=size: (-size % WORD_BITS) * 25 <= size)
+            # All axes are merged if they fit, and also if they do not. So a symbolic
+            # first axis, such as the batch, decides nothing.
+            if fits is None and leading > len(self.apart):
+                raise ValueError(
+                    f"draw_mask: shape must tell how many of its last axes are merged; got"
+                    f" {self.shape}. Add a constraint to the symbolic shape, as in"
+                    f" jax.export.symbolic_shape(..., constraints=['{size} >= {_LARGE}'])."
+                )
+            if fits:
                 return leading
         return len(self.apart)
 
     @cached_property
-    def merged(self) -> int:
+    def merged(self) -> Size:
         """Elements along the merged axis."""
         return math.prod(self.stored[self.leading :])
 
     @cached_property
-    def words_shape(self) -> tuple[int, ...]:
+    def words_shape(self) -> tuple[Size, ...]:
         """Sizes of the words; a very long merged axis is folded in two."""
         words = -(-self.merged // WORD_BITS)
-        if words <= _LONGEST_AXIS:
+        # A symbolic axis is not folded, since it is that long in no program.
+        if decided(lambda: words <= _LONGEST_AXIS) is not False:
             return (*self.stored[: self.leading], words)
         return (*self.stored[: self.leading], -(-words // _LONGEST_AXIS), _LONGEST_AXIS)
 
@@ -159,7 +172,7 @@ class Layout:
         return tuple(sharding.spec[axis] for axis in self.order)
 
 
-def mask_layout(shape: tuple[int, ...], shared: tuple[int, ...]) -> Layout:
+def mask_layout(shape: tuple[Size, ...], shared: tuple[int, ...]) -> Layout:
     """The layout of a mask for an array, of size 1 along the shared axes."""
     return Layout(tuple(1 if i in shared else n for i, n in enumerate(shape)))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jaxtyping import Int
 
 from jaxdrop.base.validate import Check, describe
@@ -43,11 +44,12 @@ class Part:
 
       In `shard_map`, each device says where its rows start:
 
-      >>> mesh = jax.make_mesh((2,), ("data",))
-      >>> @partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-      ... def drop(rows):
-      ...     first = jax.lax.axis_index("data") * rows.shape[0]
-      ...     return jaxdrop.dropout(key, rows, 0.5, part=Part((first, 0), (4, 64)))
+      >>> mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> rows = jax.sharding.PartitionSpec("data")
+      >>> @partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=rows)
+      ... def drop(x):
+      ...     first = jax.lax.axis_index("data") * x.shape[0]
+      ...     return jaxdrop.dropout(key, x, 0.5, part=Part((first, 0), (4, 64)))
       >>> bool(jnp.all(drop(whole) == jaxdrop.dropout(key, whole, 0.5)))
       True
     """
@@ -103,7 +105,7 @@ def _start(check: Check, start: Any, size: int, whole: int) -> Words | None:
     start = check.integer_array("part.start", start)
     if start.shape != ():
         raise ValueError(f"{check}: part.start must be scalars; got shape {start.shape}.")
-    known = not isinstance(start, jax.core.Tracer)
+    known = not isinstance(start, Tracer)
     if known and not 0 <= int(start) <= whole - size:
         raise ValueError(
             f"{check}: part.start must lie in [0, {whole - size}] for {size} of {whole} elements;"

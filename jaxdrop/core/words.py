@@ -20,7 +20,8 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 from jaxtyping import UInt32
 
-from jaxdrop.base.types import Key
+from jaxdrop.base.compat import decided
+from jaxdrop.base.types import Key, Size
 
 ThreefryKey: TypeAlias = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 Words: TypeAlias = UInt32[Array, "..."]
@@ -116,7 +117,7 @@ def _is_typed(keys: Array) -> bool:
     return jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
 
 
-def grid_address(shape: Sequence[int], sharding: NamedSharding | None = None) -> Address:
+def grid_address(shape: Sequence[Size], sharding: NamedSharding | None = None) -> Address:
     """Row-major positions in an array of `shape`, sharded as asked."""
     iotas = [
         lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
@@ -125,29 +126,51 @@ def grid_address(shape: Sequence[int], sharding: NamedSharding | None = None) ->
     return flat_address(iotas, shape)
 
 
-def flat_address(indices: Sequence[Words], shape: Sequence[int]) -> Address:
+def flat_address(indices: Sequence[Words], shape: Sequence[Size]) -> Address:
     """Row-major 64-bit positions of the given indices in an array of `shape`."""
     zero = jnp.uint32(0)
     if not indices:
         return Address(zero, zero)
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    if math.prod(shape) <= 2**32:
+    if at_most(math.prod(shape), 2**32):
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         # The low half suffices. A stride of 2^32 belongs to an axis of size 1 (index 0).
-        terms = [i * np.uint32(s) for i, s in zip(indices, strides, strict=True) if s < 2**32]
+        terms = [i * as_word(s) for i, s in zip(indices, strides, strict=True) if s != 2**32]
         return Address(zero, sum(terms[1:], terms[0]))
     high = low = zero
-    for index, stride in zip(indices, strides, strict=True):
-        term = _multiply(index, stride)
+    for axis, index in enumerate(indices):
+        term = _multiply(index, _stride(shape[axis + 1 :]))
         total = low + term.low  # if the sum is below a term, it has wrapped: carry 1
         high = high + term.high + (total < low).astype(jnp.uint32)
         low = total
     return Address(high, low)
 
 
-def _multiply(index: Words, stride: int) -> Address:
+def at_most(size: Size, bound: int) -> bool:
+    """Whether a size is known to be at most a bound; symbolic sizes may not be."""
+    return decided(lambda: size <= bound) is True
+
+
+def as_word(size: Size) -> Words | np.uint32:
+    """A size below 2^32 as a word. A symbolic one has its value when the program runs."""
+    return np.uint32(size) if isinstance(size, int) else jnp.asarray(size).astype(jnp.uint32)
+
+
+def _stride(sizes: Sequence[Size]) -> tuple[Words | np.uint32, Words | np.uint32]:
+    """The high and the low half of a product of sizes."""
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    high, low = np.uint32(known >> 32), np.uint32(known & 0xFFFFFFFF)
+    for size in sizes:
+        if not isinstance(size, int):
+            factor = as_word(size)
+            carry, low = _product(jnp.asarray(low), factor)
+            high = high * factor + carry
+    return high, low
+
+
+def _multiply(index: Words, stride: tuple[Words | np.uint32, Words | np.uint32]) -> Address:
     """`index * stride` in 64 bits."""
-    high, low = _product(index, np.uint32(stride & 0xFFFFFFFF))
-    return Address(high + index * np.uint32(stride >> 32), low)
+    high, low = _product(index, stride[1])
+    return Address(high + index * stride[0], low)
 
 
 def _product(a: Words, b: Words | np.uint32) -> Address:

@@ -6,16 +6,41 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jax.core import Tracer
+from jaxtyping import Int
 
+from jaxdrop.base.compat import decided
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check, describe
-from jaxdrop.core.apply import compute_dtype
+from jaxdrop.core.layout import Layout, mask_layout
+from jaxdrop.core.part import Part, Within, checked_part
 from jaxdrop.core.rate import GridRate, grid_rate
 from jaxdrop.methods.attention.operands import Inputs, Selection
 
-_AXES = 4  # of the weights, (B, N, T, S)
-_LEAST_BITS = 8  # XLA on a CPU does not compile products of narrower dtypes
+AXES = 4  # of the weights of one batch, (B, N, T, S)
+
+
+class Offsets(NamedTuple):
+    """Where the weights lie in a larger matrix.
+
+    Attributes:
+      first_query: the position of the first query; an integer if it is known.
+      first_key: that of the first key.
+      queries: how many positions of queries there are.
+      keys: those of keys.
+      within: the same for masks; None if these are all weights.
+    """
+
+    first_query: int | Int[Array, ""]
+    first_key: int | Int[Array, ""]
+    queries: int
+    keys: int
+    within: Within | None
+
+    @property
+    def shift(self) -> int | Int[Array, ""]:
+        """How far the first query is behind the first key."""
+        return self.first_query - self.first_key
 
 
 class Dropping(NamedTuple):
@@ -24,10 +49,15 @@ class Dropping(NamedTuple):
     rng: Key | None  # None if the rate is known to be 0
     rate: GridRate
     shared: tuple[int, ...]  # axes of the weights along which the mask is shared
+    within: Within | None = None  # of the mask of which larger matrix theirs is a part
 
 
 class Window(NamedTuple):
-    """How many keys before and after its own position a query sees; None for all of them."""
+    """How many keys before and after its own number a query sees; None for all of them.
+
+    Numbers count from the first query and the first key here. So these may be negative,
+    if the weights are a part of a larger matrix.
+    """
 
     before: int | None
     after: int | None
@@ -40,81 +70,104 @@ class Blocks(NamedTuple):
     keys: int | None
 
 
+class Drops(NamedTuple):
+    """What the caller gave to say how weights are dropped."""
+
+    rng: Key | None
+    rate: Rate
+    broadcast_dims: int | Sequence[int]
+    part: Part | None
+
+
+class Form(NamedTuple):
+    """What the caller gave to say in which form attention is computed."""
+
+    query_block: int | None
+    key_block: int | None
+    soft_cap: float | None
+    residual: bool
+
+
 class Arguments(NamedTuple):
-    """Checked arguments that fit together. All arrays have a batch axis."""
+    """Checked arguments that fit together. All arrays have one batch axis.
+
+    Attributes:
+      batch: sizes of the axes that were merged into the batch axis.
+      soft_cap: the number below which logits stay; None for any.
+      residual: whether the log-sum-exp is asked for.
+    """
 
     inputs: Inputs[Array]
     selection: Selection
     window: Window
     dropping: Dropping
+    batch: tuple[int, ...]
     blocks: Blocks
+    soft_cap: float | None
+    residual: bool
 
     @property
     def weights_shape(self) -> tuple[int, int, int, int]:
         """Sizes (B, N, T, S)."""
-        return _weights_shape(self.inputs.query, self.inputs.key)
+        batch, queries, heads, _ = self.inputs.query.shape
+        return batch, heads, queries, self.inputs.key.shape[1]
+
+    @property
+    def all_axes(self) -> tuple[int, ...]:
+        """The same, with all axes of the batch: the shape that the mask is for."""
+        return (*self.batch, *self.weights_shape[1:])
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the mask of all weights, of which these may be a part."""
+        within = self.dropping.within
+        return mask_layout(self.all_axes, self.dropping.shared) if within is None else within.whole
+
+    @property
+    def has_no_weights(self) -> bool:
+        """Whether there is no weight at all."""
+        return 0 in self.weights_shape
 
     @property
     def gives_zeros(self) -> bool:
         """Whether the output is known to be zeros, or to be empty."""
-        return self.dropping.rate.is_one or 0 in (*self.weights_shape, self.inputs.query.size)
+        no_features = self.inputs.value.shape[-1] == 0
+        return self.dropping.rate.is_one or self.has_no_weights or no_features
 
 
-def checked_inputs(
-    check: Check,
-    query: Float[Array, "*B T N H"],
-    key: Float[Array, "*B S K H"],
-    value: Float[Array, "*B S K H"],
-    bias: Float[Array, "..."] | None,
-    scale: float | Float[Array, ""] | None,
-) -> Inputs[Array]:
-    """Checks the arguments that attention is differentiated by."""
-    query = check.real_array("query", query)
-    key = check.real_array("key", key)
-    value = check.real_array("value", value)
-    _check_shapes(check, query, key, value)
-    _check_dtypes(check, query, key, value)
-    if query.ndim < _AXES:
-        query, key, value = query[None], key[None], value[None]
-    if bias is not None:
-        bias = check.real_array("bias", bias)
-        bias = _over_weights(check, "bias", bias, _weights_shape(query, key))
-    return Inputs(query, key, value, bias, _scale(check, scale, query))
+def checked_offsets(
+    check: Check, part: Part | None, weights: tuple[int, ...], shared: tuple[int, ...]
+) -> Offsets:
+    """Checks of which matrix the caller's weights are a part."""
+    within, (queries, keys) = checked_part(check, part, weights, shared), weights[-2:]
+    if part is None or within is None:
+        return Offsets(0, 0, queries, keys, None)
+    # A sample without a batch axis is a batch of one.
+    missing = (AXES - len(weights)) * (1,)
+    starts = *(None for _ in missing), *within.start
+    of_one = Within(starts, Layout((*missing, *within.whole.shape)))
+    first_query, first_key = map(_position, part.start[-2:])
+    queries, keys = part.shape[-2:]
+    return Offsets(first_query, first_key, queries, keys, of_one)
 
 
-def checked_selection(
-    check: Check,
-    inputs: Inputs[Array],
-    mask: Bool[Array, "..."] | None,
-    query_seq_lengths: Int[Array, "..."] | None,
-    key_value_seq_lengths: Int[Array, "..."] | None,
-) -> Selection:
-    """Checks the arrays that say which query sees which key. Nothing is drawn yet."""
-    query, key = inputs.query, inputs.key
-    if mask is not None:
-        mask = check.any_array("mask", mask)
-        if mask.dtype != jnp.bool_:
-            raise TypeError(
-                f"{check}: mask must be boolean; got {mask.dtype}. Cast ones and zeros, as in"
-                " mask.astype(bool). To add an array to the logits, pass it as bias."
-            )
-        mask = _over_weights(check, "mask", mask, _weights_shape(query, key))
-    query_lengths = _lengths(check, "query_seq_lengths", query_seq_lengths, query)
-    key_lengths = _lengths(check, "key_value_seq_lengths", key_value_seq_lengths, key)
-    return Selection(mask, query_lengths, key_lengths, draw=None)
+def _position(start: int | Array) -> int | Array:
+    return jnp.asarray(start).astype(jnp.int32) if isinstance(start, Tracer) else int(start)
 
 
 def checked_window(
     check: Check,
     inputs: Inputs[Array],
+    offsets: Offsets,
     is_causal: bool,
     size: int | tuple[int, int] | None,
 ) -> Window:
-    """Checks the arguments that say by position which query sees which key."""
-    if not isinstance(is_causal, bool | np.bool_):
-        raise TypeError(f"{check}: is_causal must be True or False; got {describe(is_causal)}.")
-    queries, keys = inputs.query.shape[1], inputs.key.shape[1]
-    before, after = queries, keys
+    """Checks the arguments that say by position which query sees which key.
+
+    A known shift becomes part of the window. One that is traced does not.
+    """
+    is_causal = _checked_flag(check, "is_causal", is_causal)
+    before = after = None
     if size is not None:
         given = check.integers("local_window_size", size)
         if len(given) not in (1, 2) or min(given) < 0:
@@ -125,105 +178,54 @@ def checked_window(
         before, after = given[0], given[-1]
     if is_causal:
         after = 0
+    shift, queries, keys = offsets.shift, offsets.queries, offsets.keys
+    if isinstance(shift, int):
+        before = None if before is None else before - shift
+        after = None if after is None else after + shift
+        queries, keys = inputs.query.shape[1], inputs.key.shape[1]
     # The last query has the most keys before it, and the first query has the most keys
     # after it. If a window covers these too, it hides nothing, and is then dropped.
-    return Window(before if before < queries - 1 else None, after if after < keys - 1 else None)
+    return Window(_hiding(before, queries), _hiding(after, keys))
+
+
+def _hiding(reach: int | None, size: int) -> int | None:
+    return None if reach is None or decided(lambda: reach >= size - 1) else reach
+
+
+def checked_form(check: Check, form: Form) -> tuple[Blocks, float | None, bool]:
+    """Checks the sizes of a tile, the number below which logits stay, and a flag."""
+    sizes = (
+        None if size is None else check.whole_number(f"{name}_block_size", size, 1)
+        for name, size in (("query", form.query_block), ("key", form.key_block))
+    )
+    residual = _checked_flag(check, "return_residual", form.residual)
+    return Blocks(*sizes), _checked_soft_cap(check, form.soft_cap), residual
+
+
+def _checked_soft_cap(check: Check, soft_cap: float | None) -> float | None:
+    """Checks the number below which logits stay."""
+    if soft_cap is None:
+        return None
+    known = check.amount("logits_soft_cap", soft_cap, positive=True)
+    if isinstance(known, Array):
+        raise TypeError(f"{check}: logits_soft_cap must be a known number; got {describe(known)}.")
+    return known
+
+
+def _checked_flag(check: Check, name: str, flag: bool) -> bool:
+    """Checks an option that is True or False."""
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError(f"{check}: {name} must be True or False; got {describe(flag)}.")
+    return bool(flag)
 
 
 def checked_dropping(
-    check: Check, rng: Key | None, rate: Rate, broadcast_dims: int | Sequence[int], axes: int
+    check: Check, drops: Drops, shared: tuple[int, ...], offsets: Offsets, *, axes: int
 ) -> Dropping:
     """Checks how weights are dropped; `axes` is the number of axes of the caller's weights."""
-    on_grid = grid_rate(check.probability("rate", rate))
+    rng, on_grid = drops.rng, grid_rate(check.probability("rate", drops.rate))
     if rng is not None or not on_grid.is_zero:
         rng = check.one_key(rng, "rng")
-    shared = check.axes("broadcast_dims", broadcast_dims, axes)
     # Without a batch, the caller's axis 0 is the axis of heads.
-    shared = tuple(axis + _AXES - axes for axis in shared)
-    return Dropping(None if on_grid.is_zero else rng, on_grid, shared)
-
-
-def checked_blocks(check: Check, query_block: int | None, key_block: int | None) -> Blocks:
-    """Checks the sizes of a tile."""
-    if query_block is not None:
-        query_block = check.whole_number("query_block_size", query_block, 1)
-    if key_block is not None:
-        key_block = check.whole_number("key_block_size", key_block, 1)
-    return Blocks(query_block, key_block)
-
-
-def _weights_shape(query: Array, key: Array) -> tuple[int, int, int, int]:
-    batch, queries, heads, _ = query.shape
-    return batch, heads, queries, key.shape[1]
-
-
-def _check_shapes(check: Check, query: Array, key: Array, value: Array) -> None:
-    if query.ndim not in (_AXES - 1, _AXES):
-        raise ValueError(
-            f"{check}: query must have shape (B, T, N, H) or (T, N, H); got {query.shape}."
-        )
-    batch_and_features = (*query.shape[:-3], query.shape[-1])
-    if key.ndim != query.ndim or (*key.shape[:-3], key.shape[-1]) != batch_and_features:
-        raise ValueError(
-            f"{check}: key must have the batch and features of query; got {key.shape}"
-            f" for {query.shape}."
-        )
-    if value.shape != key.shape:
-        raise ValueError(
-            f"{check}: value must have the shape of key; got {value.shape} for {key.shape}."
-        )
-    heads, key_heads = query.shape[-2], key.shape[-2]
-    if heads % key_heads if key_heads else heads:
-        raise ValueError(
-            f"{check}: key must have a number of heads that divides that of query;"
-            f" got {key_heads} for {heads}."
-        )
-
-
-def _check_dtypes(check: Check, query: Array, key: Array, value: Array) -> None:
-    for name, x in (("key", key), ("value", value)):
-        if x.dtype != query.dtype:
-            raise TypeError(
-                f"{check}: {name} must have the dtype of query; got {x.dtype} for {query.dtype}."
-            )
-    if jnp.finfo(query.dtype).bits < _LEAST_BITS:
-        raise TypeError(
-            f"{check}: query must have a dtype of at least {_LEAST_BITS} bits; got {query.dtype}."
-        )
-
-
-def _over_weights(check: Check, name: str, x: Array, weights: tuple[int, ...]) -> Array:
-    """An array that broadcasts to the weights, with the same number of axes."""
-    x = x.reshape((1,) * (_AXES - x.ndim) + x.shape)
-    if x.ndim != _AXES or any(n not in (1, m) for n, m in zip(x.shape, weights, strict=True)):
-        raise ValueError(
-            f"{check}: {name} must broadcast to (B, N, T, S) = {weights}; got {x.shape}."
-        )
-    return x
-
-
-def _scale(check: Check, scale: float | Array | None, query: Array) -> Array:
-    dtype = compute_dtype(query)
-    if scale is None:
-        features = max(query.shape[-1], 1)  # without features, products are 0 at any scale
-        return jnp.asarray(features**-0.5, dtype)
-    scale = check.any_array("scale", scale)
-    if scale.shape != () or jnp.iscomplexobj(scale) or scale.dtype == jnp.bool_:
-        raise ValueError(f"{check}: scale must be one real number; got {describe(scale)}.")
-    return scale.astype(dtype)
-
-
-def _lengths(check: Check, name: str, lengths: Array | None, x: Array) -> Array | None:
-    """Checks how many positions on the time axis of each sample are real."""
-    if lengths is None:
-        return None
-    lengths = check.integer_array(name, lengths)
-    if lengths.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"{check}: {name} must have shape {x.shape[:1]} or (); got {lengths.shape}."
-        )
-    # Clipped before the cast, because the cast could wrap a uint32 or int64. Narrower
-    # integers cannot wrap, and might not hold the bound.
-    if lengths.dtype.itemsize >= np.dtype(np.int32).itemsize:
-        lengths = jnp.clip(lengths, 0, x.shape[1])
-    return jnp.broadcast_to(lengths.astype(jnp.int32), x.shape[:1])
+    shared = tuple(axis + max(AXES - axes, 0) for axis in shared)
+    return Dropping(None if on_grid.is_zero else rng, on_grid, shared, offsets.within)

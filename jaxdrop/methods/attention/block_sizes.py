@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from jax import Array
+from jax.export import is_symbolic_dim
 
 from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.methods.attention.arguments import Blocks
@@ -33,7 +34,9 @@ def block_sizes(inputs: Inputs[Array], asked: Blocks, budget: Budget) -> tuple[i
     # If the query of a head is small, a tile should not be larger than it. But 32 x 32
     # is always allowed, because smaller tiles would waste bits of their words.
     least = min(budget.least, max(queries * features, WORD_BITS**2))
-    area = min(max(budget.all_heads // max(batch * heads, 1), least), budget.most)
+    # A symbolic batch may be large.
+    of_a_head = 0 if is_symbolic_dim(batch) else budget.all_heads // max(batch * heads, 1)
+    area = min(max(of_a_head, least), budget.most)
     rows, columns = asked
     if rows is None:
         # Nearly square: the power of two below the root of the area.

@@ -1,7 +1,8 @@
 """The arrays of attention, and the layout of heads during the computation.
 
 Shapes: B batch, T queries, S keys, N heads of queries, K heads of keys, G = N / K heads
-of queries that share one head of keys, H features. A size with # may be 1.
+of queries that share one head of keys, H features of queries and keys, V features of
+values. A size with # may be 1.
 """
 
 from functools import partial
@@ -16,12 +17,12 @@ from jaxtyping import Bool, Float, Int
 from jaxdrop.base.sharding import mesh_axes
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.core.rate import GridRate
-from jaxdrop.core.words import ThreefryKey
+from jaxdrop.core.words import ThreefryKey, Words
 
 Leaf = TypeVar("Leaf")
 
 # Products of a tile, named by their results. The letters: b batch, k heads of keys, r
-# rows (queries of all groups), s columns (keys), h features.
+# rows (queries of all groups), s columns (keys), h features of any kind.
 TO_WEIGHTS = "bkrh,bksh->bkrs"
 TO_QUERIES = "bkrs,bksh->bkrh"
 TO_KEYS = "bkrs,bkrh->bksh"
@@ -36,7 +37,7 @@ class Inputs(NamedTuple, Generic[Leaf]):
 
     query: Leaf  # (B, T, N, H)
     key: Leaf  # (B, S, K, H)
-    value: Leaf  # (B, S, K, H)
+    value: Leaf  # (B, S, K, V)
     bias: Leaf | None  # (#B, #N, #T, #S)
     scale: Leaf  # ()
 
@@ -45,12 +46,17 @@ Slopes: TypeAlias = Inputs[Array | None]
 """Tangents or cotangents of the inputs; None for those that are zero or not asked for."""
 
 
+Result: TypeAlias = Array | tuple[Array, Array]
+"""The output, or the output and the log-sum-exp of each row."""
+
+
 class Draw(NamedTuple):
     """What is needed to draw the mask of the weights, under `jit`."""
 
     key: ThreefryKey
     rate: GridRate  # on the grid
     factor: Float[Array, ""]  # of the survivors, 1 / q
+    start: tuple[Words | None, ...] | None = None  # in a larger mask; None for 0
 
 
 class Selection(NamedTuple):
@@ -64,10 +70,17 @@ class Selection(NamedTuple):
     query_lengths: Int[Array, "B"] | None
     key_lengths: Int[Array, "B"] | None
     draw: Draw | None  # None where nothing is dropped
+    shift: Int[Array, ""] | None = None  # of windows: the position of a query less its number
+    segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None  # documents
 
     def factor(self, dtype: jnp.dtype) -> Array:
         """The factor of the weights that are kept."""
         return jnp.ones((), dtype) if self.draw is None else self.draw.factor.astype(dtype)
+
+
+# As `log_total`. No other row has it: their sums are exp(0) and more. And it is finite, so
+# that what is computed with it is never NaN.
+NOTHING_SEEN = -1.0
 
 
 class Attended(NamedTuple):
@@ -76,12 +89,19 @@ class Attended(NamedTuple):
     The log-sum-exp of a row is `highest + log_total`. They are two arrays, since the
     sum would round `log_total` away if all logits are far from 0. Only their sum has a
     meaning. So `highest` is a constant for derivatives, and `log_total` has the whole
-    derivative.
+    derivative. A row that sees nothing has 0 and `NOTHING_SEEN`.
     """
 
-    out: Float[Array, "B T N H"]  # in float32 or wider
+    out: Float[Array, "B T N V"]  # in float32 or wider
     highest: Float[Array, "B K G T 1"]
     log_total: Float[Array, "B K G T 1"]
+
+    def residual(self) -> Float[Array, "B T N"]:
+        """The log-sum-exp of each row."""
+        batch, key_heads, groups, queries, _ = self.log_total.shape
+        nothing = self.log_total == NOTHING_SEEN
+        total = jnp.where(nothing, -jnp.inf, self.highest + self.log_total)
+        return _heads_first(total.reshape(batch, key_heads * groups, queries))
 
 
 def output_spec(inputs: Inputs[Array]) -> PartitionSpec:
@@ -90,6 +110,8 @@ def output_spec(inputs: Inputs[Array]) -> PartitionSpec:
     """
     query, *others = (jax.typeof(x).sharding.spec for x in inputs[:4] if x is not None)
     batch, *rest = (*query, *(None for _ in range(inputs.query.ndim - len(query))))
+    if inputs.value.shape[-1] != inputs.query.shape[-1]:
+        rest[-1] = None
     used = {name for part in rest for name in mesh_axes(part)}
     for part in (batch, *(spec[0] for spec in others if spec)):
         if part is not None and used.isdisjoint(mesh_axes(part)):

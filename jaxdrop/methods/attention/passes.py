@@ -7,19 +7,18 @@ both modes. It does not depend on how the passes work.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 
 from jaxdrop.base.compat import vary_as
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.sharding import automatic
-from jaxdrop.base.types import Key
 from jaxdrop.core.apply import compute_dtype, inverse_keep_prob
-from jaxdrop.core.rate import GridRate
 from jaxdrop.core.words import threefry_key
 from jaxdrop.methods.attention.arguments import Arguments
 from jaxdrop.methods.attention.linear import linear_map, opaque
@@ -27,6 +26,7 @@ from jaxdrop.methods.attention.operands import (
     Attended,
     Draw,
     Inputs,
+    Result,
     Selection,
     Slopes,
     output_spec,
@@ -85,35 +85,60 @@ class ByPlatform:
         return by_platform(*ways, residuals, cotangents)
 
 
-def attention_by(passes: Passes, arguments: Arguments) -> Array:
-    """The output of attention for arguments with a batch axis."""
+def attention_by(passes: Passes, arguments: Arguments) -> Result:
+    """The output of attention for arguments with a batch axis, and the log-sum-exp if asked for."""
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
     if arguments.gives_zeros:  # so passes never get an empty array or a known rate of 1
-        zeros = automatic(lambda x: jnp.zeros_like(x.query), output_spec(inputs), inputs)
-        return vary_as(zeros, (dropping.rng, inputs, selection))
+        return _zeros(passes, arguments)
     # If nothing is dropped, the program gets no key.
     source = None if dropping.rng is None else (dropping.rng, dropping.rate)
-    return _attention_by(passes, source, inputs, selection)
+    if source is not None and dropping.within is not None:
+        source = (*source, dropping.within.start)
+    return _attention_by(passes, source, inputs, selection, arguments.residual)
 
 
-@partial(jax.jit, static_argnames="passes")
+def _zeros(passes: Passes, arguments: Arguments) -> Result:
+    dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
+    operands, spec = (dropping.rng, inputs, selection), output_spec(inputs)
+    shape = (*inputs.query.shape[:-1], inputs.value.shape[-1])
+    zeros = automatic(lambda x: jnp.zeros(shape, x.query.dtype), spec, inputs)
+    zeros = vary_as(zeros, operands)
+    if not arguments.residual:
+        return zeros
+    if arguments.has_no_weights:
+        dtype, spec = compute_dtype(inputs.query), PartitionSpec(*spec[:-1])
+        rows = automatic(lambda _: jnp.full(shape[:-1], -jnp.inf, dtype), spec, inputs)
+        return zeros, vary_as(rows, operands)
+    # Values do not change the log-sum-exp, and passes want some.
+    *others, features = inputs.value.shape
+    value = jnp.zeros((*others, max(features, 1)), inputs.value.dtype)
+    return zeros, _attention_by(passes, None, inputs._replace(value=value), selection, True)[1]
+
+
+@partial(jax.jit, static_argnames=("passes", "residual"))
 def _attention_by(
     passes: Passes,
-    source: tuple[Key, GridRate] | None,
+    source: tuple[Any, ...] | None,
     inputs: Inputs[Array],
     selection: Selection,
-) -> Array:
+    residual: bool,
+) -> Any:
     if source is not None:
         # Done once, before all passes, so that all of them draw from the same key.
-        rng, rate = source[0], source[1].settle()
+        (rng, rate, *start) = source
+        rate = rate.settle()
         keep_prob = jnp.asarray(rate.threshold.keep_prob)
         factor = inverse_keep_prob(keep_prob, compute_dtype(inputs.query))
-        selection = selection._replace(draw=Draw(threefry_key(rng), rate, factor))
+        selection = selection._replace(draw=Draw(threefry_key(rng), rate, factor, *start))
 
-    def out(inputs: Inputs[Array], selection: Selection) -> Array:
-        return attend(passes, inputs, selection).out.astype(inputs.query.dtype)
+    def results(inputs: Inputs[Array], selection: Selection) -> Result:
+        attended = attend(passes, inputs, selection)
+        out = attended.out.astype(inputs.query.dtype)
+        return (out, attended.residual()) if residual else out
 
-    return automatic(out, output_spec(inputs), inputs, selection)
+    spec = output_spec(inputs)
+    specs = (spec, PartitionSpec(*spec[:-1])) if residual else spec
+    return automatic(results, specs, inputs, selection)
 
 
 # `custom_vjp` has no forward mode, and `custom_jvp` alone leaves the transpose of

@@ -21,26 +21,28 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from jaxdrop.base.compat import vary_as
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
-from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.methods.attention.arguments import Arguments
 from jaxdrop.methods.attention.block_sizes import BUDGET, GPU_BUDGET, Budget, block_sizes
 from jaxdrop.methods.attention.operands import (
+    NOTHING_SEEN,
     TO_KEYS,
     TO_QUERIES,
     TO_WEIGHTS,
     Attended,
     Inputs,
+    Result,
     Selection,
     Slopes,
     as_given,
@@ -51,30 +53,34 @@ from jaxdrop.methods.attention.operands import (
     product,
 )
 from jaxdrop.methods.attention.passes import ByPlatform, Passes, Residuals, attention_by
-from jaxdrop.methods.attention.tile_weights import (
-    dropped,
-    keep_mask,
-    scores_and_logits,
-    scores_and_weights,
-)
+from jaxdrop.methods.attention.skipping import tiles_to_compute
+from jaxdrop.methods.attention.tile_slopes import added_below_logits, logits_along
+from jaxdrop.methods.attention.tile_weights import TileWeights, dropped
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 
 Carry = TypeVar("Carry")
 
 
-def tiled(check: Check, arguments: Arguments) -> Array:
+def tiled(check: Check, arguments: Arguments) -> Result:
     """Attention in tiles."""
-    del check  # all checked arguments can be cut into tiles
+    for name, size in zip(("query", "key"), arguments.weights_shape[2:], strict=True):
+        if is_symbolic_dim(size):
+            raise ValueError(
+                f"{check}: {name} must have a known length with implementation='tiled'; got"
+                f" {size}. Use implementation='whole', or None."
+            )
     return attention_by(tiled_passes(arguments), arguments)
 
 
 def tiled_passes(arguments: Arguments) -> Passes:
     """The passes of `tiled`; tiles are larger on a GPU."""
-    layout = mask_layout(arguments.weights_shape, arguments.dropping.shared)
+    weights = TileWeights(arguments.layout, arguments.batch, arguments.soft_cap)
+    window, is_shifted = arguments.window, arguments.selection.shift is not None
 
     def passes(budget: Budget) -> TiledPasses:
         blocks = block_sizes(arguments.inputs, arguments.blocks, budget)
-        return TiledPasses(Tiling(*arguments.weights_shape[2:], *blocks, *arguments.window), layout)
+        tiling = Tiling(*arguments.weights_shape[2:], *blocks, *window, is_shifted)
+        return TiledPasses(tiling, weights)
 
     on_gpu, elsewhere = passes(GPU_BUDGET), passes(BUDGET)
     return elsewhere if on_gpu == elsewhere else ByPlatform(on_gpu, elsewhere)
@@ -86,29 +92,29 @@ class TiledPasses:
 
     Attributes:
       tiling: the tiles of the weights.
-      layout: the layout of the mask of all weights, (B, N, T, S).
+      weights: how the weights of a tile are computed.
     """
 
     tiling: Tiling
-    layout: Layout
+    weights: TileWeights
 
     def forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
         """Attention by an online softmax: sums are scaled down when a row gets a higher logit."""
         operands = inputs, selection
         x, selection = grouped(*operands)
-        rows, features = x.query.shape[:-1], x.query.shape[-1:]
+        rows, features = x.query.shape[:-1], x.value.shape[-1:]
         wide = compute_dtype(x.query)
 
         def step(sums: _Sums, tile: Tile) -> _Sums:
             numerator, total, highest = map(tile.rows, sums)
-            _, logits = scores_and_logits(x, selection, tile)
+            _, logits = self.weights.scores_and_logits(x, selection, tile)
             new_highest = jnp.maximum(highest, jnp.max(logits, -1, keepdims=True))
             origin = _finite(new_highest)
             # The sums are of exp(logits - highest), so they are scaled to the new `highest`.
             weights, shrink = jnp.exp(logits - origin), jnp.exp(highest - origin)
             new_total = total * shrink + jnp.sum(weights, -1, keepdims=True)
             # Only the numerator is dropped: the softmax has all weights in its denominator.
-            kept = dropped(keep_mask(self.layout, selection.draw, tile, weights), weights)
+            kept = dropped(self.weights.keep_mask(selection.draw, tile, weights), weights)
             new_numerator = numerator * shrink + product(TO_QUERIES, kept, tile.columns(x.value))
             new = new_numerator, new_total, new_highest
             return _Sums(*map(tile.put_rows, sums, new))
@@ -118,7 +124,7 @@ class TiledPasses:
             jnp.zeros((*rows, 1), wide),
             jnp.full((*rows, 1), -jnp.inf, wide),
         )
-        return _attended(_over_tiles(self.tiling, operands, step, start), selection)
+        return _attended(self._over_tiles(operands, selection, step, start), selection)
 
     def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
         """Tangents of the output and of `log_total`."""
@@ -131,9 +137,9 @@ class TiledPasses:
         # dO needs no tiles, because D is one number per row.
         def step(carry: tuple[Array, Array], tile: Tile) -> tuple[Array, Array]:
             d_numerator, d_log_total = carry
-            scores, weights = scores_and_weights(x, selection, attended, tile)
-            kept = dropped(keep_mask(self.layout, selection.draw, tile, weights), weights)
-            d_logits = _logits_along(x, d, tile, scores)
+            scores, weights = self.weights.scores_and_weights(x, selection, attended, tile)
+            kept = dropped(self.weights.keep_mask(selection.draw, tile, weights), weights)
+            d_logits = logits_along(x, d, tile, scores, self.weights.soft_cap)
             if d_logits is not None:
                 d_rows = jnp.sum(weights * d_logits, -1, keepdims=True)
                 d_log_total = tile.add_rows(d_log_total, d_rows)
@@ -145,7 +151,7 @@ class TiledPasses:
             return d_numerator, d_log_total
 
         start = jnp.zeros(out.shape, wide), jnp.zeros(attended.log_total.shape, wide)
-        end = _over_tiles(self.tiling, (residuals, tangents), step, start)
+        end = self._over_tiles((residuals, tangents), selection, step, start)
         return by_head(end[0] * selection.factor(wide) - end[1] * out), end[1]
 
     def back(
@@ -165,8 +171,8 @@ class TiledPasses:
         logits_asked = asked.query or asked.key or asked.bias or asked.scale
 
         def step(d: Slopes, tile: Tile) -> Slopes:
-            scores, weights = scores_and_weights(x, selection, attended, tile)
-            keep = keep_mask(self.layout, selection.draw, tile, weights)
+            scores, weights = self.weights.scores_and_weights(x, selection, attended, tile)
+            keep = self.weights.keep_mask(selection.draw, tile, weights)
             d_rows = tile.rows(d_out)
             if d.value is not None:
                 kept = dropped(keep, weights) * factor
@@ -175,10 +181,42 @@ class TiledPasses:
                 return d
             d_kept = product(TO_WEIGHTS, d_rows, tile.columns(x.value)) * factor
             d_logits = weights * (dropped(keep, d_kept) - tile.rows(inner))
-            return _added_below_logits(d, x, tile, scores, d_logits)
+            return added_below_logits(d, x, tile, scores, d_logits, self.weights.soft_cap)
 
-        end = _over_tiles(self.tiling, (residuals, cotangents), step, _zeros(x, asked, wide))
+        end = self._over_tiles((residuals, cotangents), selection, step, _zeros(x, asked, wide))
         return as_given(end, inputs)
+
+    def _over_tiles(
+        self,
+        operands: Any,
+        selection: Selection,
+        step: Callable[[Carry, Tile], Carry],
+        start: Carry,
+    ) -> Carry:
+        """Runs a step for each tile. `operands` are the values that the steps close over."""
+        tiling, flags = self.tiling, tiles_to_compute(self.tiling, selection)
+        # In `shard_map` the carry of a loop must vary over the same mesh axes as the
+        # results of the loop.
+        start = vary_as(start, operands)
+
+        # Under `checkpoint`, for derivatives of the passes themselves: without it, reverse
+        # mode would keep every tile.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def run(carry: Carry, number: Array) -> Carry:
+            return step(carry, Tile(tiling, tiling.starts(number)))
+
+        def body(
+            state: tuple[Array, Carry], flag: Array | None
+        ) -> tuple[tuple[Array, Carry], None]:
+            number, carry = state
+            if flag is None:
+                carry = run(carry, number)
+            else:
+                carry = lax.cond(flag, run, lambda carry, _: carry, carry, number)
+            return (number + np.int32(1), carry), None
+
+        (_, end), _ = lax.scan(body, (jnp.int32(0), start), flags, length=tiling.count)
+        return end
 
 
 class _Sums(NamedTuple):
@@ -199,48 +237,13 @@ def _attended(sums: _Sums, selection: Selection) -> Attended:
     empty = total == 0
     total = jnp.where(empty, 1, total)
     out = jnp.where(empty, 0, numerator / total) * selection.factor(numerator.dtype)
-    return Attended(by_head(out), _finite(highest), jnp.log(total))
+    log_total = jnp.where(empty, NOTHING_SEEN, jnp.log(total))
+    return Attended(by_head(out), _finite(highest), log_total)
 
 
 def _finite(highest: Array) -> Array:
     """The number to subtract from the logits of a row: the highest logit, or 0 if all are -inf."""
     return jnp.where(jnp.isneginf(highest), jnp.zeros_like(highest), highest)
-
-
-def _logits_along(x: Inputs[Array], d: Slopes, tile: Tile, scores: Array) -> Array | None:
-    """Tangents dS of the logits of a tile, `scores * scale + bias`; None if the
-    tangents are zero.
-    """
-    terms: list[Array] = []
-    if d.query is not None:
-        terms.append(product(TO_WEIGHTS, tile.rows(d.query), tile.columns(x.key)) * x.scale)
-    if d.key is not None:
-        terms.append(product(TO_WEIGHTS, tile.rows(x.query), tile.columns(d.key)) * x.scale)
-    if d.bias is not None:
-        terms.append(tile.part(d.bias).astype(scores.dtype))
-    if d.scale is not None:
-        terms.append(scores * d.scale)
-    return reduce(jnp.add, terms) if terms else None
-
-
-def _added_below_logits(
-    d: Slopes, x: Inputs[Array], tile: Tile, scores: Array, d_logits: Array
-) -> Slopes:
-    """Adds the part of one tile to the cotangents of the inputs of the logits, from the
-    tile's S'.
-    """
-    d_scores = d_logits * x.scale
-    if d.query is not None:
-        d_query = product(TO_QUERIES, d_scores, tile.columns(x.key))
-        d = d._replace(query=tile.add_rows(d.query, d_query))
-    if d.key is not None:
-        d_key = product(TO_KEYS, d_scores, tile.rows(x.query))
-        d = d._replace(key=tile.add_columns(d.key, d_key))
-    if d.bias is not None:
-        d = d._replace(bias=tile.add_part(d.bias, d_logits))
-    if d.scale is not None:
-        d = d._replace(scale=d.scale + jnp.sum(d_logits * scores))
-    return d
 
 
 def _zeros(x: Inputs[Array], asked: Inputs[bool], dtype: jnp.dtype) -> Slopes:
@@ -252,25 +255,3 @@ def _zeros(x: Inputs[Array], asked: Inputs[bool], dtype: jnp.dtype) -> Slopes:
             for leaf, wanted in pairs
         )
     )
-
-
-def _over_tiles(
-    tiling: Tiling, operands: Any, step: Callable[[Carry, Tile], Carry], start: Carry
-) -> Carry:
-    """Runs a step for each tile. `operands` are the values that the steps close over."""
-    # In `shard_map` the carry of a loop must vary over the same mesh axes as the
-    # results of the loop.
-    start = vary_as(start, operands)
-
-    # Under `checkpoint`, for derivatives of the passes themselves: without it, reverse
-    # mode would keep every tile.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def run(carry: Carry, number: Array) -> Carry:
-        return step(carry, Tile(tiling, tiling.starts(number)))
-
-    def body(state: tuple[Array, Carry], _: None) -> tuple[tuple[Array, Carry], None]:
-        number, carry = state
-        return (number + np.int32(1), run(carry, number)), None
-
-    (_, end), _ = lax.scan(body, (jnp.int32(0), start), None, length=tiling.count)
-    return end

@@ -37,6 +37,8 @@ class Tiling:
       column_block: columns of a tile.
       before: how many keys before its own position a query sees; None for all.
       after: the same for keys after it; 0 for causal attention.
+      is_shifted: whether positions of queries count from elsewhere than those of keys,
+        and from where is traced. Then it is not known which tiles can be skipped.
     """
 
     queries: int
@@ -45,6 +47,7 @@ class Tiling:
     column_block: int
     before: int | None
     after: int | None
+    is_shifted: bool = False
 
     @property
     def columns_start_words(self) -> bool:
@@ -65,10 +68,10 @@ class Tiling:
         first_row = np.arange(0, self.queries, self.row_block)
         last_row = np.minimum(first_row + self.row_block, self.queries) - 1
         first, end = np.zeros_like(first_row), np.full_like(first_row, self.columns)
-        if self.before is not None:
+        if self.before is not None and not self.is_shifted:
             first = np.maximum(first_row - self.before, 0) // self.column_block
             end[first_row - self.before >= self.keys] = 0
-        if self.after is not None:
+        if self.after is not None and not self.is_shifted:
             end = np.minimum((last_row + self.after) // self.column_block + 1, end)
         return first.astype(np.int32), np.maximum(end - first, 0).astype(np.int32)
 
@@ -76,6 +79,14 @@ class Tiling:
     def count(self) -> int:
         """The number of tiles that are computed."""
         return int(self.seen[1].sum(dtype=np.int64))
+
+    @property
+    def numbers(self) -> tuple[Int32[np.ndarray, "tiles"], Int32[np.ndarray, "tiles"]]:
+        """In which row of tiles, and in which column, each computed tile is."""
+        first, count = self.seen
+        before = np.cumsum(count, dtype=np.int32) - count
+        i = np.repeat(np.arange(count.size, dtype=np.int32), count)
+        return i, np.arange(i.size, dtype=np.int32) - (before - first)[i]
 
     def starts(self, number: Int32[Array, ""]) -> Starts:
         """Where a tile starts. `number` counts the computed tiles, row by row."""
@@ -161,10 +172,11 @@ class Tile(NamedTuple):
         column = zero if x.shape[-1] == 1 else self.starts.column
         return lax.dynamic_update_slice(x, new, (*[zero] * (x.ndim - 2), row, column))
 
-    def visible(self) -> Bool[Array, "..."] | None:
+    def visible(self, shift: Int32[Array, ""] | None = None) -> Bool[Array, "..."] | None:
         """Which rows see which columns by position; None for all.
 
-        If tiles overlap, each pair is visible in only one of them.
+        If tiles overlap, each pair is visible in only one of them. With a shift, the
+        position of a row is its number and the shift.
         """
         tiling, starts = self.tiling, self.starts
         row, column = self.row_numbers, self.column_numbers
@@ -173,6 +185,7 @@ class Tile(NamedTuple):
             conditions.append(row >= starts.new_row)
         if tiling.keys % tiling.column_block:
             conditions.append(column >= starts.new_column)
+        row = row if shift is None else row + shift
         if tiling.before is not None:
             conditions.append(row - np.int32(tiling.before) <= column)
         if tiling.after is not None:

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from jaxdrop.base.sharding import automatic
@@ -15,12 +16,13 @@ from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.methods.attention.arguments import Arguments
-from jaxdrop.methods.attention.operands import Inputs, Selection, output_spec
+from jaxdrop.methods.attention.operands import Inputs, Result, Selection, output_spec
+from jaxdrop.methods.attention.tile_weights import capped
 from jaxdrop.methods.masked import drop_on_grid
 from jaxdrop.rescale import expected
 
 
-def whole(check: Check, arguments: Arguments) -> Array:
+def whole(check: Check, arguments: Arguments) -> Result:
     """Softmax, then `dropout` of the weights, then the product with the values."""
     for name, size in zip(("query", "key"), arguments.blocks, strict=True):
         if size is not None:
@@ -30,39 +32,50 @@ def whole(check: Check, arguments: Arguments) -> Array:
             )
     inputs, selection = arguments.inputs, arguments.selection
     attend = partial(_attention, arguments)
-    return automatic(attend, output_spec(inputs), inputs, selection, arguments.dropping.rng)
+    spec = output_spec(inputs)
+    specs = (spec, PartitionSpec(*spec[:-1])) if arguments.residual else spec
+    return automatic(attend, specs, inputs, selection, arguments.dropping.rng)
 
 
 # The arrays are passed separately from `arguments`, because `automatic` changes how they are split.
 def _attention(
     arguments: Arguments, x: Inputs[Array], selection: Selection, rng: Key | None
-) -> Array:
+) -> Result:
     wide, key_heads = compute_dtype(x.query), x.key.shape[2]
     batch, queries, heads, features = x.query.shape
     # Consecutive heads of queries share a head of keys.
     grouped = x.query.reshape(batch, queries, key_heads, heads // max(key_heads, 1), features)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, x.key, preferred_element_type=wide)
-    logits = scores.reshape(arguments.weights_shape) * x.scale
+    logits = capped(scores.reshape(arguments.weights_shape) * x.scale, arguments.soft_cap)
     if x.bias is not None:
         logits = logits + x.bias.astype(wide)
-    weights = _softmax(jnp.where(_visible(arguments, selection), logits, -jnp.inf))
+    logits = jnp.where(_visible(arguments, selection), logits, -jnp.inf)
+    weights, residual = _softmax(logits)
     if rng is not None:
-        dropping = arguments.dropping
-        weights = drop_on_grid(rng, weights, dropping.rate, dropping.shared, expected)
+        _, rate, shared, within = arguments.dropping
+        weights = weights.reshape(arguments.all_axes)
+        weights = drop_on_grid(rng, weights, rate, shared, expected, within)
     weights = weights.astype(x.value.dtype).reshape(scores.shape)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, x.value, preferred_element_type=wide)
-    return out.astype(x.query.dtype).reshape(x.query.shape)
+    out = out.astype(x.query.dtype).reshape(*x.query.shape[:-1], x.value.shape[-1])
+    return (out, jnp.swapaxes(residual, 1, 2)) if arguments.residual else out
 
 
-def _softmax(logits: Float[Array, "B N T S"]) -> Float[Array, "B N T S"]:
-    """Softmax over the last axis. If all logits are -inf it gives zeros, where `jax.nn`
-    gives NaN.
+def _softmax(
+    logits: Float[Array, "B N T S"],
+) -> tuple[Float[Array, "B N T S"], Float[Array, "B N T"]]:
+    """Softmax over the last axis, and the log-sum-exp. If all logits are -inf it gives
+    zeros, where `jax.nn` gives NaN.
     """
     # `highest` cancels, so its derivative is 0, but JAX cannot know this.
     highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=-jnp.inf))
-    weights = jnp.exp(logits - jnp.where(jnp.isneginf(highest), 0, highest))
+    highest = jnp.where(jnp.isneginf(highest), 0, highest)
+    weights = jnp.exp(logits - highest)
     total = jnp.sum(weights, -1, keepdims=True)
-    return weights / jnp.where(total == 0, 1, total)
+    nothing = total == 0
+    total = jnp.where(nothing, 1, total)
+    residual = jnp.where(nothing, -jnp.inf, highest + jnp.log(total))
+    return weights / total, residual[..., 0]
 
 
 def _visible(arguments: Arguments, selection: Selection) -> Bool[Array, "#B #N T S"]:
@@ -72,14 +85,18 @@ def _visible(arguments: Arguments, selection: Selection) -> Bool[Array, "#B #N T
     column = jnp.arange(keys, dtype=jnp.int32).reshape(1, 1, 1, -1)
     visible = jnp.ones((1, 1, queries, keys), bool)
     before, after = arguments.window
+    shifted = row if selection.shift is None else row + selection.shift
     if before is not None:
-        visible &= column >= row - before
+        visible &= column >= shifted - before
     if after is not None:
-        visible &= column <= row + after
+        visible &= column <= shifted + after
     if selection.mask is not None:
         visible &= selection.mask
     if selection.query_lengths is not None:
         visible &= row < selection.query_lengths[:, None, None, None]
     if selection.key_lengths is not None:
         visible &= column < selection.key_lengths[:, None, None, None]
+    if selection.segments is not None:
+        queries, keys = selection.segments
+        visible &= queries[:, None, :, None] == keys[:, None, None, :]
     return visible

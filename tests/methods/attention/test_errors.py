@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdrop import dot_product_attention
+from jaxdrop import Part, dot_product_attention
 
 pytestmark = pytest.mark.quick
 
@@ -49,12 +49,12 @@ BAD_ARRAYS = [
     (
         {"query": shaped(5, 3)},
         ValueError,
-        "query must have shape (B, T, N, H) or (T, N, H); got (5, 3).",
+        "query must have shape (*B, T, N, H); got (5, 3).",
     ),
     (
         {"query": shaped(1, 2, 5, 4, 3)},
         ValueError,
-        "query must have shape (B, T, N, H) or (T, N, H); got (1, 2, 5, 4, 3).",
+        "key must have the batch and features of query; got (2, 6, 2, 3) for (1, 2, 5, 4, 3).",
     ),
     (
         {"key": shaped(3, 6, 2, 3)},
@@ -72,9 +72,10 @@ BAD_ARRAYS = [
         "key must have the batch and features of query; got (6, 2, 3) for (2, 5, 4, 3).",
     ),
     (
-        {"value": shaped(2, 6, 2, 5)},
+        {"value": shaped(2, 6, 1, 5)},
         ValueError,
-        "value must have the shape of key; got (2, 6, 2, 5) for (2, 6, 2, 3).",
+        "value must have the shape of key, except for its features; got (2, 6, 1, 5) for"
+        " (2, 6, 2, 3).",
     ),
     (
         {"key": shaped(2, 6, 2, 3, dtype=jnp.bfloat16)},
@@ -115,12 +116,12 @@ BAD_OPTIONS = [
     (
         {"bias": shaped(6, 5)},
         ValueError,
-        "bias must broadcast to (B, N, T, S) = (2, 4, 5, 6); got (1, 1, 6, 5).",
+        "bias must broadcast to (*B, N, T, S) = (2, 4, 5, 6); got (1, 1, 6, 5).",
     ),
     (
         {"bias": shaped(1, 2, 4, 5, 6)},
         ValueError,
-        "bias must broadcast to (B, N, T, S) = (2, 4, 5, 6); got (1, 2, 4, 5, 6).",
+        "bias must broadcast to (*B, N, T, S) = (2, 4, 5, 6); got (1, 2, 4, 5, 6).",
     ),
     (
         {"bias": shaped(5, 6, dtype=jnp.bool_)},
@@ -130,7 +131,7 @@ BAD_OPTIONS = [
     (
         {"mask": shaped(2, 2, 5, 6, dtype=jnp.bool_)},
         ValueError,
-        "mask must broadcast to (B, N, T, S) = (2, 4, 5, 6); got (2, 2, 5, 6).",
+        "mask must broadcast to (*B, N, T, S) = (2, 4, 5, 6); got (2, 2, 5, 6).",
     ),
     (
         {"mask": shaped(5, 6)},
@@ -201,6 +202,30 @@ BAD_OPTIONS = [
         ValueError,
         "broadcast_dims must name each axis once; got (0, -4).",
     ),
+    (
+        {"segment_ids": jnp.zeros((3, 5), jnp.int32)},
+        TypeError,
+        "segment_ids must be a pair, those of queries and those of keys; got int32[3, 5].",
+    ),
+    (
+        {"segment_ids": (jnp.zeros((2, 5), jnp.int32),) * 2},
+        ValueError,
+        "segment_ids must have shapes (2, 5) and (2, 6); got (2, 5) and (2, 5).",
+    ),
+    ({"segment_ids": (shaped(2, 5), 0)}, TypeError, "segment_ids must be integers; got float32."),
+    ({"logits_soft_cap": 0}, ValueError, "logits_soft_cap must be positive and finite; got 0."),
+    (
+        {"logits_soft_cap": jnp.float32(3)},
+        TypeError,
+        "logits_soft_cap must be a known number; got float32[].",
+    ),
+    ({"return_residual": 1}, TypeError, "return_residual must be True or False; got 1."),
+    ({"part": (0, 0)}, TypeError, "part must be a Part; got (0, 0)."),
+    (
+        {"part": Part((0, 0), (5, 6))},
+        ValueError,
+        "part.shape must be the sizes of an array that has (2, 4, 5, 6) as a part; got (5, 6).",
+    ),
 ]
 
 
@@ -244,7 +269,7 @@ def test_without_a_batch_axes_are_those_of_one_sample(implementation):
     one = {"query": QUERY[0], "key": KEYS[0], "value": KEYS[0], "implementation": implementation}
     message = "broadcast_dims must lie in [-3, 3) for 3 axes; got 3."
     assert_raises(ValueError, message, broadcast_dims=3, **one)
-    message = "bias must broadcast to (B, N, T, S) = (1, 4, 5, 6); got (2, 4, 5, 6)."
+    message = "bias must broadcast to (*B, N, T, S) = (1, 4, 5, 6); got (2, 4, 5, 6)."
     assert_raises(ValueError, message, bias=shaped(2, 4, 5, 6), **one)
     message = "query_seq_lengths must have shape (1,) or (); got (2,)."
     assert_raises(ValueError, message, query_seq_lengths=jnp.array([1, 2]), **one)

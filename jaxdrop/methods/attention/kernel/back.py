@@ -18,21 +18,22 @@ from jaxdrop.methods.attention.kernel.call import (
     program,
 )
 from jaxdrop.methods.attention.kernel.operands import Operands
-from jaxdrop.methods.attention.kernel.tile import KernelTile, KernelTiles, tile_at
-from jaxdrop.methods.attention.tile_weights import dropped
-from jaxdrop.methods.attention.tiles import Span
+from jaxdrop.methods.attention.kernel.tile import KernelTile, tile_at
+from jaxdrop.methods.attention.kernel.tiles import KernelTiles
+from jaxdrop.methods.attention.tile_weights import below_cap, dropped
 
 
 def back_to_keys(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
     """Writes the cotangents of a block of keys and values, or a part of their features."""
-    parts, length = np.int32(tiles.parts), tiles.width // tiles.parts
+    parts = np.int32(tiles.parts)
     column = lax.div(program(0), parts) * np.int32(tiles.columns)
-    features = Span(lax.rem(program(0), parts) * np.int32(length), length)
+    number = lax.rem(program(0), parts)
+    of_query, of_value = (x.part(number, tiles.parts) for x in (tiles.of_query, tiles.of_value))
     zero = jnp.int32(0)
     at_column = tile_at(tiles, arrays, (program(1), zero), zero, column)
-    key, value = at_column.columns(arrays.key), at_column.columns(arrays.value)
-    queries = None if arrays.query_lengths is None else arrays.query_lengths[...]
-    first, end = tiles.query_blocks(column, queries)
+    key = at_column.columns(arrays.key, tiles.of_query)
+    value = at_column.columns(arrays.value, tiles.of_value)
+    first, end = tiles.query_blocks(arrays, column)
 
     def of_group(group: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         def step(block: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -43,17 +44,19 @@ def back_to_keys(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
             # The weights need all features; of wide results only a part fits in registers.
             d_out, query = rows.d_out, rows.query
             if tiles.parts != 1:
-                d_out, query = (tile.rows(x, features) for x in (arrays.d_out, arrays.query))
+                d_out = tile.rows(arrays.d_out, of_value)
+                query = tile.rows(arrays.query, of_query)
             d_value += over_queries(kept.astype(value.dtype), d_out)
             d_key += over_queries(d_logits.astype(key.dtype), query)
             return d_key, d_value
 
         return lax.fori_loop(first, end, step, sums)
 
-    zeros = jnp.zeros((tiles.columns, length), jnp.float32)
-    d_key, d_value = lax.fori_loop(np.int32(0), np.int32(tiles.groups), of_group, (zeros, zeros))
-    at_column.put_columns(results[0], d_key * arrays.factors[0], features)
-    at_column.put_columns(results[1], d_value * arrays.factors[1], features)
+    zeros = (jnp.zeros((tiles.columns, x.length), jnp.float32) for x in (of_query, of_value))
+    groups = np.int32(0), np.int32(tiles.groups)
+    d_key, d_value = lax.fori_loop(*groups, of_group, tuple(zeros))
+    at_column.put_columns(results[0], d_key * arrays.factors[0], of_query)
+    at_column.put_columns(results[1], d_value * arrays.factors[1], of_value)
 
 
 def back_to_queries(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
@@ -66,14 +69,13 @@ def back_to_queries(tiles: KernelTiles, arrays: Operands, results: Any) -> None:
 
     def step(block: Array, d_query: Array) -> Array:
         tile = at_row.at(column=block * np.int32(tiles.columns))
-        key = tile.columns(arrays.key)
-        _, d_logits = _slopes(tile, rows, key, tile.columns(arrays.value))
+        key = tile.columns(arrays.key, tiles.of_query)
+        _, d_logits = _slopes(tile, rows, key, tile.columns(arrays.value, tiles.of_value))
         return d_query + over_keys(d_logits.astype(key.dtype), key)
 
-    length = None if arrays.key_lengths is None else arrays.key_lengths[...]
-    start = jnp.zeros((tiles.rows, tiles.width), jnp.float32)
-    d_query = lax.fori_loop(*tiles.key_blocks(row, length), step, start)
-    at_row.put_rows(results[0], d_query * arrays.factors[0])
+    start = jnp.zeros((tiles.rows, tiles.of_query.width), jnp.float32)
+    d_query = lax.fori_loop(*tiles.key_blocks(arrays, row), step, start)
+    at_row.put_rows(results[0], d_query * arrays.factors[0], tiles.of_query)
 
 
 class _Rows(NamedTuple):
@@ -90,13 +92,16 @@ def _rows(tile: KernelTile) -> _Rows:
     arrays = tile.arrays
     columns = map(tile.of_rows, (arrays.highest, arrays.log_total, arrays.inner))
     spread = (x[:, None] for x in columns)
-    return _Rows(tile.rows(arrays.query), tile.rows(arrays.d_out), *spread)
+    query = tile.rows(arrays.query, tile.tiles.of_query)
+    return _Rows(query, tile.rows(arrays.d_out, tile.tiles.of_value), *spread)
 
 
 def _slopes(tile: KernelTile, rows: _Rows, key: Array, value: Array) -> tuple[Array, Array]:
-    """The weights that are kept, and the cotangents of the logits."""
+    """The weights that are kept, and the cotangents of the scaled products."""
     # Two subtractions, as in `tile_weights`, since the sum would round `log_total` away.
-    weights = exp(tile.logits(rows.query, key) - rows.highest - rows.log_total)
+    scaled = tile.scaled(rows.query, key)
+    weights = exp(tile.logits(scaled) - rows.highest - rows.log_total)
     keep = tile.keep()
     d_weights = dropped(keep, over_features(rows.d_out, value)) * tile.arrays.factors[1]
-    return dropped(keep, weights), weights * (d_weights - rows.inner)
+    d_logits = weights * (d_weights - rows.inner)
+    return dropped(keep, weights), below_cap(d_logits, scaled, tile.tiles.soft_cap)

@@ -9,7 +9,7 @@ from jaxdrop.core.layout import WORD_BITS
 from jaxdrop.methods.attention.arguments import Arguments
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-_LEAST_WIDTH = 16  # of a block of features, for tensor cores
+LEAST_WIDTH = 16  # of a block of features, for tensor cores
 
 
 class Sizes(NamedTuple):
@@ -48,7 +48,7 @@ _WIDTHS = sorted({width for _, width in _SIZES})
 
 def block_width(features: int) -> int:
     """Features of a block: a power of two."""
-    return max(_LEAST_WIDTH, 1 << max(features - 1, 0).bit_length())
+    return max(LEAST_WIDTH, 1 << max(features - 1, 0).bit_length())
 
 
 def checked_sizes(check: Check, arguments: Arguments) -> AllSizes:
@@ -59,12 +59,13 @@ def checked_sizes(check: Check, arguments: Arguments) -> AllSizes:
             f"{check}: query must be float32, bfloat16 or float16 with implementation='kernel';"
             f" got {query.dtype}. Cast it, or use implementation='tiled'."
         )
-    width = block_width(query.shape[-1])
-    if width > _WIDTHS[-1]:
-        raise ValueError(
-            f"{check}: query must have at most {_WIDTHS[-1]} features with"
-            f" implementation='kernel'; got {query.shape[-1]}. Use implementation='tiled'."
-        )
+    for name, x in (("query", query), ("value", arguments.inputs.value)):
+        if x.shape[-1] > _WIDTHS[-1]:
+            raise ValueError(
+                f"{check}: {name} must have at most {_WIDTHS[-1]} features with"
+                f" implementation='kernel'; got {x.shape[-1]}. Use implementation='tiled'."
+            )
+    width = block_width(max(query.shape[-1], arguments.inputs.value.shape[-1]))
     rows, columns = (
         _checked_block(check, name, size)
         for name, size in zip(("query", "key"), arguments.blocks, strict=True)

@@ -46,12 +46,18 @@ class Source(NamedTuple):
 
 
 def keep_tile(
-    source: Source, layout: Layout, leading: tuple[Words, Words], rows: Span, columns: Span
+    source: Source,
+    layout: Layout,
+    leading: Sequence[Words],
+    rows: Span,
+    columns: Span,
+    *,
+    at_words: bool,
 ) -> Bool[Array, "#rows #columns"]:
     """Which weights of a tile are kept; of size 1 along axes where the mask is shared.
 
-    `leading` is the position of the sample and of the head. Columns start at a multiple
-    of 32, and their number is one.
+    `leading` are the indices of the sample and of the head. The number of columns is a
+    multiple of 32, and if `at_words` they start at one.
     """
     row_count, column_count = (
         1 if size == 1 else span.length
@@ -67,7 +73,7 @@ def keep_tile(
     if column_count == 1:
         return (source.words(apart, first, layout) >> offset) & np.uint32(1) != 0
     places = first + _count(1, column_count // WORD_BITS)
-    if len(merged) == 1:
+    if at_words and len(merged) == 1:
         return _bits(source.words(apart, places, layout))
     return _bits(_from_bit(partial(source.words, apart, layout=layout), places, offset))
 

@@ -1,8 +1,9 @@
 """What kernels take: arrays with the axis of samples first, which `vmap` only makes longer.
 
 The axes have letters: b samples, n heads of queries, k heads of keys, t queries, s keys, h
-features, w two words. A size with # may be 1, if the array is the same for all; those of
-n, t and s may be 1 where the letter is large.
+features of queries and keys, v features of values, c blocks, w some numbers. A size with
+# may be 1, if the array is the same for all; those of n, t and s may be 1 where the letter
+is large.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ class Operands(NamedTuple):
 
     query: Float[Array, "#b t n h"]
     key: Float[Array, "#b s k h"]
-    value: Float[Array, "#b s k h"]
+    value: Float[Array, "#b s k v"]
     factors: Float[Array, "#b 2"]  # of the logits, and of the weights that are kept
     words: UInt32[Array, "#b 2"] | None = None  # the key of the mask; None for no mask
     threshold: UInt32[Array, "#b 2"] | None = None  # where the fold starts, and the digits
@@ -27,7 +28,12 @@ class Operands(NamedTuple):
     mask: Bool[Array, "#b #n #t #s"] | None = None
     query_lengths: Int[Array, "#b"] | None = None
     key_lengths: Int[Array, "#b"] | None = None
-    d_out: Float[Array, "#b t n h"] | None = None
+    query_segments: Int[Array, "#b t"] | None = None
+    key_segments: Int[Array, "#b s"] | None = None
+    spans: Int[Array, "#b c 2"] | None = None  # of blocks that a block may see
+    place: UInt32[Array, "#b axes"] | None = None  # of the weights in the mask of all weights
+    shift: Int[Array, "#b"] | None = None  # of windows
+    d_out: Float[Array, "#b t n v"] | None = None
     highest: Float[Array, "#b n t"] | None = None
     log_total: Float[Array, "#b n t"] | None = None
     inner: Float[Array, "#b n t"] | None = None
@@ -37,7 +43,7 @@ class Operands(NamedTuple):
 LETTERS = {
     "query": "btnh",
     "key": "bskh",
-    "value": "bskh",
+    "value": "bskv",
     "factors": "bw",
     "words": "bw",
     "threshold": "bw",
@@ -45,7 +51,12 @@ LETTERS = {
     "mask": "bNTS",
     "query_lengths": "b",
     "key_lengths": "b",
-    "d_out": "btnh",
+    "query_segments": "bt",
+    "key_segments": "bs",
+    "spans": "bcw",
+    "place": "bw",
+    "shift": "b",
+    "d_out": "btnv",
     "highest": "bnt",
     "log_total": "bnt",
     "inner": "bnt",
@@ -55,11 +66,14 @@ LETTERS = {
 
 def operands_of(inputs: Inputs[Array], selection: Selection) -> Operands:
     """The operands of a forward pass."""
-    words = threshold = None
+    words = threshold = place = None
     if selection.draw is not None:
         words = jnp.stack(selection.draw.key)[None]
         drawn = selection.draw.rate.threshold
         threshold = jnp.stack([jnp.asarray(x) for x in (drawn.start, drawn.digits)])[None]
+        if selection.draw.start is not None:
+            known = (jnp.uint32(0) if x is None else x for x in selection.draw.start)
+            place = jnp.stack(list(known))[None]
     return Operands(
         query=inputs.query,
         key=inputs.key,
@@ -71,4 +85,8 @@ def operands_of(inputs: Inputs[Array], selection: Selection) -> Operands:
         mask=selection.mask,
         query_lengths=selection.query_lengths,
         key_lengths=selection.key_lengths,
+        query_segments=None if selection.segments is None else selection.segments[0],
+        key_segments=None if selection.segments is None else selection.segments[1],
+        place=place,
+        shift=None if selection.shift is None else selection.shift[None],
     )

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.sharding import AxisType
 
 from jaxdrop.base.validate import Check
-from jaxdrop.core.layout import mask_layout
 from jaxdrop.methods.attention.arguments import Arguments, Blocks
 from jaxdrop.methods.attention.kernel.back import back_to_keys, back_to_queries
 from jaxdrop.methods.attention.kernel.blocks import AllSizes, Sizes, checked_sizes
@@ -24,30 +24,45 @@ from jaxdrop.methods.attention.kernel.export import unless_exported
 from jaxdrop.methods.attention.kernel.forward import forward
 from jaxdrop.methods.attention.kernel.operands import Operands, operands_of
 from jaxdrop.methods.attention.kernel.run import Run, run_kernel
-from jaxdrop.methods.attention.kernel.tile import KernelTiles
-from jaxdrop.methods.attention.operands import Attended, Inputs, Selection, Slopes, split_heads
+from jaxdrop.methods.attention.kernel.spans import spans_of_documents
+from jaxdrop.methods.attention.kernel.tiles import KernelTiles
+from jaxdrop.methods.attention.operands import (
+    Attended,
+    Inputs,
+    Result,
+    Selection,
+    Slopes,
+    split_heads,
+)
 from jaxdrop.methods.attention.passes import Passes, Residuals, attention_by
-from jaxdrop.methods.attention.tiled import tiled_passes
+from jaxdrop.methods.attention.tiled import tiled, tiled_passes
 
 _AS_QUERY, _AS_KEY, _BY_ROW = ("btnh", False), ("bskh", False), ("bnt", True)
+_AS_OUTPUT, _AS_VALUE = ("btnv", False), ("bskv", False)
 
 
-def kernel(check: Check, arguments: Arguments) -> Array:
+def kernel(check: Check, arguments: Arguments) -> Result:
     """Attention by kernels."""
     sizes = checked_sizes(check, arguments)
+    if any(map(is_symbolic_dim, arguments.weights_shape)):
+        return tiled(check, arguments)  # what is exported is computed by tiles
     by_tiles = tiled_passes(arguments._replace(blocks=Blocks(None, None)))
-    if _some_axes_are_manual():
-        return attention_by(by_tiles, arguments)
     inputs, dropping = arguments.inputs, arguments.dropping
-    batch, heads, queries, keys = arguments.weights_shape
+    no_features = 0 in (inputs.query.shape[-1], inputs.value.shape[-1])
+    if no_features or _some_axes_are_manual():
+        return attention_by(by_tiles, arguments)
+    _, heads, queries, keys = arguments.weights_shape
     tiles = KernelTiles(
-        layout=mask_layout(arguments.weights_shape, dropping.shared),
+        layout=arguments.layout,
+        batch=arguments.batch,
+        at_words=dropping.within is None or dropping.within.start[-1] is None,
         window=arguments.window,
+        soft_cap=arguments.soft_cap,
         pairs=dropping.rate.pairs,
         queries=queries,
         keys=keys,
-        features=inputs.query.shape[-1],
-        samples=batch,
+        query_features=inputs.query.shape[-1],
+        value_features=inputs.value.shape[-1],
         groups=heads // max(inputs.key.shape[2], 1),
     )
     return attention_by(KernelPasses(tiles, sizes, by_tiles), arguments)
@@ -82,7 +97,7 @@ class KernelPasses:
 
     def _forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
         operands = operands_of(inputs, selection)
-        results = (_AS_QUERY, _BY_ROW, _BY_ROW)
+        results = (_AS_OUTPUT, _BY_ROW, _BY_ROW)
         out, *rows = _run(forward, self.tiles, self.sizes.forward, operands, results)
         key_heads = inputs.key.shape[2]
         highest, log_total = (split_heads(x[..., None], key_heads) for x in rows)
@@ -137,7 +152,7 @@ def _back_by_kernels(
     tiles, (_, of_keys, of_queries) = passes.tiles, passes.sizes
     query = key = value = None
     if asked.key or asked.value:
-        key, value = _run(back_to_keys, tiles, of_keys, operands, (_AS_KEY, _AS_KEY))
+        key, value = _run(back_to_keys, tiles, of_keys, operands, (_AS_KEY, _AS_VALUE))
     if asked.query:
         (query,) = _run(back_to_queries, tiles, of_queries, operands, (_AS_QUERY,))
     return Inputs(query, key if asked.key else None, value if asked.value else None, None, None)
@@ -175,6 +190,8 @@ def _run(
     results: tuple[tuple[str, bool], ...],
 ) -> Any:
     sized = replace(tiles, rows=sizes.rows, columns=sizes.columns, parts=sizes.parts)
+    spans = spans_of_documents(operands, sized, over_queries=body is back_to_keys)
+    operands = operands._replace(spans=spans)
     given = zip(Operands._fields, operands, strict=True)
     names = tuple(name for name, x in given if x is not None)
     return run_kernel(Run(body, results, sized, names, sizes.warps, sizes.stages), operands)

@@ -16,7 +16,7 @@ from jaxdrop.methods.attention.kernel.back import back_to_keys
 from jaxdrop.methods.attention.kernel.call import Dims, Launch, call
 from jaxdrop.methods.attention.kernel.operands import LETTERS, Operands
 from jaxdrop.methods.attention.kernel.split import over_batch_and_heads
-from jaxdrop.methods.attention.kernel.tile import KernelTiles
+from jaxdrop.methods.attention.kernel.tiles import KernelTiles
 
 Arrays: TypeAlias = Sequence[Array]
 
@@ -48,11 +48,12 @@ class Run:
     def types(self, *arrays: Any) -> list[Dims]:
         """The types of the results for operands."""
         query = arrays[self.names.index("query")]
-        _, queries, heads, features = query.shape
+        _, queries, heads, _ = query.shape
         pairs = zip(self.names, arrays, strict=True)
         batch = max(x.shape[0] for name, x in pairs if name != "origin")
-        sizes = {"b": batch, "t": queries, "n": heads, "h": features}
+        sizes = {"b": batch, "t": queries, "n": heads, "h": self.tiles.query_features}
         sizes |= {"s": self.tiles.keys, "k": heads // self.tiles.groups}
+        sizes |= {"v": self.tiles.value_features}
         return [
             Dims(axes, tuple(sizes[axis] for axis in axes), jnp.float32 if wide else query.dtype)
             for axes, wide in self.results
@@ -83,7 +84,8 @@ class Run:
             "n": tiles.groups,
             "t": rows * tiles.rows,
             "s": columns * tiles.columns,
-            "h": tiles.width,
+            "h": tiles.of_query.width,
+            "v": tiles.of_value.width,
         }
         name = f"attention_{self.body.__name__}"
         return Launch(name, grid, heads_per_key, blocks, self.warps, self.stages)

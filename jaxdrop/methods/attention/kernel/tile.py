@@ -1,5 +1,7 @@
 """One tile inside a kernel: its part of each array, its logits, and its mask."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -8,78 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdrop.core.layout import Layout
-from jaxdrop.methods.attention.arguments import Window
-from jaxdrop.methods.attention.kernel.blocks import block_width
 from jaxdrop.methods.attention.kernel.call import load, over_features, program, store
 from jaxdrop.methods.attention.kernel.mask import Source, keep_tile
 from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.tiles import Features, KernelTiles
+from jaxdrop.methods.attention.tile_weights import capped, unravelled
 from jaxdrop.methods.attention.tiles import Span
-
-
-@dataclass(frozen=True)
-class KernelTiles:
-    """What all tiles of a kernel have in common; known while tracing.
-
-    Attributes:
-      layout: the layout of the mask of all weights, (B, N, T, S).
-      window: how many keys before and after its own position a query sees.
-      pairs: how many pairs of digits the mask needs.
-      queries: all queries.
-      keys: all keys.
-      features: features of a head.
-      samples: samples of one call. Under `vmap` kernels are given those of all calls.
-      groups: heads of queries that share a head of keys.
-      rows: queries of a tile, a power of two.
-      columns: keys of a tile, a power of two of whole words.
-      parts: into how many parts the features of a result over keys are cut.
-    """
-
-    layout: Layout
-    window: Window
-    pairs: int
-    queries: int
-    keys: int
-    features: int
-    samples: int
-    groups: int
-    rows: int = 0  # these three differ between kernels
-    columns: int = 0
-    parts: int = 1
-
-    @property
-    def width(self) -> int:
-        """Features of a block."""
-        return block_width(self.features)
-
-    def key_blocks(self, row: Array, length: Array | None) -> tuple[Any, Any]:
-        """The first block of keys that a block of queries may see, and the end of them."""
-        before, after = self.window
-        return _blocks(self.columns, self.keys, row, self.rows, (before, after), length)
-
-    def query_blocks(self, column: Array, length: Array | None) -> tuple[Any, Any]:
-        """The first block of queries that may see a block of keys, and the end of them."""
-        before, after = self.window
-        return _blocks(self.rows, self.queries, column, self.columns, (after, before), length)
-
-
-def _blocks(
-    block: int,
-    size: int,
-    start: Array,
-    length: int,
-    reach: tuple[int | None, int | None],
-    seen: Array | None,
-) -> tuple[Any, Any]:
-    first, end = np.int32(0), np.int32(-(-size // block))
-    if reach[0] is not None:
-        first = lax.div(jnp.maximum(start - np.int32(reach[0]), 0), np.int32(block))
-    if reach[1] is not None:
-        last = start + np.int32(length - 1 + reach[1])
-        end = jnp.minimum(lax.div(last, np.int32(block)) + 1, end)
-    if seen is not None:
-        end = jnp.minimum(lax.div(seen + np.int32(block - 1), np.int32(block)), end)
-    return first, end
 
 
 @dataclass(frozen=True)
@@ -112,43 +48,47 @@ class KernelTile:
         """The positions of its keys."""
         return self.column + lax.iota(jnp.int32, self.tiles.columns)
 
-    def rows(self, ref: Any, features: Span | None = None) -> Array:
+    def rows(self, ref: Any, features: Features) -> Array:
         """Its queries in (t, g, h), with some or all features; zeros beyond the last."""
-        features = features or self._all_features
-        index = (self._row_span, self.group, tuple(features))
+        index = (self._row_span, self.group, features[:2])
         return load(ref, index, self._in_array(self.row_numbers, self.tiles.queries, features))
 
-    def put_rows(self, ref: Any, x: Array) -> None:
+    def put_rows(self, ref: Any, x: Array, features: Features) -> None:
         """Writes its queries into (t, g, h)."""
-        features = self._all_features
-        index = (self._row_span, self.group, tuple(features))
+        index = (self._row_span, self.group, features[:2])
         store(ref, index, x, self._in_array(self.row_numbers, self.tiles.queries, features))
 
-    def columns(self, ref: Any) -> Array:
+    def columns(self, ref: Any, features: Features) -> Array:
         """Its keys in (s, h); zeros beyond the last."""
-        features = self._all_features
-        index = (self._column_span, tuple(features))
+        index = (self._column_span, features[:2])
         return load(ref, index, self._in_array(self.column_numbers, self.tiles.keys, features))
 
-    def put_columns(self, ref: Any, x: Array, features: Span) -> None:
+    def put_columns(self, ref: Any, x: Array, features: Features) -> None:
         """Writes some features of its keys into (s, h)."""
-        index = (self._column_span, tuple(features))
+        index = (self._column_span, features[:2])
         store(ref, index, x, self._in_array(self.column_numbers, self.tiles.keys, features))
 
     def of_rows(self, ref: Any) -> Array:
         """One number for each of its queries, from (g, t); zeros beyond the last."""
-        return load(ref, (self.group, self._row_span), self._row_numbers_in_array)
+        return load(ref, (self.group, self._row_span), self._rows_in_array)
 
     def put_of_rows(self, ref: Any, x: Array) -> None:
         """Writes one number for each of its queries into (g, t)."""
-        store(ref, (self.group, self._row_span), x, self._row_numbers_in_array)
+        store(ref, (self.group, self._row_span), x, self._rows_in_array)
 
-    def logits(self, query: Array, key: Array) -> Array:
-        """Products of queries and keys, scaled and biased; -inf where a key is not seen."""
-        arrays = self.arrays
-        logits = over_features(query, key) * arrays.factors[0]
-        if arrays.bias is not None:
-            logits = logits + self._part(arrays.bias).astype(jnp.float32)
+    def scaled(self, query: Array, key: Array) -> Array:
+        """Products of queries and keys, scaled."""
+        return over_features(query, key) * self.arrays.factors[0]
+
+    def logits(self, scaled: Array) -> Array:
+        """What the softmax takes: capped and biased, and -inf where a key is not seen."""
+        logits = capped(scaled, self.tiles.soft_cap)
+        if self.arrays.bias is not None:
+            logits = logits + self._part(self.arrays.bias).astype(jnp.float32)
+        seen = _all([*self._visible_by_position(), *self._visible_by_arrays()], logits.shape)
+        return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
+
+    def _visible_by_position(self) -> list[Array]:
         row, column = self.row_numbers[:, None], self.column_numbers[None]
         before, after = self.tiles.window
         visible: list[Array] = []
@@ -158,18 +98,27 @@ class KernelTile:
             visible.append(row < np.int32(self.tiles.queries))
         if self.tiles.keys % self.tiles.columns:
             visible.append(column < np.int32(self.tiles.keys))
+        row = row if self.arrays.shift is None else row + self.arrays.shift[...]
         if before is not None:
             visible.append(row - np.int32(before) <= column)
         if after is not None:
             visible.append(row + np.int32(after) >= column)
+        return visible
+
+    def _visible_by_arrays(self) -> list[Array]:
+        arrays, row, column = self.arrays, self.row_numbers[:, None], self.column_numbers[None]
+        visible: list[Array] = []
         if arrays.query_lengths is not None:
             visible.append(row < arrays.query_lengths[...])
         if arrays.key_lengths is not None:
             visible.append(column < arrays.key_lengths[...])
         if arrays.mask is not None:
             visible.append(self._part(arrays.mask))
-        seen = _all(visible, logits.shape)
-        return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
+        if arrays.query_segments is not None and arrays.key_segments is not None:
+            of_rows = load(arrays.query_segments, (self._row_span,), self._rows_in_array)
+            of_columns = load(arrays.key_segments, (self._column_span,), self._columns_in_array)
+            visible.append(of_rows[:, None] == of_columns[None])
+        return visible
 
     def keep(self) -> Array | None:
         """Which weights are kept; None for all."""
@@ -178,14 +127,25 @@ class KernelTile:
             return None
         (first, second), (start, digits) = ((x[0], x[1]) for x in (arrays.words, arrays.threshold))
         head = self.key_head * np.uint32(tiles.groups) + jnp.uint32(self.group)
+        *leading, row, column = self._placed(
+            [*unravelled(self.sample, tiles.batch), head, self.row, self.column]
+        )
         keep = keep_tile(
             Source((first, second), start, digits, tiles.pairs),
             tiles.layout,
-            (self.sample, head),
-            Span(*self._row_span),
-            Span(*self._column_span),
+            leading,
+            Span(row, tiles.rows),
+            Span(column, tiles.columns),
+            at_words=tiles.at_words,
         )
         return jnp.broadcast_to(keep, (tiles.rows, tiles.columns))
+
+    def _placed(self, indices: Sequence[Array]) -> Sequence[Array]:
+        """Indices in the mask of all weights."""
+        place = self.arrays.place
+        if place is None:
+            return indices
+        return [index.astype(jnp.uint32) + place[i] for i, index in enumerate(indices)]
 
     def _part(self, ref: Any) -> Array:
         """The tile itself in (#g, #t, #s)."""
@@ -202,25 +162,27 @@ class KernelTile:
         )
         return load(ref, index, _all(seen, (index[1][1], index[2][1])))
 
-    def _in_array(self, numbers: Array, size: int, features: Span) -> Array | None:
+    def _in_array(self, numbers: Array, size: int, features: Features) -> Array | None:
         """Which elements of some rows or columns with their features there are; None for all."""
-        tiles, block, seen = self.tiles, numbers.shape[0], list[Array]()
+        block, seen = numbers.shape[0], list[Array]()
         if size % block:
             seen.append(numbers[:, None] < np.int32(size))
-        if tiles.features != tiles.width:
+        if features.present != features.width:
             feature = features.start + lax.iota(jnp.int32, features.length)
-            seen.append(feature[None] < np.int32(tiles.features))
+            seen.append(feature[None] < np.int32(features.present))
         return _all(seen, (block, features.length))
 
     @property
-    def _all_features(self) -> Span:
-        return Span(0, self.tiles.width)
-
-    @property
-    def _row_numbers_in_array(self) -> Array | None:
+    def _rows_in_array(self) -> Array | None:
         queries = self.tiles.queries
         whole = queries % self.tiles.rows == 0
         return None if whole else self.row_numbers < np.int32(queries)
+
+    @property
+    def _columns_in_array(self) -> Array | None:
+        keys = self.tiles.keys
+        whole = keys % self.tiles.columns == 0
+        return None if whole else self.column_numbers < np.int32(keys)
 
     @property
     def _row_span(self) -> tuple[Array, int]:
@@ -239,7 +201,7 @@ def tile_at(
     if arrays.origin is not None:
         sample, key_head = sample + arrays.origin[0], key_head + arrays.origin[1]
     # Under `vmap` the samples of all calls are in one row, and each call has its own mask.
-    sample = lax.rem(sample, np.uint32(tiles.samples))
+    sample = lax.rem(sample, np.uint32(math.prod(tiles.batch)))
     return KernelTile(tiles, arrays, sample, key_head, head[1], row, column)
 
 
