@@ -75,7 +75,8 @@ def tiled(check: Check, arguments: Arguments) -> Result:
 def tiled_passes(arguments: Arguments) -> Passes:
     """The passes of `tiled`; tiles are larger on a GPU."""
     weights = TileWeights(arguments.layout, arguments.batch, arguments.soft_cap)
-    window, is_shifted = arguments.window, arguments.selection.shift is not None
+    window = arguments.window
+    is_shifted = arguments.selection.shift is not None and window != (None, None)
 
     def passes(budget: Budget) -> TiledPasses:
         blocks = block_sizes(arguments.inputs, arguments.blocks, budget)
