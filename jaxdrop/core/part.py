@@ -76,7 +76,9 @@ class Within:
 def checked_part(
     check: Check, part: Part | None, sizes: tuple[int, ...], shared: tuple[int, ...]
 ) -> Within | None:
-    """Checks of which whole an array of the given sizes is a part; None if it is the whole."""
+    """Checks of which whole an array of the given sizes is a part; None if it is the whole,
+    or if its mask has no elements.
+    """
     if part is None:
         return None
     if not isinstance(part, Part):
@@ -96,7 +98,8 @@ def checked_part(
             f" got {len(starts)}."
         )
     start = tuple(_start(check, *each) for each in zip(starts, sizes, whole, strict=True))
-    if all(index is None for index in start):
+    is_empty = 0 in mask_layout(sizes, shared).shape
+    if is_empty or all(index is None for index in start):
         return None
     return Within(start, mask_layout(whole, shared))
 

@@ -133,8 +133,10 @@ def flat_address(indices: Sequence[Words], shape: Sequence[Size]) -> Address:
         return Address(zero, zero)
     if at_most(math.prod(shape), 2**32):
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        # The low half suffices. A stride of 2^32 belongs to an axis of size 1 (index 0).
-        terms = [i * as_word(s) for i, s in zip(indices, strides, strict=True) if s != 2**32]
+        # The low half suffices. A stride of 2^32 or more belongs to an axis of size 1 (index
+        # 0), or to an empty array.
+        pairs = zip(indices, strides, strict=True)
+        terms = [i * as_word(s) for i, s in pairs if decided(lambda s=s: s < 2**32) is not False]
         return Address(zero, sum(terms[1:], terms[0]))
     high = low = zero
     for axis, index in enumerate(indices):

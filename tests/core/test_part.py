@@ -62,8 +62,8 @@ def test_shards_that_say_where_they_lie_drop_as_one_array(spec):
 
 
 def test_part_of_no_elements():
-    mask = draw_mask(make_key("raw"), (0, 5), RATE, part=Part((2, 0), (3, 5)))
-    assert mask.unpack().shape == (0, 5)
+    mask = draw_mask(make_key("raw"), (0, 0, 5), RATE, part=Part((2, 3, 0), (3, 9, 6)))
+    assert mask.unpack().shape == (0, 0, 5)
 
 
 def test_part_that_is_split_over_explicit_axes():

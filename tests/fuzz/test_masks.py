@@ -42,12 +42,18 @@ def keys(draw):
 def test_mask_equals_the_reference(count, data, key, shape, rate):
     shared, wide = subset(Drawing(data.draw), len(shape)), data.draw(st.booleans())
     dtype = data.draw(st.sampled_from([None, "float32", "bfloat16", *["float64"] * wide]))
+    margin = st.tuples(st.integers(0, 40), st.integers(0, 40))  # of a larger array
+    margins = data.draw(st.just([(0, 0)] * len(shape)) | st.tuples(*[margin] * len(shape)))
+    larger = tuple(n + sum(each) for n, each in zip(shape, margins, strict=True))
+    part = jaxdrop.Part(tuple(before for before, _ in margins), larger)
     with enable_x64(wide):
         given_rate = rate if dtype is None else jnp.asarray(rate, dtype)
-        mask = jaxdrop.draw_mask(key[0], shape, given_rate, broadcast_dims=shared)
+        mask = jaxdrop.draw_mask(key[0], shape, given_rate, broadcast_dims=shared, part=part)
         kept, keep_prob = np.asarray(mask.unpack()), float(mask.keep_prob)
-    ones = only(shape, shared)
-    np.testing.assert_array_equal(kept, reference.mask(key[1].words, ones, float(given_rate)))
+    expected = reference.mask(key[1].words, only(larger, shared), float(given_rate))
+    spans = zip(expected.shape, part.start, only(shape, shared), strict=True)
+    spans = (slice(start, start + n) if size != n else slice(None) for size, start, n in spans)
+    np.testing.assert_array_equal(kept, expected[tuple(spans)])
     q = reference.keep_prob(float(given_rate))
     assert keep_prob == (q if wide else np.float32(q))
     count()
