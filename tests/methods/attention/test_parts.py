@@ -54,6 +54,15 @@ def test_log_sum_exp_where_the_output_is_zeros(implementation, rate, keys):
     np.testing.assert_allclose(residual, expected, rtol=1e-6)
 
 
+def test_log_sum_exp_has_a_derivative():
+    query, pair = normal(2, 3, 2, 4), normal(2, 5, 2, 4, seed=1)
+    attend = partial(dot_product_attention, make_key("raw"), rate=0.3, return_residual=True)
+    found = jax.grad(lambda query: attend(query, pair, pair)[1].sum())(query)
+    weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->btns", query, pair) / 2)
+    expected = jnp.einsum("btns,bsnh->btnh", weights, pair) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("spec", [P("b"), P(None, "a"), P("b", "a", None, None)], ids=str)
 def test_batch_axes_that_are_split_in_types(spec):
     query = normal(2, 4, 8, 2, 4)
@@ -67,14 +76,15 @@ def test_batch_axes_that_are_split_in_types(spec):
 
 
 def test_parts_need_no_collective():
+    attend = partial(dot_product_attention, make_key("raw"), rate=0.3, is_causal=True)
+
     def local(query, pair):
         first = jax.lax.axis_index("a") * query.shape[1]
         part = Part((0, 0, first, 0), (2, 2, 64, 64))
-        return dot_product_attention(make_key("raw"), query, pair, pair, 0.3, part=part)
+        return attend(query, pair, pair, part=part)
 
     rows, x = P(None, "a"), normal(2, 64, 2, 4)
     split = jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=(rows, P()), out_specs=rows))
     compiled = split.lower(x, x).compile()
     assert not COLLECTIVE.findall(compiled.as_text())
-    expected = dot_product_attention(make_key("raw"), x, x, x, 0.3)
-    np.testing.assert_allclose(compiled(x, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compiled(x, x), attend(x, x, x), rtol=1e-4, atol=1e-5)
