@@ -23,7 +23,7 @@ from jax import Array, lax
 from jaxtyping import Int32, UInt32, UInt64
 
 from jaxdrop.base.compat import enable_x64
-from jaxdrop.core.words import Address, ThreefryKey, Words, draw_pair
+from jaxdrop.core.words import Address, ThreefryKey, Words, at_most, draw_pair
 
 _FUSED = 2**25  # words of all pairs; more, XLA stores in part in the form that it fuses faster
 _HALF = np.uint64(32)  # of a pair of words that are packed into one
@@ -101,7 +101,7 @@ def _own_numbers(low: Words, place: Words, first: UInt32[Array, ""]) -> Words:
     """Numbers that each word of each pair and each site has for itself."""
     # XLA fuses the second form faster, but of large arrays it stores a part.
     size = math.prod(jnp.broadcast_shapes(low.shape, place.shape))
-    return (low + place) ^ first if size > _FUSED else (low ^ first) + place
+    return (low ^ first) + place if at_most(size, _FUSED) else (low + place) ^ first
 
 
 def _hidden_zero(words: Words) -> Words:
