@@ -12,6 +12,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxdrop.base.compat import debug_check, enable_x64
+from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Axes, Key
 from jaxdrop.base.validate import Check
@@ -127,7 +128,7 @@ def fixed_count_mask(
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
     # An empty mask has the share 0 / 1.
-    share = jnp.where(valid, count.astype(jnp.result_type(float)) / max(size, 1), jnp.nan)
+    share = nan_unless(valid, count.astype(jnp.result_type(float)) / max(size, 1))
     count = jnp.where(valid, count, size).astype(jnp.int32)  # so that NaN reaches every element
     keep = _smallest(draw_words(key, layout.shape), count, axes)
     return Mask(layout.pack(keep), share, layout)

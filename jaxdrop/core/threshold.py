@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Float, UInt32
 
 from jaxdrop.base.compat import debug_check
+from jaxdrop.base.nan import nan_unless
 
 ALL_PAIRS = 16  # of the 32 binary digits
 _ONES = 0xFFFFFFFF
@@ -46,7 +47,7 @@ class Threshold(NamedTuple):
         nothing = (self.digits == 0) & (self.start == 0)
         share = jnp.where(nothing, 1, units.astype(dtype) * 2.0**-32)
         drop_prob = jnp.where(self.start == 0, share, 0)
-        return keep_prob, jnp.where(jnp.isnan(keep_prob), jnp.nan, drop_prob)
+        return keep_prob, jnp.where(jnp.isnan(keep_prob), keep_prob, drop_prob)
 
 
 @lru_cache(maxsize=1024)  # eager loops ask for the same few rates
@@ -86,7 +87,7 @@ def checked_rate(rate: Float[Array, ""]) -> Float[Array, ""]:
         rate = rate.astype(jnp.float32)
     valid = (rate >= -_SLACK) & (rate <= 1 + _SLACK)
     debug_check(valid, "rate must lie in [0, 1]; got {rate}", rate=rate)
-    return jnp.where(valid, jnp.clip(rate, 0, 1), jnp.nan)
+    return nan_unless(valid, jnp.clip(rate, 0, 1))
 
 
 def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
@@ -99,7 +100,7 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
     all_kept = (is_drop_share & (units == 0)) | ~valid
     ones = jnp.uint32(_ONES)
     return Threshold(
-        jnp.where(valid, jnp.where(is_drop_share, 1 - share, share), jnp.nan),
+        jnp.where(valid, jnp.where(is_drop_share, 1 - share, share), rate.astype(share.dtype)),
         jnp.where(all_kept, ones, jnp.where(is_drop_share, jnp.uint32(0) - units, units)),
         jnp.where(all_kept, ones, jnp.uint32(0)),
     )

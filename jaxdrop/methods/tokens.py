@@ -195,7 +195,7 @@ def _drop_tokens(
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
     # Kept tokens get the places 0, 1, ... in their order. Dropped tokens get the place
-    # `count`, which does not exist. The inverse says which token is at each place.
+    # `count`, the first that is left out. The inverse says which token is at each place.
     places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)
     chosen = _for_batches(partial(_inverse, size=count), axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
@@ -215,12 +215,17 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     if kept == 0:  # the gather below needs at least one token
         return vary_as(fill, (tokens, positions))
 
+    # The choice keeps a number per token for the gradient, and not a boolean per element.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def choose(source: Array, token: Array, fill: Array) -> Array:
+        there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
+        return jnp.where(there, token, fill)
+
     # A gather by the inverse of the positions. The usual way is a scatter of the
     # tokens, which would keep an array of the size of the result for the gradient.
-    @partial(jax.checkpoint, prevent_cse=False)
+    # `checkify.index_checks` takes no gather under `checkpoint`.
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
-        there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
-        return jnp.where(there, tokens[jnp.minimum(source, kept - 1)], fill)
+        return choose(source, tokens[jnp.minimum(source, kept - 1)], fill)
 
     source = _for_batches(partial(_inverse, size=length), axis)(positions)
     tokens = whole_along(tokens, axis)
@@ -228,10 +233,15 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
 
 def _inverse(places: Array, size: int) -> Array:
-    """For each of `size` places, which entry of `places` names it, or `len(places)`."""
+    """For each of `size` places, which entry of `places` names it, or `len(places)`.
+
+    Entries may also name the place `size`, which is left out.
+    """
     number = places.shape[0]
-    unnamed = jnp.full(size, number, jnp.int32)
-    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")
+    # That place is there for a while, since `checkify.index_checks` refuses indices of
+    # places that do not exist.
+    unnamed = jnp.full(size + 1, number, jnp.int32)
+    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")[:size]
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.validate import Check
 from jaxdrop.uncertainty.arguments import checked_means, real_with_axes
 
@@ -105,7 +106,7 @@ def negative_log_likelihood(
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
     # Only one term counts: the other classes have ln 1 = 0, with gradient 0.
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
-    return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
+    return -jnp.mean(nan_unless(is_class, of_label))
 
 
 def brier_score(
@@ -135,7 +136,7 @@ def brier_score(
     """
     p, labels, is_class = _labelled(Check("brier_score"), probabilities, labels)
     distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
-    return jnp.mean(jnp.where(is_class, jnp.sum(distance**2, -1), jnp.nan))
+    return jnp.mean(nan_unless(is_class, jnp.sum(distance**2, -1)))
 
 
 def expected_calibration_error(
@@ -177,7 +178,7 @@ def expected_calibration_error(
     bins = check.whole_number("bins", bins, 1)
     confidence = jnp.max(p, -1)
     right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
-    right = jnp.where(is_class, right, jnp.nan)
+    right = nan_unless(is_class, right)
 
     # One pass per bin. The usual way, a scatter of all examples into the bins, adds
     # them one by one and loses small terms.

@@ -218,7 +218,9 @@ def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
     is_block = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1) == block
     before = jnp.sum(jnp.where(is_block, ends - inside, 0), -1, jnp.uint32, keepdims=True)
     # A count at each element is cheap here, because it is only one block per row.
-    flags = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    # In a row without a True no block is the one; any that exists will do.
+    there = jnp.minimum(block, blocks.shape[-2] - 1)[..., None]
+    flags = jnp.take_along_axis(blocks, there, axis=-2)[..., 0, :]
     place = jnp.sum(
         jnp.cumsum(flags, -1, jnp.uint32) <= rank - before, -1, jnp.int32, keepdims=True
     )
