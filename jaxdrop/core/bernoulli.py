@@ -129,7 +129,8 @@ def bernoulli_mask(
         words = part_words(partial(fold_words, threefry, rate), within, layout)
         if words_sharding is not None:
             words = jax.sharding.reshard(words, words_sharding)
-    return Mask(words, jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float)), layout)
+    keep_prob = jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float))
+    return Mask(words, keep_prob, layout, layout.unsplit(sharding))
 
 
 def fold_words(

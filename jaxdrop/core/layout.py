@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import other_axes
@@ -166,6 +166,15 @@ class Layout:
         if len(merged) == 1 and not any(rest) and self.merged % part == 0:
             merged = [first]
         return with_spec(sharding, (*spec[: self.leading], *merged))
+
+    def unsplit(self, sharding: NamedSharding | None) -> PartitionSpec | None:
+        """How a mask is split that is sharded as given, if its words do not say it."""
+        mask, words = self.sharding(sharding), self.words_sharding(self.sharding(sharding))
+        if mask is None or words is None:
+            return None
+        # Words that are split as the mask is have its mesh axes in the same order.
+        named = [[axes for axes in spec if axes] for spec in (self._stored_spec(mask), words.spec)]
+        return mask.spec if named[0] != named[1] else None
 
     def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
         """How the axes of the mask are split, in the order in which the words store them."""

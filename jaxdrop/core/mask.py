@@ -6,8 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
+from jaxdrop.base.sharding import has_explicit_axes, with_spec
 from jaxdrop.base.validate import Check, describe
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.words import Words
@@ -25,6 +27,8 @@ class Mask:
       words: uint32 words of 32 decisions each.
       keep_prob: scalar, the keep probability that it was drawn with, in [0, 1].
       layout: the static part: the mask's shape and how it is packed.
+      split: how `unpack` splits the booleans over Explicit mesh axes, where the words
+        cannot be split so; else None.
 
     Example:
       >>> mask = draw_mask(jax.random.key(0), (3, 4), 0.5)
@@ -37,6 +41,7 @@ class Mask:
     words: Words
     keep_prob: Float[Array, "..."]
     layout: Layout = field(metadata={"static": True})
+    split: PartitionSpec | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +55,7 @@ class Mask:
         A mask that was drawn under `vmap` has the batch axis in front, so leave the
         `out_axes` of `vmap` at 0.
         """
-        return _unpack(self.words, self.layout)
+        return _unpack(self.words, self.layout, self.split)
 
     @classmethod
     def pack(cls, keep: Bool[Array, "..."], keep_prob: Float[Array, ""] | float) -> "Mask":
@@ -85,9 +90,13 @@ class Mask:
         return f"Mask(shape={self.layout.shape})"
 
 
-@partial(jax.jit, static_argnames="layout")
-def _unpack(words: Words, layout: Layout) -> Bool[Array, "..."]:
-    return layout.unpack(words)
+@partial(jax.jit, static_argnames=("layout", "split"))
+def _unpack(words: Words, layout: Layout, split: PartitionSpec | None) -> Bool[Array, "..."]:
+    sharding = jax.typeof(words).sharding
+    # Inside of `shard_map` the axes are no longer Explicit.
+    if split is None or not has_explicit_axes(sharding):
+        return layout.unpack(words)
+    return layout.unpack(words, layout.sharding(with_spec(sharding, split)))
 
 
 @partial(jax.jit, static_argnames="layout")
