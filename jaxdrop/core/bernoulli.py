@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32, UInt32
 
+from jaxdrop.base.arguments import key_unless, refuse_swapped
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -35,7 +36,7 @@ _PAIRS_A_TRIP = 2  # measured: half the memory traffic of one pair, and it compi
 
 
 def draw_mask(
-    key: Key,
+    key: Key | None,
     shape: int | Sequence[int],
     rate: Rate,
     *,
@@ -61,7 +62,7 @@ def draw_mask(
     makes them.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       shape: sizes of the array to drop from.
       rate: probability of dropping, in [0, 1]; may be traced. A traced rate that is out
         of range by more than rounding (2^-17) gives a mask that turns every array into
@@ -90,9 +91,10 @@ def draw_mask(
       Srivastava et al., "Dropout", JMLR 15 (2014).
     """
     check = Check("draw_mask")
-    key = check.one_key(key)
+    refuse_swapped(check, key, shape, "shape")
     sizes = check.shape(shape)
     rate = check.probability("rate", rate)
+    key = key_unless(check, key, idle=not isinstance(rate, Array) and rate in (0, 1))
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     sharding = check.sharding(out_sharding, len(sizes))

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
+from jaxdrop.base.arguments import key_unless, refuse_swapped
 from jaxdrop.base.compat import debug_check, enable_x64
 from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.platforms import by_platform
@@ -23,7 +24,7 @@ from jaxdrop.core.words import Words, draw_words, grid_address
 
 
 def draw_fixed_count_mask(
-    key: Key,
+    key: Key | None,
     shape: int | Sequence[int],
     count: int | Int[Array, ""],
     *,
@@ -37,7 +38,7 @@ def draw_fixed_count_mask(
     its own draw.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do if all or none survive.
       shape: sizes of the array to drop from.
       count: how many survive, from 0 to the number of elements along `axis` (shared
         axes count once). It may be traced. A traced count out of range gives a mask
@@ -63,12 +64,13 @@ def draw_fixed_count_mask(
       sequential (item by item) selection techniques", JASA 57 (1962).
     """
     check = Check("draw_fixed_count_mask")
-    key = check.one_key(key)
+    refuse_swapped(check, key, shape, "shape")
     sizes = check.shape(shape)
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     over, size = count_axes(check, axis, layout)
     count = _checked_count(check, count, size)
+    key = key_unless(check, key, idle=not isinstance(count, Array) and count in (0, size))
     return _fixed_count(key, count, layout, over)
 
 

@@ -96,7 +96,7 @@ def _unpack(words: Words, layout: Layout, split: PartitionSpec | None) -> Bool[A
     # Inside of `shard_map` the axes are no longer Explicit.
     if split is None or not has_explicit_axes(sharding):
         return layout.unpack(words)
-    return layout.unpack(words, layout.sharding(with_spec(sharding, split)))
+    return layout.unpack(words, layout.sharding(with_spec(sharding, tuple(split))))
 
 
 @partial(jax.jit, static_argnames="layout")

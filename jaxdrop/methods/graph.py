@@ -3,6 +3,7 @@
 from jax import Array
 from jaxtyping import Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
@@ -11,7 +12,7 @@ from jaxdrop.rescale import expected
 
 
 def drop_edges(
-    key: Key,
+    key: Key | None,
     weights: Inexact[Array, "*shape"],
     rate: Rate,
     *,
@@ -29,7 +30,7 @@ def drop_edges(
     because this function would take its rows for edges.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       weights: floating or complex array of edge weights, such as (edges,) or
         (edges, heads); padding is dropped like any other edge.
       rate: probability of dropping, in [0, 1]; may be traced.
@@ -55,13 +56,14 @@ def drop_edges(
       classification", arXiv:1907.10903 (2019).
     """
     check = Check("drop_edges")
+    key, rate = key_and_rate(check, key, weights, rate, name="weights")
     weights = check.inexact_array("weights", weights)
     edges = check.axis("axis", axis, weights.ndim)
     return drop(check, key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
 
 
 def drop_nodes(
-    key: Key,
+    key: Key | None,
     x: Inexact[Array, "*shape"],
     rate: Rate,
     *,
@@ -74,7 +76,7 @@ def drop_nodes(
     the messages of a node keep their mean.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array of node features, such as (nodes, features).
       rate: probability of dropping, in [0, 1]; may be traced.
       axis: axis of the nodes. The axes after it share its decisions; the axes
@@ -99,6 +101,7 @@ def drop_nodes(
       graphs", arXiv:2005.11079 (2020).
     """
     check = Check("drop_nodes")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     nodes = check.axis("axis", axis, x.ndim)
     return drop(check, key, x, rate, tuple(range(nodes + 1, x.ndim)), rescale)

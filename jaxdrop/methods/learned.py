@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Inexact
 
+from jaxdrop.base.arguments import refuse_swapped
 from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype, widen
@@ -280,6 +281,7 @@ def _negative_entropy(logit: Array) -> Array:
 def _arguments(
     check: Check, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
 ) -> tuple[Key, Array, Array, Layout]:
+    refuse_swapped(check, key, x, "x")
     key = check.one_key(key)
     x = check.inexact_array("x", x)
     parameter = check.parameter(name, parameter, x).astype(compute_dtype(x))

@@ -27,10 +27,8 @@ def drop(
     part: Part | None = None,
 ) -> Array:
     """Zeroes elements of `x` and rescales the others; shared axes share a decision."""
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
     within = checked_part(check, part, x.shape, shared)
-    return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale), within)
+    return drop_on_grid(key, x, grid_rate(rate), shared, checked_rule(check, rescale), within)
 
 
 def drop_on_grid(
@@ -54,10 +52,9 @@ def drop_on_grid(
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
-def replace_with(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> Array:
+def replace_with(key: Key, x: Array, other: Array, rate: Rate) -> Array:
     """Replaces elements of `x` by those of `other`, each with probability `rate`."""
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
+    on_grid = grid_rate(rate)
     if on_grid.is_zero:
         return x
     if on_grid.is_one:

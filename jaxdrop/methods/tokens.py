@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Shaped
 
+from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_swapped
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
 from jaxdrop.base.types import Key, Rate
@@ -19,7 +20,7 @@ from jaxdrop.methods.masked import replace_with
 
 
 def drop_tokens(
-    key: Key,
+    key: Key | None,
     x: Shaped[Array, "*shape"],
     rate: float,
     *,
@@ -34,7 +35,7 @@ def drop_tokens(
     layers get cheaper. `restore_tokens` puts the tokens back.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: array of tokens, such as (batch, time, features).
       rate: share to drop, in [0, 1]. The shape of the result depends on it, so it must
         be known while tracing.
@@ -65,9 +66,10 @@ def drop_tokens(
       arXiv:2212.00794 (2022).
     """
     check = Check("drop_tokens")
-    key = check.one_key(key)
+    refuse_swapped(check, key, x, "x")
     x = check.any_array("x", x)
     rate = check.known_probability("rate", rate)
+    key = key_unless(check, key, idle=rate in (0, 1))
     axis = check.axis("axis", axis, x.ndim)
     prefix = check.whole_number("prefix", prefix, least=0)
     if prefix > x.shape[axis]:
@@ -139,7 +141,7 @@ def restore_tokens(
 
 
 def replace_tokens(
-    key: Key,
+    key: Key | None,
     ids: Shaped[Array, "*shape"],
     rate: Rate,
     *,
@@ -151,7 +153,7 @@ def replace_tokens(
     Nothing is scaled. Each token that `where` allows is replaced independently.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       ids: array of token ids, or of any numbers.
       rate: probability of replacing, in [0, 1]; may be traced. If a traced rate is out
         of range, floats become NaN and integers become the integer farthest from 0.
@@ -179,12 +181,13 @@ def replace_tokens(
       arXiv:1511.06349 (2015).
     """
     check = Check("replace_tokens")
+    key, rate = key_and_rate(check, key, ids, rate, name="ids")
     ids = check.any_array("ids", ids)
     other = check.like("replacement", replacement, ids, "ids")
     if where is not None:
         where = check.flags("where", where, ids, "ids")
         other = jnp.where(where, other, ids)
-    return replace_with(check, key, ids, other, rate)
+    return replace_with(key, ids, other, rate)
 
 
 @partial(jax.jit, static_argnames=("count", "axis", "prefix"))

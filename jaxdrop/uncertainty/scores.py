@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -189,14 +190,21 @@ def expected_calibration_error(
         gap = jnp.sum(jnp.where(inside, right - confidence, 0))
         return count, jnp.sum(jnp.where(inside, right, 0)), gap
 
-    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
-    edges = jnp.arange(bins + 1, dtype=p.dtype) / bins
-    bounds = edges.at[0].set(-jnp.inf)[:-1], edges.at[-1].set(jnp.inf)[1:]
-    count, rights, gap = jax.lax.map(of_bin, bounds)
+    edges = jnp.asarray(bin_edges(bins, p.dtype))
+    count, rights, gap = jax.lax.map(of_bin, (edges[:-1], edges[1:]))
     # The gap is summed by itself: a difference of two sums would cancel.
     accuracy = rights / count.astype(p.dtype)
     confidences = accuracy - gap / count.astype(p.dtype)
     return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
+
+
+def bin_edges(bins: int, dtype: Any) -> np.ndarray:
+    """The bounds of bins of equal width, the first and the last of which are open."""
+    # In NumPy: XLA multiplies by a reciprocal, and its 80 / 100 is below .8.
+    edges = (np.arange(bins + 1) / bins).astype(dtype)
+    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
+    edges[0], edges[-1] = -np.inf, np.inf
+    return edges
 
 
 def _labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
