@@ -94,15 +94,16 @@ class Stream:
     data: UInt32[Array, "2"]
     now: Place
     first: Place
-    # Whether all runs have the same key. It is true in the rule of a custom derivative,
-    # which may run a site of its function again, at any place and any number of times.
+    # Whether all runs have the same key. It is true if the user says so, and in the rule
+    # of a custom derivative, which may run a site of its function again, at any place and
+    # any number of times.
     fixed: bool = field(default=False, metadata={"static": True})
 
     @staticmethod
-    def of(key: Key, name: str) -> "Stream":
+    def of(key: Key, name: str, *, fixed: bool = False) -> "Stream":
         """The stream of a site, from its first run on."""
         start = Place(0)
-        return Stream(jax.random.key_data(fold_in_name(key, name)), start, start)
+        return Stream(jax.random.key_data(fold_in_name(key, name)), start, start, fixed)
 
     def after(self, runs: int) -> "Stream":
         """The stream after some more runs."""
