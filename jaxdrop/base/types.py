@@ -24,3 +24,6 @@ Drop: TypeAlias = Callable[[Key, Array], Array]
 
 Axes: TypeAlias = int | Sequence[int] | None
 """Axes to reduce over; None stands for all of them."""
+
+Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
+"""A predicate over a leaf's path, as `jax.tree_util` gives it, and the leaf."""

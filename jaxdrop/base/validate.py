@@ -240,12 +240,19 @@ class Check:
             raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
         return sizes
 
-    def whole_number(self, name: str, value: Any, least: int) -> int:
+    def function_of(self, name: str, value: Any, arguments: str) -> None:
+        """Refuses what cannot be called."""
+        if not callable(value):
+            raise TypeError(
+                f"{self}: {name} must be a function of {arguments}; got {describe(value)}."
+            )
+
+    def whole_number(self, name: str, value: Any, least: int | None = None) -> int:
         """Returns one integer of at least `least`."""
         (number,) = self.edges(name, value, 1, least)
         return number
 
-    def edges(self, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
+    def edges(self, name: str, value: Any, count: int, least: int | None) -> tuple[int, ...]:
         """Returns `count` integers; a single one stands for all of them."""
         given = self.integers(name, value)
         if not isinstance(value, Sequence | np.ndarray):
@@ -254,7 +261,7 @@ class Check:
             raise ValueError(
                 f"{self}: {name} must be one number, or one for each of {count} axes; got {value}."
             )
-        if any(edge < least for edge in given):
+        if least is not None and any(edge < least for edge in given):
             raise ValueError(f"{self}: {name} must be at least {least}; got {value}.")
         return given
 

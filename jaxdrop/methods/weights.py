@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jaxtyping import Inexact
 from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name, path_name
-from jaxdrop.base.types import Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.types import Key, Rate, Where
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
@@ -25,8 +25,6 @@ from jaxdrop.methods.masked import draw_for, drop, drop_on_grid
 from jaxdrop.rescale import checked_rule, expected
 
 Tree = TypeVar("Tree")
-Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
-"""A predicate over a leaf's path, as `jax.tree_util` gives it, and the leaf."""
 
 
 def drop_connect(
@@ -202,10 +200,8 @@ def _map_leaves(
     *others: Tree,
 ) -> Tree:
     """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
-    if not (where is None or callable(where)):
-        raise TypeError(
-            f"{check}: where must be a function of (path, leaf); got {describe(where)}."
-        )
+    if where is not None:
+        check.function_of("where", where, "(path, leaf)")
     mark_consumed(key)
 
     def drop_chosen(path: tuple[Any, ...], leaf: Any, *other: Any) -> Any:

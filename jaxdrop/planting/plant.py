@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax.numpy as jnp
 
@@ -19,8 +19,11 @@ from jaxdrop.planting.rules import Rules, RulesLike
 from jaxdrop.planting.table import SiteTable
 from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
 
-def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
+
+def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P], Out]:
     """Puts drops into a function that was written without them.
 
     The planted function takes a key first, and then the arguments of `fn`. At test

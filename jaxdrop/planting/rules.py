@@ -91,7 +91,11 @@ class Rule:
 
 
 RulesLike: TypeAlias = (
-    Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
+    # `Mapping` is invariant in its keys, and a dict of strings is the usual one.
+    Mapping[str, Drop | Rule]
+    | Mapping[Matcher, Drop | Rule]
+    | Mapping[str | Matcher, Drop | Rule]
+    | Sequence[tuple[str | Matcher, Drop | Rule]]
 )
 """What the user gives: a dict, or a list of pairs in which the first match wins."""
 
