@@ -22,7 +22,10 @@ _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
 def describe(value: Any) -> str:
     """A short text for `value` in an error message."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
+        text = f"{value.dtype}{list(value.shape)}"
+        # A sparse array has a shape and a dtype too.
+        known = isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+        return text if known else f"{type(value).__name__}({text})"
     return repr(value)
 
 
@@ -62,17 +65,15 @@ class Check:
             f"{self}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
         )
 
-    def inexact_array(self, name: str, x: Any) -> Array:
-        """Returns `x` as a JAX array if it is floating or complex."""
+    def inexact_array(self, name: str, x: Any, advice: str | None = None) -> Array:
+        """Returns `x` as a JAX array if it is floating or complex. The advice is for integers."""
         if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array):
-            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.")
+            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.{_way_out(x)}")
         if not jnp.issubdtype(x.dtype, jnp.inexact):
-            raise TypeError(
-                f"{self}: {name} must be floating or complex; got {x.dtype}."
-                f" Cast it, as in {name}.astype(jnp.float32)."
-            )
+            advice = advice or f"Cast it, as in {name}.astype(jnp.float32)."
+            raise TypeError(f"{self}: {name} must be floating or complex; got {x.dtype}. {advice}")
         if x.dtype.name == "float8_e8m0fnu":  # only an exponent: all numbers are 2^n, none is 0
             raise TypeError(f"{self}: {name} must have a dtype with a zero; got {x.dtype}.")
         return x
@@ -89,7 +90,9 @@ class Check:
         if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-            raise TypeError(f"{self}: {name} must be an array of numbers; got {describe(x)}.")
+            raise TypeError(
+                f"{self}: {name} must be an array of numbers; got {describe(x)}.{_way_out(x)}"
+            )
         return x
 
     def integer_array(self, name: str, x: Any) -> Array:
@@ -185,9 +188,26 @@ class Check:
             raise TypeError(f"{self}: {name} must be a real number; got {describe(rate)}.")
         if rate.shape != ():
             raise ValueError(
-                f"{self}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap."
+                f"{self}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap, or"
+                " draw_mask and apply_mask for a rate per element."
             )
         return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
+
+    def probabilities(self, name: str, rate: Any, shape: tuple[int, ...], other: str) -> Rate:
+        """Returns one probability, or an array that broadcasts to a shape, with its axes."""
+        if np.ndim(rate) == 0 or not isinstance(rate, jax.Array | np.ndarray):
+            return self.probability(name, rate)
+        if not _is_real(rate.dtype):
+            raise TypeError(f"{self}: {name} must be real; got {rate.dtype}.")
+        if isinstance(rate, np.ndarray) and not ((rate >= 0) & (rate <= 1)).all():
+            raise ValueError(f"{self}: {name} must lie in [0, 1]; got {rate}.")
+        if not broadcasts(rate.shape, shape):
+            raise ValueError(
+                f"{self}: {name} must broadcast to {other}; got {rate.shape} for {shape}."
+            )
+        rate = jnp.asarray(rate)
+        rate = rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
+        return rate.reshape((1,) * (len(shape) - rate.ndim) + rate.shape)
 
     def axes(self, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
         """Returns the axes as sorted non-negative integers."""
@@ -292,6 +312,16 @@ class Check:
                 f"{self}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
             )
         return sharding
+
+
+def _way_out(x: Any) -> str:
+    """What to do with a pytree in the place of an array."""
+    leaves = jax.tree.leaves(x)
+    if len(leaves) == 1 and leaves[0] is x:
+        return ""
+    if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        return " For the floating arrays of a pytree, use drop_connect."
+    return " Use jnp.asarray." if leaves else ""
 
 
 def _is_real(dtype: Any) -> bool:

@@ -98,10 +98,15 @@ def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray)
     )
 
 
+def arguments(check: Check, drop: Drop, key: Key, x: Array) -> tuple[Key, Array]:
+    """The key and the input, if they and the drop are such."""
+    check.function_of("drop", drop, "(key, x)")
+    return check.one_key(key), check.inexact_array("x", x)
+
+
 def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> Iterator[np.ndarray]:
     """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
-    if num_samples < 2:
-        raise ValueError(f"{check}: num_samples must be at least 2; got {num_samples}.")
+    num_samples = check.whole_number("num_samples", num_samples, 2)
     if x.size == 0:
         raise ValueError(f"{check}: x must not be empty; got shape {x.shape}.")
     keys = jax.random.split(unconsumed(check.one_key(key)), num_samples)

@@ -10,6 +10,7 @@ from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import (
     Deviations,
+    arguments,
     outputs,
     real,
     reject,
@@ -49,7 +50,8 @@ def assert_expectation_kept(
       >>> assert_expectation_kept(drop, jax.random.key(0), jnp.arange(8.0))
     """
     check = Check("assert_expectation_kept")
-    x = check.inexact_array("x", x)
+    key, x = arguments(check, drop, key, x)
+    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     x64 = real(x)
     energy = np.sum(x64**2) or 1.0  # if x is zeros, there is no projection to test
     elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
@@ -101,7 +103,9 @@ def assert_keep_rate(
       >>> assert_keep_rate(drop, jax.random.key(0), jnp.ones(8), 0.1)
     """
     check = Check("assert_keep_rate")
-    rate = float(check.probability("rate", rate))
+    key, x = arguments(check, drop, key, x)
+    rate = check.known_probability("rate", rate)
+    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     require_no_zeros(check, x)
     elements = Deviations(np.full(x.shape, 1 - rate))
     whole = Deviations(np.full((), 1 - rate))
@@ -136,6 +140,7 @@ def assert_mask_shared_along(
       >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
     check = Check("assert_mask_shared_along")
+    key, x = arguments(check, drop, key, x)
     masks = survivors(check, drop, key, x, axis, num_samples)
     differs = masks != masks[:1]
     if differs.any():
@@ -183,6 +188,8 @@ def assert_masks_differ_along(
       >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
     check = Check("assert_masks_differ_along")
+    key, x = arguments(check, drop, key, x)
+    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     masks = survivors(check, drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()

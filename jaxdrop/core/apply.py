@@ -71,6 +71,8 @@ def poisoned(mask: Mask, y: Array) -> Array:
 
     It is NaN for floats, the integer farthest from 0 for integers, False for booleans.
     """
+    if mask.keep_prob.ndim:  # a factor may be smaller than the array of probabilities
+        y = jnp.broadcast_to(y, jnp.broadcast_shapes(y.shape, mask.keep_prob.shape))
     if jnp.issubdtype(y.dtype, jnp.inexact):
         poison = nan_like(mask.keep_prob, y)
     elif y.dtype == jnp.bool_:

@@ -92,7 +92,7 @@ def _checked_count(check: Check, count: Any, size: int) -> int | Array:
                 f"{check}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
             )
         return count
-    (count,) = check.integers("count", (count,))
+    count = check.whole_number("count", count)
     if not 0 <= count <= size:
         raise ValueError(f"{check}: count must lie in [0, {size}]; got {count}.")
     return count

@@ -236,9 +236,9 @@ def apply_mask(
     if not isinstance(mask, Mask):
         raise TypeError(f"{check}: mask must be a Mask; got {describe(mask)}. Use Mask.pack.")
     x = check.inexact_array("x", x)
-    if mask.keep_prob.ndim:
+    if mask.batch_shape:
         raise ValueError(
-            f"{check}: mask must be one mask; got a batch of shape {mask.keep_prob.shape}."
+            f"{check}: mask must be one mask; got a batch of shape {mask.batch_shape}."
             " Use jax.vmap."
         )
     same_rank = len(mask.shape) == x.ndim

@@ -10,6 +10,8 @@ from jaxdrop.core.apply import Rescale
 from jaxdrop.methods.masked import drop
 from jaxdrop.rescale import expected
 
+_ONE_WEIGHT_PER_EDGE = "Pass one weight for each edge, such as jnp.ones(edges), not the edges."
+
 
 def drop_edges(
     key: Key | None,
@@ -57,7 +59,7 @@ def drop_edges(
     """
     check = Check("drop_edges")
     key, rate = key_and_rate(check, key, weights, rate, name="weights")
-    weights = check.inexact_array("weights", weights)
+    weights = check.inexact_array("weights", weights, _ONE_WEIGHT_PER_EDGE)
     edges = check.axis("axis", axis, weights.ndim)
     return drop(check, key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
 

@@ -46,7 +46,8 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
       A typed Threefry key.
 
     Raises:
-      TypeError: `key` is not one key.
+      TypeError: `key` is not one key, `name` no string, or `occurrence` no integer.
+      ValueError: a known `occurrence` is negative.
 
     Example:
       >>> model = lambda x: site(x, "hidden")
@@ -56,7 +57,12 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
       >>> bool(jnp.all(y == drop(site_key(jax.random.key(0), "hidden"), jnp.ones(6))))
       True
     """
-    key = as_threefry(Check("site_key").one_key(key))
+    check = Check("site_key")
+    key = as_threefry(check.one_key(key))
+    if not isinstance(name, str):
+        raise TypeError(f"{check}: name must be a string; got {name!r}.")
+    if not isinstance(occurrence, Array):
+        occurrence = check.whole_number("occurrence", occurrence, 0)
     return jax.random.fold_in(fold_in_name(key, name), occurrence)
 
 

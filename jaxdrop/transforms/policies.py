@@ -144,7 +144,7 @@ def scheduled(
     """
     check = Check("scheduled")
     check.function_of("method", method, "(key, x, rate)")
-    check.function_of("schedule", schedule, "step")
+    check.function_of("schedule", schedule, "the step")
     return partial(_drop_at, method, schedule)
 
 
