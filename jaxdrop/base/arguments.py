@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdrop.base.types import Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.describe import describe
+from jaxdrop.base.types import Key, KnownOrTraced
+from jaxdrop.base.validate import Check
 
 
 def key_and_rate(
     check: Check, key: Any, x: Any, rate: Any, *, name: str = "x", idle: tuple[float, ...] = (0, 1)
-) -> tuple[Key, Rate]:
+) -> tuple[Key, KnownOrTraced]:
     """The key and the rate in canonical form.
 
     Args:

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Key as TypedKey, UInt32
 
 Key: TypeAlias = TypedKey[Array, ""] | UInt32[Array, "words"]
 """One random key: typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 
-Rate: TypeAlias = float | Float[Array, ""]
-"""Probability of dropping, known while tracing (a Python float) or not."""
+KnownOrTraced: TypeAlias = float | Float[Array, ""]
+"""A number that is known while tracing (a Python float), or one that is not."""
+
+Rate: TypeAlias = KnownOrTraced | np.number[Any] | Float[np.ndarray, ""]
+"""Probability of dropping, known while tracing or not, as users pass it."""
 
 # A size of `jax.export.symbolic_shape` counts as an integer, but its class is not public.
 if TYPE_CHECKING:

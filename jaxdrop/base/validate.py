@@ -13,20 +13,11 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdrop.base.axes import broadcasts, other_axes
+from jaxdrop.base.describe import describe, way_out
 from jaxdrop.base.sharding import has_explicit_axes, laid_like, spread_to, whole
-from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.types import Key, KnownOrTraced
 
 _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
-
-
-def describe(value: Any) -> str:
-    """A short text for `value` in an error message."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        text = f"{value.dtype}{list(value.shape)}"
-        # A sparse array has a shape and a dtype too.
-        known = isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
-        return text if known else f"{type(value).__name__}({text})"
-    return repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +61,7 @@ class Check:
         if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array):
-            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.{_way_out(x)}")
+            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.{way_out(x)}")
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             advice = advice or f"Cast it, as in {name}.astype(jnp.float32)."
             raise TypeError(f"{self}: {name} must be floating or complex; got {x.dtype}. {advice}")
@@ -91,7 +82,7 @@ class Check:
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             raise TypeError(
-                f"{self}: {name} must be an array of numbers; got {describe(x)}.{_way_out(x)}"
+                f"{self}: {name} must be an array of numbers; got {describe(x)}.{way_out(x)}"
             )
         return x
 
@@ -175,7 +166,7 @@ class Check:
             ) from None
         return self.known_probability(name, value)
 
-    def probability(self, name: str, rate: Any) -> Rate:
+    def probability(self, name: str, rate: Any) -> KnownOrTraced:
         """Returns a known probability as a checked float, and a traced one as a scalar array."""
         if isinstance(rate, np.ndarray) and rate.ndim == 0:
             rate = rate[()]
@@ -193,7 +184,9 @@ class Check:
             )
         return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
 
-    def probabilities(self, name: str, rate: Any, shape: tuple[int, ...], other: str) -> Rate:
+    def probabilities(
+        self, name: str, rate: Any, shape: tuple[int, ...], other: str
+    ) -> KnownOrTraced:
         """Returns one probability, or an array that broadcasts to a shape, with its axes."""
         if np.ndim(rate) == 0 or not isinstance(rate, jax.Array | np.ndarray):
             return self.probability(name, rate)
@@ -312,16 +305,6 @@ class Check:
                 f"{self}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
             )
         return sharding
-
-
-def _way_out(x: Any) -> str:
-    """What to do with a pytree in the place of an array."""
-    leaves = jax.tree.leaves(x)
-    if len(leaves) == 1 and leaves[0] is x:
-        return ""
-    if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
-        return " For the floating arrays of a pytree, use drop_connect."
-    return " Use jnp.asarray." if leaves else ""
 
 
 def _is_real(dtype: Any) -> bool:

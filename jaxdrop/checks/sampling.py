@@ -126,6 +126,7 @@ def survivors(
     check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
 ) -> np.ndarray:
     """Which elements survive, as an array of (slice along `axis`, draw, all other axes)."""
+    key, x = arguments(check, drop, key, x)
     (axis,) = check.axes("axis", axis, x.ndim)
     require_no_zeros(check, x)
     draws = outputs(check, drop, key, x, num_samples)

@@ -140,7 +140,6 @@ def assert_mask_shared_along(
       >>> assert_mask_shared_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
     check = Check("assert_mask_shared_along")
-    key, x = arguments(check, drop, key, x)
     masks = survivors(check, drop, key, x, axis, num_samples)
     differs = masks != masks[:1]
     if differs.any():
@@ -188,8 +187,6 @@ def assert_masks_differ_along(
       >>> assert_masks_differ_along(drop, jax.random.key(0), jnp.ones((4, 8)), 0)
     """
     check = Check("assert_masks_differ_along")
-    key, x = arguments(check, drop, key, x)
-    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     masks = survivors(check, drop, key, x, axis, num_samples)
     count = len(masks)
     keep_prob = masks.mean()
@@ -198,7 +195,7 @@ def assert_masks_differ_along(
     # agree, so all pairs are counted.
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
-    if chance > false_alarm_rate:
+    if chance > check.known_probability("false_alarm_rate", false_alarm_rate):
         raise ValueError(
             f"{check}: num_samples must be large enough for a decision; got"
             f" {num_samples}. Independent masks may agree with probability {chance:.2g}."

@@ -11,9 +11,9 @@ from jax import Array, lax
 from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import broadcasts
+from jaxdrop.base.describe import describe
 from jaxdrop.base.nan import nan_like
 from jaxdrop.base.sharding import explicit_sharding
-from jaxdrop.base.validate import describe
 from jaxdrop.core.mask import Mask
 
 Rescale: TypeAlias = Callable[[Mask, Array], Array]

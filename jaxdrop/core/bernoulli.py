@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, UInt32
 
 from jaxdrop.base.arguments import key_unless, refuse_swapped
-from jaxdrop.base.validate import describe
+from jaxdrop.base.describe import describe
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -40,7 +41,7 @@ _PAIRS_A_TRIP = 2  # measured: half the memory traffic of one pair, and it compi
 def draw_mask(
     key: Key | None,
     shape: int | Sequence[int],
-    rate: Rate | Float[Array, "..."],
+    rate: Rate | Float[ArrayLike, "..."],
     *,
     broadcast_dims: int | Sequence[int] = (),
     out_sharding: NamedSharding | PartitionSpec | None = None,

@@ -11,10 +11,12 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
+from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import has_explicit_axes, with_spec
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.words import Words
 
@@ -75,7 +77,7 @@ class Mask:
         return _unpack(self.words, self.layout, self.split)
 
     @classmethod
-    def pack(cls, keep: Bool[Array, "..."], keep_prob: Float[Array, "..."] | float) -> "Mask":
+    def pack(cls, keep: Bool[Array | np.ndarray, "..."], keep_prob: ArrayLike) -> "Mask":
         """A mask made of booleans that were drawn elsewhere.
 
         Args:

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxdrop.base.arguments import key_and_rate
@@ -24,7 +25,7 @@ _SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * a
 
 def alpha_dropout(
     key: Key | None,
-    x: Float[Array, "*shape"],
+    x: Float[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact
 
 from jaxdrop.base.arguments import key_and_rate
@@ -34,7 +35,7 @@ _LEAST_SLOPE = 1e-30  # a step divides by the slope, which is 0 where everything
 
 def drop_block(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     block_size: int | Sequence[int],

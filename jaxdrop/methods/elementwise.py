@@ -7,12 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
 from jaxdrop.base.arguments import key_and_rate
+from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import zeros_like
 from jaxdrop.base.types import Axes, Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
@@ -27,7 +29,7 @@ from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
 def dropout(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
@@ -95,7 +97,7 @@ def dropout(
 
 def gaussian_dropout(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
@@ -147,7 +149,7 @@ def gaussian_dropout(
 
 def fixed_count_dropout(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: Axes = None,
@@ -204,7 +206,7 @@ def fixed_count_dropout(
 
 
 def apply_mask(
-    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = expected
+    mask: Mask, x: Inexact[ArrayLike, "*shape"], *, rescale: Rescale = expected
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 

@@ -1,6 +1,7 @@
 """Methods for graphs: they drop whole edges or nodes, and keep the sizes of arrays."""
 
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
 from jaxdrop.base.arguments import key_and_rate
@@ -15,7 +16,7 @@ _ONE_WEIGHT_PER_EDGE = "Pass one weight for each edge, such as jnp.ones(edges), 
 
 def drop_edges(
     key: Key | None,
-    weights: Inexact[Array, "*shape"],
+    weights: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = 0,
@@ -66,7 +67,7 @@ def drop_edges(
 
 def drop_nodes(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = -2,

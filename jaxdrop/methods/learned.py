@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact
 
 from jaxdrop.base.arguments import refuse_swapped
@@ -27,10 +28,10 @@ _KINGMA = (1.16145124, -1.50204118, 0.58629921)
 
 def concrete_dropout(
     key: Key,
-    x: Inexact[Array, "*shape"],
-    rate_logit: Float[Array, "..."] | float,
+    x: Inexact[ArrayLike, "*shape"],
+    rate_logit: Float[ArrayLike, "..."] | float,
     *,
-    temperature: Float[Array, ""] | float = 0.1,
+    temperature: Float[ArrayLike, ""] | float = 0.1,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Inexact[Array, "*shape"]:
     """Dropout whose rate has a gradient, by a mask that is nearly 0 or 1.
@@ -81,7 +82,7 @@ def concrete_dropout(
 
 
 def concrete_dropout_penalty(
-    rate_logit: Float[Array, ""] | float,
+    rate_logit: Float[ArrayLike, ""] | float,
     weights: Any,
     num_features: int,
     *,
@@ -155,8 +156,8 @@ def concrete_dropout_penalty(
 
 def variational_dropout(
     key: Key,
-    x: Inexact[Array, "*shape"],
-    log_alpha: Float[Array, "..."] | float,
+    x: Inexact[ArrayLike, "*shape"],
+    log_alpha: Float[ArrayLike, "..."] | float,
     *,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Inexact[Array, "*shape"]:
@@ -205,7 +206,7 @@ def variational_dropout(
 
 
 def variational_dropout_kl(
-    log_alpha: Float[Array, "*shape"] | float,
+    log_alpha: Float[ArrayLike, "*shape"] | float,
     *,
     approximation: Literal["molchanov", "kingma"] = "molchanov",
 ) -> Float[Array, "*shape"]:

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from jaxdrop.base.sharding import explicit_sharding, zeros_like
-from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.types import Key, KnownOrTraced
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, rescale_and_select, select
 from jaxdrop.core.bernoulli import bernoulli_mask
@@ -21,7 +21,7 @@ def drop(
     check: Check,
     key: Key,
     x: Array,
-    rate: Rate,
+    rate: KnownOrTraced,
     shared: tuple[int, ...],
     rescale: Rescale = expected,
     part: Part | None = None,
@@ -52,7 +52,7 @@ def drop_on_grid(
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
-def replace_with(key: Key, x: Array, other: Array, rate: Rate) -> Array:
+def replace_with(key: Key, x: Array, other: Array, rate: KnownOrTraced) -> Array:
     """Replaces elements of `x` by those of `other`, each with probability `rate`."""
     on_grid = grid_rate(rate)
     if on_grid.is_zero:

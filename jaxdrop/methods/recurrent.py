@@ -2,6 +2,7 @@
 
 import jax
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
 from jaxdrop.base.arguments import key_and_rate
@@ -15,7 +16,7 @@ from jaxdrop.rescale import expected
 
 def locked_dropout(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     time_axis: int,
@@ -78,10 +79,10 @@ def locked_dropout(
 
 def zoneout(
     key: Key | None,
-    new: Inexact[Array, "*shape"],
+    new: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
-    old: Inexact[Array, "*shape"],
+    old: Inexact[ArrayLike, "*shape"],
 ) -> Inexact[Array, "*shape"]:
     """Leaves elements of a recurrent state as they were, with probability `rate`.
 

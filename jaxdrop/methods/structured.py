@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact, Shaped
 
 from jaxdrop.base.arguments import key_and_rate, refuse_swapped
@@ -27,7 +28,7 @@ from jaxdrop.rescale import expected
 
 def spatial_dropout(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -83,7 +84,7 @@ def spatial_dropout(
 
 def drop_path(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -167,7 +168,7 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
 
 def shake_drop(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -266,7 +267,7 @@ def _multiply_jvp(
 
 def cutout(
     key: Key,
-    x: Shaped[Array, "*shape"],
+    x: Shaped[ArrayLike, "*shape"],
     size: int | Sequence[int],
     *,
     batch_axis: int | None = 0,

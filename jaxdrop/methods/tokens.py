@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
 
 from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_swapped
@@ -21,7 +22,7 @@ from jaxdrop.methods.masked import replace_with
 
 def drop_tokens(
     key: Key | None,
-    x: Shaped[Array, "*shape"],
+    x: Shaped[ArrayLike, "*shape"],
     rate: float,
     *,
     axis: int = -2,
@@ -84,8 +85,8 @@ def drop_tokens(
 
 
 def restore_tokens(
-    tokens: Shaped[Array, "*kept_shape"],
-    positions: Int[Array, "*batch kept"],
+    tokens: Shaped[ArrayLike, "*kept_shape"],
+    positions: Int[ArrayLike, "*batch kept"],
     length: int,
     *,
     fill: Any = 0,
@@ -142,11 +143,11 @@ def restore_tokens(
 
 def replace_tokens(
     key: Key | None,
-    ids: Shaped[Array, "*shape"],
+    ids: Shaped[ArrayLike, "*shape"],
     rate: Rate,
     *,
     replacement: Any,
-    where: Bool[Array, "..."] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Shaped[Array, "*shape"]:
     """Replaces each token by another one with probability `rate`: word dropout.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
 from jaxdrop.base.arguments import key_and_rate
@@ -146,7 +147,7 @@ def mixout(
 
 def embedding_dropout(
     key: Key | None,
-    table: Inexact[Array, "*shape"],
+    table: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = 0,
