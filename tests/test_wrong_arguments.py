@@ -103,7 +103,7 @@ BY_NAME = (
         NUMBERS,
     )
     | {"drop": DROPS, "drops": DROPS, "where": LEAVES, "rescale": RULE, "fn": CALLED}
-    | {"progress": PROGRESS, "rules": RULES}
+    | {"progress": PROGRESS, "rules": RULES, "part": "must be a Part; got '?'."}
 )
 HERE = {
     "Mask.pack keep": "must be boolean; got '?'. Compare first, as in keep > 0.",

@@ -37,7 +37,8 @@ GOOD = {
         "key": KEY, "shape": (3,), "count": 1, "axis": 0, "broadcast_dims": ()
     },
     "draw_mask": {
-        "key": KEY, "shape": (3,), "rate": 0.5, "broadcast_dims": (), "out_sharding": None
+        "key": KEY, "shape": (3,), "rate": 0.5, "broadcast_dims": (), "out_sharding": None,
+        "part": None,
     },
     "drop_block": METHOD | {"block_size": 2, "batch_axis": 0, "channel_axis": -1},
     "drop_block_gamma": {"rate": 0.5, "shape": (3,), "block_size": 2},
@@ -50,7 +51,7 @@ GOOD = {
     "drop_path": METHOD | {"batch_axis": 0, "rescale": rescale.none},
     "drop_path_rates": {"rate": 0.5, "depth": 3},
     "drop_tokens": METHOD | {"axis": -2, "prefix": 0},
-    "dropout": METHOD | {"broadcast_dims": (), "rescale": rescale.none},
+    "dropout": METHOD | {"broadcast_dims": (), "rescale": rescale.none, "part": None},
     "early_dropout_schedule": {"rate": 0.5, "steps": 3},
     "embedding_dropout": {"key": KEY, "table": X, "rate": 0.5, "axis": 0, "rescale": rescale.none},
     "fixed_count_dropout": METHOD | {"axis": None, "broadcast_dims": ()},
