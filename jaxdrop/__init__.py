@@ -15,6 +15,9 @@ from jaxdrop import (
     uncertainty as uncertainty,
 )
 
+# The types of a key, of a rate, and of a drop `(key, x) -> y`.
+from jaxdrop.base.types import Drop as Drop, Key as Key, Rate as Rate
+
 # Masks that are drawn first and applied later.
 from jaxdrop.core.bernoulli import draw_mask as draw_mask
 from jaxdrop.core.fixed_count import draw_fixed_count_mask as draw_fixed_count_mask

@@ -155,7 +155,7 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
       A rule. A NaN anywhere in the sum makes all of it NaN.
 
     Raises:
-      TypeError: `axis` is not made of integers.
+      TypeError: `axis` is not made of integers, or `tolerance` is not a known number.
       ValueError: `tolerance` lies outside [0, 1]; or when applied, if an axis
         is out of range or repeated.
 
@@ -169,9 +169,8 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
       Kish, "Survey Sampling" (1965), section 2.7 on ratio estimation.
     """
     check = _PreserveSum.check
-    if not 0 <= tolerance <= 1:
-        raise ValueError(f"{check}: tolerance must lie in [0, 1]; got {tolerance}.")
-    return _PreserveSum(_canonical(check, axis), float(tolerance))
+    tolerance = check.known_probability("tolerance", tolerance)
+    return _PreserveSum(_canonical(check, axis), tolerance)
 
 
 def preserve_norm(axis: Axes = None) -> Rescale:

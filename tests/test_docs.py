@@ -41,7 +41,10 @@ def test_examples_in_docstrings_give_what_they_show(module):
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLIC if n != "Rescale"])  # a type
+TYPES = {"Drop", "Key", "Rate", "Rescale"}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - TYPES))
 def test_public_functions_are_documented_in_full(name):
     value = PUBLIC[name]
     text = inspect.getdoc(value)

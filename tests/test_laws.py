@@ -171,6 +171,14 @@ def test_rate_zero_keeps_everything(method):
     close(method.run(make_key("raw"), x, jnp.float32(0)), method.at_zero(x))
 
 
+@methods(lambda method: not method.rate_learns)
+def test_no_key_is_needed_where_nothing_is_drawn(method):
+    x = inputs(method.shape)
+    close(method.run(None, x, 0), method.at_zero(x))
+    if method.drops_all_at_one and method.function not in ("dot_product_attention", "drop_key"):
+        close(method.run(None, x, 1), method.run(make_key("raw"), x, 1))
+
+
 @methods(lambda method: method.drops_all_at_one)
 @pytest.mark.parametrize("rate", [1, 1.0, jnp.float32(1)])
 def test_rate_one_drops_everything_with_zero_gradient(method, rate):

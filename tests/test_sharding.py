@@ -208,6 +208,18 @@ def test_mask_can_be_drawn_sharded_on_explicit_axes():
                 np.testing.assert_array_equal(run(make_key("raw"), x, out_sharding), plain)
 
 
+@pytest.mark.parametrize(("shape", "spec"), [((64,), P("a")), ((2, 8), P("b", "a"))])
+def test_booleans_of_a_mask_are_sharded_as_asked_where_words_do_not_split(shape, spec):
+    x = jax.device_put(jnp.ones(shape), NamedSharding(mesh(AxisType.Explicit), spec))
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        mask = jaxdrop.draw_mask(make_key("raw"), shape, 0.5, out_sharding=spec)
+        keep = mask.unpack()
+        assert jax.typeof(keep).sharding.spec == spec
+        assert jax.jit(jax.lax.select)(keep, x, x).sharding == x.sharding
+    plain = jaxdrop.draw_mask(make_key("raw"), shape, 0.5)
+    np.testing.assert_array_equal(keep, plain.unpack())
+
+
 @pytest.mark.parametrize("out_sharding", ["a", P("a"), NamedSharding(mesh(), P("a"))])
 def test_out_sharding_needs_explicit_axes(out_sharding):
     with pytest.raises(TypeError, match=r"^draw_mask: out_sharding must .*Explicit axes; got"):

@@ -1,5 +1,7 @@
 """Parts of uncertainty add up, and scores are those of plain NumPy in double precision."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from modes import quick_jit
 
 from jaxdrop import uncertainty
+from jaxdrop.uncertainty.scores import bin_edges
 
 jitted = {
     name: quick_jit(getattr(uncertainty, name))
@@ -169,7 +172,7 @@ def test_calibration_error_is_that_of_a_loop_over_bins(bins):
 
 
 def test_bins_end_at_their_upper_edges():
-    edges = jnp.arange(1, 10, dtype=jnp.float32) / 10
+    edges = jnp.asarray(np.arange(1, 10, dtype=np.float32) / np.float32(10))
     for confidence, shift in ((edges, 0), (jnp.nextafter(edges, jnp.float32(1)), 1)):
         for i, p in enumerate(confidence):
             row = jnp.array([[p, 0.0]])
@@ -178,6 +181,20 @@ def test_bins_end_at_their_upper_edges():
     ends = jnp.array([[0.0, 0.0], [1.0, 0.0]])
     found = uncertainty.expected_calibration_error(ends, jnp.array([0, 0]), bins=10)
     assert found.count[0] == found.count[9] == 1
+
+
+def test_confidence_on_an_edge_belongs_to_the_bin_below_it():
+    p = jnp.array([[0.8, 0.2], [0.795, 0.205]])  # both lie in (.79, .80]
+    found = uncertainty.expected_calibration_error(p, jnp.array([0, 1]), bins=100)
+    np.testing.assert_allclose(found.error, 0.2975, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_edges_of_bins_are_the_numbers_next_to_the_fractions(dtype):
+    for bins in range(1, 201):
+        for i, edge in list(enumerate(bin_edges(bins, dtype)))[1:-1]:
+            near = edge, *np.nextafter(edge, np.array([0, 1], dtype))
+            assert edge == min(near, key=lambda x: abs(Fraction(float(x)) - Fraction(i, bins)))
 
 
 def test_calibration_error_of_many_examples_is_not_lost_in_their_sum():

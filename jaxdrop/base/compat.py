@@ -3,8 +3,10 @@
 What only planting needs is in `jaxprs`, `equations` and `options` of `jaxdrop.planting`.
 """
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import jax
@@ -39,6 +41,15 @@ def decided(comparison: Callable[[], bool]) -> bool | None:
         return bool(comparison())
     except Exception:  # its class is not public, and integers raise nothing
         return None
+
+
+def in_pmap() -> bool:
+    """Whether a function is called by `jax.pmap`, in versions where that is a `shard_map`."""
+    # Only the stack tells them apart: the mesh is a usual one, and the user names its axis.
+    frame = inspect.currentframe()
+    while frame is not None and PurePath(frame.f_code.co_filename).name != "pmap.py":
+        frame = frame.f_back
+    return frame is not None
 
 
 def varying_axes(x: Any) -> frozenset[str]:

@@ -13,17 +13,11 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdrop.base.axes import broadcasts, other_axes
+from jaxdrop.base.describe import describe, way_out
 from jaxdrop.base.sharding import has_explicit_axes, laid_like, spread_to, whole
-from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.types import Key, KnownOrTraced
 
 _RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
-
-
-def describe(value: Any) -> str:
-    """A short text for `value` in an error message."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
-    return repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +56,15 @@ class Check:
             f"{self}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
         )
 
-    def inexact_array(self, name: str, x: Any) -> Array:
-        """Returns `x` as a JAX array if it is floating or complex."""
+    def inexact_array(self, name: str, x: Any, advice: str | None = None) -> Array:
+        """Returns `x` as a JAX array if it is floating or complex. The advice is for integers."""
         if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array):
-            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.")
+            raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.{way_out(x)}")
         if not jnp.issubdtype(x.dtype, jnp.inexact):
-            raise TypeError(
-                f"{self}: {name} must be floating or complex; got {x.dtype}."
-                f" Cast it, as in {name}.astype(jnp.float32)."
-            )
+            advice = advice or f"Cast it, as in {name}.astype(jnp.float32)."
+            raise TypeError(f"{self}: {name} must be floating or complex; got {x.dtype}. {advice}")
         if x.dtype.name == "float8_e8m0fnu":  # only an exponent: all numbers are 2^n, none is 0
             raise TypeError(f"{self}: {name} must have a dtype with a zero; got {x.dtype}.")
         return x
@@ -89,7 +81,9 @@ class Check:
         if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-            raise TypeError(f"{self}: {name} must be an array of numbers; got {describe(x)}.")
+            raise TypeError(
+                f"{self}: {name} must be an array of numbers; got {describe(x)}.{way_out(x)}"
+            )
         return x
 
     def integer_array(self, name: str, x: Any) -> Array:
@@ -172,7 +166,7 @@ class Check:
             ) from None
         return self.known_probability(name, value)
 
-    def probability(self, name: str, rate: Any) -> Rate:
+    def probability(self, name: str, rate: Any) -> KnownOrTraced:
         """Returns a known probability as a checked float, and a traced one as a scalar array."""
         if isinstance(rate, np.ndarray) and rate.ndim == 0:
             rate = rate[()]
@@ -185,9 +179,28 @@ class Check:
             raise TypeError(f"{self}: {name} must be a real number; got {describe(rate)}.")
         if rate.shape != ():
             raise ValueError(
-                f"{self}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap."
+                f"{self}: {name} must be a scalar; got shape {rate.shape}. Use jax.vmap, or"
+                " draw_mask and apply_mask for a rate per element."
             )
         return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
+
+    def probabilities(
+        self, name: str, rate: Any, shape: tuple[int, ...], other: str
+    ) -> KnownOrTraced:
+        """Returns one probability, or an array that broadcasts to a shape, with its axes."""
+        if np.ndim(rate) == 0 or not isinstance(rate, jax.Array | np.ndarray):
+            return self.probability(name, rate)
+        if not _is_real(rate.dtype):
+            raise TypeError(f"{self}: {name} must be real; got {rate.dtype}.")
+        if isinstance(rate, np.ndarray) and not ((rate >= 0) & (rate <= 1)).all():
+            raise ValueError(f"{self}: {name} must lie in [0, 1]; got {rate}.")
+        if not broadcasts(rate.shape, shape):
+            raise ValueError(
+                f"{self}: {name} must broadcast to {other}; got {rate.shape} for {shape}."
+            )
+        rate = jnp.asarray(rate)
+        rate = rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.float32)
+        return rate.reshape((1,) * (len(shape) - rate.ndim) + rate.shape)
 
     def axes(self, name: str, axes: Any, ndim: int) -> tuple[int, ...]:
         """Returns the axes as sorted non-negative integers."""
@@ -240,12 +253,19 @@ class Check:
             raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
         return sizes
 
-    def whole_number(self, name: str, value: Any, least: int) -> int:
+    def function_of(self, name: str, value: Any, arguments: str) -> None:
+        """Refuses what cannot be called."""
+        if not callable(value):
+            raise TypeError(
+                f"{self}: {name} must be a function of {arguments}; got {describe(value)}."
+            )
+
+    def whole_number(self, name: str, value: Any, least: int | None = None) -> int:
         """Returns one integer of at least `least`."""
         (number,) = self.edges(name, value, 1, least)
         return number
 
-    def edges(self, name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
+    def edges(self, name: str, value: Any, count: int, least: int | None) -> tuple[int, ...]:
         """Returns `count` integers; a single one stands for all of them."""
         given = self.integers(name, value)
         if not isinstance(value, Sequence | np.ndarray):
@@ -254,7 +274,7 @@ class Check:
             raise ValueError(
                 f"{self}: {name} must be one number, or one for each of {count} axes; got {value}."
             )
-        if any(edge < least for edge in given):
+        if least is not None and any(edge < least for edge in given):
             raise ValueError(f"{self}: {name} must be at least {least}; got {value}.")
         return given
 

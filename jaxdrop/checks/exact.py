@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
-from jaxdrop.checks.sampling import outputs, require_finite, wide
+from jaxdrop.checks.sampling import arguments, outputs, require_finite, wide
 from jaxdrop.core.words import unconsumed
 
 _ROWS_PROBED = 256  # rows of the Jacobian; each row takes a backward pass
@@ -32,6 +32,8 @@ def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
       >>> assert_shape_and_dtype_kept(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     check = Check("assert_shape_and_dtype_kept")
+    check.function_of("drop", drop, "(key, x)")
+    key, x = check.one_key(key), check.any_array("x", x)
     y = jax.eval_shape(drop, key, x)
     chex.assert_shape(y, x.shape, custom_message=str(check))
     if y.dtype != x.dtype:
@@ -54,7 +56,7 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
       >>> assert_same_under_jit(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     check = Check("assert_same_under_jit")
-    key = check.one_key(key)
+    key, x = arguments(check, drop, key, x)
     eager = np.asarray(drop(unconsumed(key), x))
     jitted = np.asarray(jax.jit(drop)(unconsumed(key), x))
     require_finite(check, eager)
@@ -90,7 +92,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
       >>> assert_gradient_uses_same_mask(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     check = Check("assert_gradient_uses_same_mask")
-    key = check.one_key(key)
+    key, x = arguments(check, drop, key, x)
 
     def forward(x: Array) -> Array:
         return drop(unconsumed(key), x)
@@ -149,7 +151,7 @@ def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples:
       >>> assert_key_determines_output(drop, jax.random.key(0), jnp.ones((2, 3)))
     """
     check = Check("assert_key_determines_output")
-    key = check.one_key(key)
+    key, x = arguments(check, drop, key, x)
     first, again = (np.asarray(drop(unconsumed(key), x)) for _ in range(2))
     require_finite(check, first)
     chex.assert_trees_all_equal(

@@ -98,10 +98,15 @@ def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray)
     )
 
 
+def arguments(check: Check, drop: Drop, key: Key, x: Array) -> tuple[Key, Array]:
+    """The key and the input, if they and the drop are such."""
+    check.function_of("drop", drop, "(key, x)")
+    return check.one_key(key), check.inexact_array("x", x)
+
+
 def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> Iterator[np.ndarray]:
     """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
-    if num_samples < 2:
-        raise ValueError(f"{check}: num_samples must be at least 2; got {num_samples}.")
+    num_samples = check.whole_number("num_samples", num_samples, 2)
     if x.size == 0:
         raise ValueError(f"{check}: x must not be empty; got shape {x.shape}.")
     keys = jax.random.split(unconsumed(check.one_key(key)), num_samples)
@@ -121,6 +126,7 @@ def survivors(
     check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
 ) -> np.ndarray:
     """Which elements survive, as an array of (slice along `axis`, draw, all other axes)."""
+    key, x = arguments(check, drop, key, x)
     (axis,) = check.axes("axis", axis, x.ndim)
     require_no_zeros(check, x)
     draws = outputs(check, drop, key, x, num_samples)

@@ -10,6 +10,7 @@ from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.checks.sampling import (
     Deviations,
+    arguments,
     outputs,
     real,
     reject,
@@ -49,7 +50,8 @@ def assert_expectation_kept(
       >>> assert_expectation_kept(drop, jax.random.key(0), jnp.arange(8.0))
     """
     check = Check("assert_expectation_kept")
-    x = check.inexact_array("x", x)
+    key, x = arguments(check, drop, key, x)
+    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     x64 = real(x)
     energy = np.sum(x64**2) or 1.0  # if x is zeros, there is no projection to test
     elements, whole, survived = Deviations(x64), Deviations(np.ones(())), not np.any(x64)
@@ -101,7 +103,9 @@ def assert_keep_rate(
       >>> assert_keep_rate(drop, jax.random.key(0), jnp.ones(8), 0.1)
     """
     check = Check("assert_keep_rate")
-    rate = float(check.probability("rate", rate))
+    key, x = arguments(check, drop, key, x)
+    rate = check.known_probability("rate", rate)
+    false_alarm_rate = check.known_probability("false_alarm_rate", false_alarm_rate)
     require_no_zeros(check, x)
     elements = Deviations(np.full(x.shape, 1 - rate))
     whole = Deviations(np.full((), 1 - rate))
@@ -191,7 +195,7 @@ def assert_masks_differ_along(
     # agree, so all pairs are counted.
     agree = keep_prob**2 + (1 - keep_prob) ** 2
     chance = count * (count - 1) / 2 * agree**num_samples
-    if chance > false_alarm_rate:
+    if chance > check.known_probability("false_alarm_rate", false_alarm_rate):
         raise ValueError(
             f"{check}: num_samples must be large enough for a decision; got"
             f" {num_samples}. Independent masks may agree with probability {chance:.2g}."

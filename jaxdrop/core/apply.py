@@ -11,8 +11,9 @@ from jax import Array, lax
 from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import broadcasts
+from jaxdrop.base.describe import describe
+from jaxdrop.base.nan import nan_like
 from jaxdrop.base.sharding import explicit_sharding
-from jaxdrop.base.validate import describe
 from jaxdrop.core.mask import Mask
 
 Rescale: TypeAlias = Callable[[Mask, Array], Array]
@@ -31,8 +32,7 @@ def rescale_and_select(mask: Mask, x: Array, rule: Rescale) -> Array:
         mask = replace(mask, keep_prob=lax.stop_gradient(mask.keep_prob))
         factor = _checked_factor(rule(mask, x), x)
         # A bad traced rate must be visible in the result, whatever the rule does.
-        factor = jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(factor, jnp.nan), factor)
-        scaled = times(x, factor)
+        scaled = times(x, poisoned(mask, factor))
         keep = unpack_for(mask, x)
         return jnp.where(keep, scaled, jnp.zeros_like(scaled)).astype(x.dtype)
 
@@ -67,18 +67,20 @@ def select(mask: Mask, x: Array, other: Array) -> Array:
 
 
 def poisoned(mask: Mask, y: Array) -> Array:
-    """The result, or NaN (see `_poison`) if the mask was drawn at a bad rate."""
-    return jnp.where(jnp.isnan(mask.keep_prob), jnp.full_like(y, _poison(y)), y)
+    """The result, or a poison if the mask was drawn at a bad rate.
 
-
-def _poison(x: Array) -> Any:
-    """NaN for floats, the integer farthest from 0 for integers, False for booleans."""
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.nan
-    if x.dtype == jnp.bool_:
-        return False
-    bounds = jnp.iinfo(x.dtype)
-    return bounds.min or bounds.max
+    It is NaN for floats, the integer farthest from 0 for integers, False for booleans.
+    """
+    if mask.keep_prob.ndim:  # a factor may be smaller than the array of probabilities
+        y = jnp.broadcast_to(y, jnp.broadcast_shapes(y.shape, mask.keep_prob.shape))
+    if jnp.issubdtype(y.dtype, jnp.inexact):
+        poison = nan_like(mask.keep_prob, y)
+    elif y.dtype == jnp.bool_:
+        poison = jnp.zeros_like(y)
+    else:
+        bounds = jnp.iinfo(y.dtype)
+        poison = jnp.full_like(y, bounds.min or bounds.max)
+    return jnp.where(jnp.isnan(mask.keep_prob), poison, y)
 
 
 def unpack_for(mask: Mask, x: Array) -> Bool[Array, "..."]:

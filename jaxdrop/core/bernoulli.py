@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Int32, UInt32
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int32, UInt32
 
+from jaxdrop.base.arguments import key_unless, refuse_swapped
+from jaxdrop.base.describe import describe
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.by_rows import can_draw_by_rows, draw_by_rows
 from jaxdrop.core.fold_at_once import fold_at_once, idle_pairs
+from jaxdrop.core.fold_each import fold_each, majority
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.part import Part, Within, checked_part, part_words
@@ -35,9 +39,9 @@ _PAIRS_A_TRIP = 2  # measured: half the memory traffic of one pair, and it compi
 
 
 def draw_mask(
-    key: Key,
+    key: Key | None,
     shape: int | Sequence[int],
-    rate: Rate,
+    rate: Rate | Float[ArrayLike, "..."],
     *,
     broadcast_dims: int | Sequence[int] = (),
     out_sharding: NamedSharding | PartitionSpec | None = None,
@@ -61,11 +65,14 @@ def draw_mask(
     makes them.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       shape: sizes of the array to drop from.
       rate: probability of dropping, in [0, 1]; may be traced. A traced rate that is out
         of range by more than rounding (2^-17) gives a mask that turns every array into
-        NaN. Under `checkify` it is an error.
+        NaN. Under `checkify` it is an error. An array that broadcasts to the mask gives
+        each element, sample or unit a rate of its own, as in Standout or targeted
+        dropout; `apply_mask` then scales each element by its own keep probability. Such
+        masks take longer to draw.
       broadcast_dims: axes along which the mask is shared; it has size 1 there.
       out_sharding: on a mesh with Explicit axes, the sharding of the array that the
         mask is for.
@@ -79,24 +86,35 @@ def draw_mask(
       TypeError: `key` is not one key, `shape` or `rate` are not numbers, or
         `out_sharding` names no Explicit axes, or `part` is not a `Part`.
       ValueError: a known `rate` lies outside [0, 1], a size is negative,
-        `broadcast_dims` are out of range or repeated, or `part` does not fit the shape.
+        `broadcast_dims` are out of range or repeated, an array of rates does not
+        broadcast to the mask or comes with a `part`, or `part` does not fit the shape.
 
     Example:
       >>> mask = draw_mask(jax.random.key(0), (2, 8), 0.25, broadcast_dims=(0,))
       >>> mask.shape, float(mask.keep_prob)
       ((1, 8), 0.75)
 
+      A rate for each unit:
+
+      >>> rates = jnp.linspace(0, 1, 5)
+      >>> mask = draw_mask(jax.random.key(0), (3, 5), rates)
+      >>> mask.keep_prob.tolist(), mask.unpack()[:, 0].tolist()
+      ([[1.0, 0.75, 0.5, 0.25, 0.0]], [True, True, True])
+
     References:
       Srivastava et al., "Dropout", JMLR 15 (2014).
     """
     check = Check("draw_mask")
-    key = check.one_key(key)
+    refuse_swapped(check, key, shape, "shape")
     sizes = check.shape(shape)
-    rate = check.probability("rate", rate)
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
+    rate = check.probabilities("rate", rate, layout.shape, "the mask")
+    key = key_unless(check, key, idle=not isinstance(rate, Array) and rate in (0, 1))
     sharding = check.sharding(out_sharding, len(sizes))
     within = checked_part(check, part, sizes, shared)
+    if within is not None and np.ndim(rate):
+        raise ValueError(f"{check}: rate must be a scalar for a part; got {describe(rate)}.")
     return _draw_mask(key, grid_rate(rate), layout, sharding, within)
 
 
@@ -121,15 +139,20 @@ def bernoulli_mask(
     """Draws a mask for an array that is sharded as given; for use under `jit`."""
     rate, threefry = rate.settle(), threefry_key(key)
     words_sharding = layout.words_sharding(layout.sharding(sharding))
+    threshold = rate.threshold
     if within is None:
         address = grid_address(layout.words_shape, words_sharding)
-        in_order = words_sharding is None and at_most(math.prod(layout.words_shape), 2**32)
-        words = fold_words(threefry, rate, address, in_order=in_order)
+        if np.ndim(threshold.digits):
+            words = fold_each(threefry, threshold, layout, address, words_sharding)
+        else:
+            in_order = words_sharding is None and at_most(math.prod(layout.words_shape), 2**32)
+            words = fold_words(threefry, rate, address, in_order=in_order)
     else:
         words = part_words(partial(fold_words, threefry, rate), within, layout)
         if words_sharding is not None:
             words = jax.sharding.reshard(words, words_sharding)
-    return Mask(words, jnp.asarray(rate.threshold.keep_prob, jnp.result_type(float)), layout)
+    keep_prob = jnp.asarray(threshold.keep_prob, jnp.result_type(float))
+    return Mask(words, keep_prob, layout, layout.unsplit(sharding))
 
 
 def fold_words(
@@ -236,13 +259,8 @@ def fold_pair(
 ) -> Words:
     """One step of a fold: the two digits of a pair. Pairs are taken from the last to the first."""
     upper, lower = draw_pair(key, address, pair)
-    kept = _majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
-    return _majority(kept, ~upper, _digit(digits, 2 * pair))
-
-
-def _majority(a: Words, b: Words, c: Words) -> Words:
-    # Four operations; the usual form, the union of three intersections, has five.
-    return (a & c) | (b & (a | c))
+    kept = majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
+    return majority(kept, ~upper, _digit(digits, 2 * pair))
 
 
 def _digit(digits: UInt32[Array, ""], place: UInt32[Array, ""]) -> UInt32[Array, ""]:

@@ -11,7 +11,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt32
 
+from jaxdrop.base.arguments import key_unless, refuse_swapped
 from jaxdrop.base.compat import debug_check, enable_x64
+from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.platforms import by_platform
 from jaxdrop.base.types import Axes, Key
 from jaxdrop.base.validate import Check
@@ -22,7 +24,7 @@ from jaxdrop.core.words import Words, draw_words, grid_address
 
 
 def draw_fixed_count_mask(
-    key: Key,
+    key: Key | None,
     shape: int | Sequence[int],
     count: int | Int[Array, ""],
     *,
@@ -36,7 +38,7 @@ def draw_fixed_count_mask(
     its own draw.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do if all or none survive.
       shape: sizes of the array to drop from.
       count: how many survive, from 0 to the number of elements along `axis` (shared
         axes count once). It may be traced. A traced count out of range gives a mask
@@ -62,12 +64,13 @@ def draw_fixed_count_mask(
       sequential (item by item) selection techniques", JASA 57 (1962).
     """
     check = Check("draw_fixed_count_mask")
-    key = check.one_key(key)
+    refuse_swapped(check, key, shape, "shape")
     sizes = check.shape(shape)
     shared = check.axes("broadcast_dims", broadcast_dims, len(sizes))
     layout = mask_layout(sizes, shared)
     over, size = count_axes(check, axis, layout)
     count = _checked_count(check, count, size)
+    key = key_unless(check, key, idle=not isinstance(count, Array) and count in (0, size))
     return _fixed_count(key, count, layout, over)
 
 
@@ -89,7 +92,7 @@ def _checked_count(check: Check, count: Any, size: int) -> int | Array:
                 f"{check}: count must be a scalar; got shape {count.shape}. Use jax.vmap."
             )
         return count
-    (count,) = check.integers("count", (count,))
+    count = check.whole_number("count", count)
     if not 0 <= count <= size:
         raise ValueError(f"{check}: count must lie in [0, {size}]; got {count}.")
     return count
@@ -127,7 +130,7 @@ def fixed_count_mask(
     valid = (count >= 0) & (count <= size)
     debug_check(valid, f"count must lie in [0, {size}]; got {{count}}", count=count)
     # An empty mask has the share 0 / 1.
-    share = jnp.where(valid, count.astype(jnp.result_type(float)) / max(size, 1), jnp.nan)
+    share = nan_unless(valid, count.astype(jnp.result_type(float)) / max(size, 1))
     count = jnp.where(valid, count, size).astype(jnp.int32)  # so that NaN reaches every element
     keep = _smallest(draw_words(key, layout.shape), count, axes)
     return Mask(layout.pack(keep), share, layout)

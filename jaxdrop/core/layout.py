@@ -12,8 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import NamedSharding
-from jaxtyping import Bool, UInt32
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Shaped, UInt32
 
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.compat import decided
@@ -134,12 +134,14 @@ class Layout:
 
     def pack(self, keep: Bool[Array, "..."]) -> Words:
         """The inverse of `unpack`; bits beyond the last element are 0."""
-        rows = jnp.transpose(keep, self.order).reshape(*self.stored[: self.leading], self.merged)
+        return join_lanes(self.by_lanes(keep).astype(jnp.uint32))
+
+    def by_lanes(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The elements in the order of the bits, with those of a word along a last axis."""
+        rows = jnp.transpose(x, self.order).reshape(*self.stored[: self.leading], self.merged)
         spare = WORD_BITS * math.prod(self.words_shape[self.leading :]) - self.merged
         rows = jnp.pad(rows, [(0, 0)] * self.leading + [(0, spare)])
-        bits = rows.reshape(*self.words_shape, WORD_BITS).astype(jnp.uint32)
-        # No two lanes share a bit, so their sum is their union.
-        return jnp.sum(bits << lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
+        return rows.reshape(*self.words_shape, WORD_BITS)
 
     def sharding(self, x_sharding: NamedSharding | None) -> NamedSharding | None:
         """The sharding of a mask for an array sharded as given."""
@@ -167,6 +169,15 @@ class Layout:
             merged = [first]
         return with_spec(sharding, (*spec[: self.leading], *merged))
 
+    def unsplit(self, sharding: NamedSharding | None) -> PartitionSpec | None:
+        """How a mask is split that is sharded as given, if its words do not say it."""
+        mask, words = self.sharding(sharding), self.words_sharding(self.sharding(sharding))
+        if mask is None or words is None:
+            return None
+        # Words that are split as the mask is have its mesh axes in the same order.
+        named = [[axes for axes in spec if axes] for spec in (self._stored_spec(mask), words.spec)]
+        return mask.spec if named[0] != named[1] else None
+
     def _stored_spec(self, sharding: NamedSharding) -> tuple[Any, ...]:
         """How the axes of the mask are split, in the order in which the words store them."""
         return tuple(sharding.spec[axis] for axis in self.order)
@@ -175,6 +186,12 @@ class Layout:
 def mask_layout(shape: tuple[Size, ...], shared: tuple[int, ...]) -> Layout:
     """The layout of a mask for an array, of size 1 along the shared axes."""
     return Layout(tuple(1 if i in shared else n for i, n in enumerate(shape)))
+
+
+def join_lanes(bits: UInt32[Array, "..."]) -> Words:
+    """Words of the bits, 0 or 1, along the last axis."""
+    # No two lanes share a bit, so their sum is their union.
+    return jnp.sum(bits << lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
 
 
 def lanes(words_ndim: int) -> UInt32[Array, "..."]:

@@ -12,7 +12,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jaxtyping import Int
 
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.describe import describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import WORD_BITS, Layout, lanes, mask_layout
 from jaxdrop.core.words import Address, Words, flat_address
 

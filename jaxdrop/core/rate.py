@@ -6,7 +6,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from jaxdrop.base.types import Rate
+from jaxdrop.base.types import KnownOrTraced
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold, known_threshold, traced_threshold
 
 
@@ -52,7 +52,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def grid_rate(rate: Rate) -> GridRate:
+def grid_rate(rate: KnownOrTraced) -> GridRate:
     """Makes a `GridRate` from a checked rate."""
     if isinstance(rate, Array):
         return GridRate(rate, ALL_PAIRS, is_traced=True)

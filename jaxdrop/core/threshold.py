@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Float, UInt32
 
 from jaxdrop.base.compat import debug_check
+from jaxdrop.base.nan import nan_unless
 
 ALL_PAIRS = 16  # of the 32 binary digits
 _ONES = 0xFFFFFFFF
@@ -27,6 +28,8 @@ _SLACK = 2.0**-17
 class Threshold(NamedTuple):
     """An element is kept where a uniform number is below this keep probability.
 
+    All are scalars, or all are arrays with a number for each element.
+
     Attributes:
       keep_prob: the keep probability on the grid; NaN for a bad traced rate.
       digits: its first 32 binary digits, the highest first.
@@ -34,11 +37,11 @@ class Threshold(NamedTuple):
         if everything is kept.
     """
 
-    keep_prob: Float[Array, ""] | float
-    digits: UInt32[Array, ""] | np.uint32
-    start: UInt32[Array, ""] | np.uint32
+    keep_prob: Float[Array, "..."] | float
+    digits: UInt32[Array, "..."] | np.uint32
+    start: UInt32[Array, "..."] | np.uint32
 
-    def probabilities(self, dtype: jnp.dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def probabilities(self, dtype: jnp.dtype) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The probabilities of keeping and of dropping, both exact near 0 too."""
         keep_prob = jnp.asarray(self.keep_prob, dtype)
         # This is 2^32 - digits, since uint32 wraps. `1 - keep_prob` would lose all digits near 0.
@@ -46,7 +49,7 @@ class Threshold(NamedTuple):
         nothing = (self.digits == 0) & (self.start == 0)
         share = jnp.where(nothing, 1, units.astype(dtype) * 2.0**-32)
         drop_prob = jnp.where(self.start == 0, share, 0)
-        return keep_prob, jnp.where(jnp.isnan(keep_prob), jnp.nan, drop_prob)
+        return keep_prob, jnp.where(jnp.isnan(keep_prob), keep_prob, drop_prob)
 
 
 @lru_cache(maxsize=1024)  # eager loops ask for the same few rates
@@ -64,13 +67,13 @@ def _known_from_units(rate: float, units: int) -> Threshold:
     return Threshold(units / 2**32, np.uint32(units), np.uint32(0))
 
 
-def traced_threshold(rate: Float[Array, ""]) -> Threshold:
+def traced_threshold(rate: Float[Array, "..."]) -> Threshold:
     """The threshold for a traced rate. If the rate is bad, its keep probability is NaN."""
     rate = checked_rate(rate)
     return _from_units(rate, _grid_units(jnp.where(jnp.isnan(rate), 0, rate), jnp))
 
 
-def fine_threshold(rate: float | Float[Array, ""]) -> Threshold:
+def fine_threshold(rate: float | Float[Array, "..."]) -> Threshold:
     """The threshold on the fine grid for a rate in [0, 1], or a traced NaN."""
     if not isinstance(rate, Array):
         return _known_from_units(rate, round(min(rate, 1 - rate) * 2**32))
@@ -79,17 +82,19 @@ def fine_threshold(rate: float | Float[Array, ""]) -> Threshold:
     return _from_units(rate, units.astype(jnp.uint32))
 
 
-def checked_rate(rate: Float[Array, ""]) -> Float[Array, ""]:
+def checked_rate(rate: Float[Array, "..."]) -> Float[Array, "..."]:
     """A traced rate without its gradient, clipped to [0, 1]; NaN if it is bad."""
     rate = lax.stop_gradient(rate)
     if jnp.finfo(rate.dtype).bits < 32:
         rate = rate.astype(jnp.float32)
     valid = (rate >= -_SLACK) & (rate <= 1 + _SLACK)
-    debug_check(valid, "rate must lie in [0, 1]; got {rate}", rate=rate)
-    return jnp.where(valid, jnp.clip(rate, 0, 1), jnp.nan)
+    debug_check(
+        valid.all() if valid.ndim else valid, "rate must lie in [0, 1]; got {rate}", rate=rate
+    )
+    return nan_unless(valid, jnp.clip(rate, 0, 1))
 
 
-def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
+def _from_units(rate: Float[Array, "..."], units: UInt32[Array, "..."]) -> Threshold:
     """The threshold for the smaller of a rate and its complement, in units of 2^-32."""
     valid = ~jnp.isnan(rate)
     share = units.astype(jnp.result_type(float)) * 2.0**-32
@@ -99,7 +104,7 @@ def _from_units(rate: Float[Array, ""], units: UInt32[Array, ""]) -> Threshold:
     all_kept = (is_drop_share & (units == 0)) | ~valid
     ones = jnp.uint32(_ONES)
     return Threshold(
-        jnp.where(valid, jnp.where(is_drop_share, 1 - share, share), jnp.nan),
+        jnp.where(valid, jnp.where(is_drop_share, 1 - share, share), rate.astype(share.dtype)),
         jnp.where(all_kept, ones, jnp.where(is_drop_share, jnp.uint32(0) - units, units)),
         jnp.where(all_kept, ones, jnp.uint32(0)),
     )

@@ -197,7 +197,9 @@ def draw_words(key: Key, shape: tuple[int, ...]) -> Words:
     return jnp.broadcast_to(words, shape)
 
 
-def draw_pair(key: tuple[Words, Words], address: Address, pair: Words) -> tuple[Words, Words]:
+def draw_pair(
+    key: tuple[Words, Words], address: Address, pair: Words | np.uint32
+) -> tuple[Words, Words]:
     """The words of digits `2 * pair + 1` and `2 * pair + 2` after the binary point."""
     tagged = np.uint32(_DOMAIN) | (address.high << np.uint32(_PAIR_BITS)) | pair
     return threefry_2x32(key, address.low, tagged)

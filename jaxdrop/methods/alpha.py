@@ -6,8 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.sharding import zeros_like
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -22,8 +24,8 @@ _SELU_LIMIT = -1.7580993408473766  # what SELU tends to at -infinity: -scale * a
 
 
 def alpha_dropout(
-    key: Key,
-    x: Float[Array, "*shape"],
+    key: Key | None,
+    x: Float[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
@@ -37,7 +39,7 @@ def alpha_dropout(
     images with the channels last.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: real floating array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of 0 returns
         `x` itself. At a rate of 1 the result is zeros, the limit of y.
@@ -63,9 +65,9 @@ def alpha_dropout(
       (2017), section 2 on alpha dropout.
     """
     check = Check("alpha_dropout")
-    key = check.one_key(key)
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.real_array("x", x)
-    on_grid = grid_rate(check.probability("rate", rate))
+    on_grid = grid_rate(rate)
     shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     if on_grid.is_zero:
         return x

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.platforms import by_platform
-from jaxdrop.base.sharding import explicit_sharding, with_spec
+from jaxdrop.base.sharding import explicit_sharding, with_spec, zeros_like
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import rescale_and_select
@@ -32,8 +34,8 @@ _LEAST_SLOPE = 1e-30  # a step divides by the slope, which is 0 where everything
 
 
 def drop_block(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     block_size: int | Sequence[int],
@@ -57,7 +59,7 @@ def drop_block(
     zeros. The mean of a single element is not kept.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array, such as (batch, height, width, channels).
       rate: share to drop, in [0, 1]; may be traced.
       block_size: edge of a block, or one for each spatial axis; at least 1, and
@@ -88,9 +90,8 @@ def drop_block(
       networks", arXiv:1810.12890 (2018).
     """
     check = Check("drop_block")
-    key = check.one_key(key)
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
-    rate = check.probability("rate", rate)
     spatial = check.spatial_axes(x, batch_axis, channel_axis)
     sizes = tuple(x.shape[axis] for axis in spatial)
     blocks = _block_sizes(check, block_size, sizes)
@@ -100,6 +101,8 @@ def drop_block(
         return _drop_block(key, x, rate, spatial, blocks, exact)
     if rate == 0:
         return x
+    if rate == 1:
+        return zeros_like(x)
     seeds = fine_threshold(_known_gamma(rate, sizes, blocks, exact))
     return _drop_block(key, x, seeds, spatial, blocks, exact)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 from jax import Array
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
@@ -19,7 +20,7 @@ Tree = TypeVar("Tree")
 
 
 def drop_condition(
-    key: Key,
+    key: Key | None,
     condition: Tree,
     rate: Rate,
     *,
@@ -33,7 +34,7 @@ def drop_condition(
     learned.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       condition: a pytree of arrays, each with the samples along `batch_axis`.
       rate: probability of replacing a sample's condition, in [0, 1]; may be traced. If
         a traced rate is out of range, floats become NaN, integers become the integer
@@ -63,8 +64,8 @@ def drop_condition(
       (2022).
     """
     check = Check("drop_condition")
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
+    key, rate = key_and_rate(check, key, condition, rate, name="condition")
+    on_grid = grid_rate(rate)
     leaves, structure = jax.tree.flatten_with_path(condition)
     names = ["condition" + jax.tree_util.keystr(path) for path, _ in leaves]
     arrays = [check.any_array(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]

@@ -7,11 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
+from jaxdrop.base.arguments import key_and_rate
+from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import zeros_like
 from jaxdrop.base.types import Axes, Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select
 from jaxdrop.core.fixed_count import count_axes, fixed_count_mask, nearest_count
 from jaxdrop.core.layout import Layout, mask_layout
@@ -25,8 +28,8 @@ from jaxdrop.rescale import checked_rule, expected, is_own_rule
 
 
 def dropout(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
@@ -46,7 +49,7 @@ def dropout(
     derivative of the rule needs it, as with `preserve_sum`.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array.
       rate: probability of dropping, in [0, 1]; may be traced. A known rate of 0 returns
         `x` itself, whatever the rule. A traced rate that is out of range by more than
@@ -86,14 +89,15 @@ def dropout(
       overfitting", JMLR 15 (2014).
     """
     check = Check("dropout")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     return drop(check, key, x, rate, shared, rescale, part)
 
 
 def gaussian_dropout(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     broadcast_dims: int | Sequence[int] = (),
@@ -106,7 +110,7 @@ def gaussian_dropout(
     is the exception: the logarithms of two backends may differ in the last bit.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array.
       rate: the rate p of the `dropout` that has the same variance, in [0, 1]; may be
         traced. At a rate of 1 the variance is infinite; the result is zeros, as with
@@ -132,9 +136,9 @@ def gaussian_dropout(
       overfitting", JMLR 15 (2014), section 10.
     """
     check = Check("gaussian_dropout")
-    key = check.one_key(key)
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
-    on_grid = grid_rate(check.probability("rate", rate))
+    on_grid = grid_rate(rate)
     shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     if on_grid.is_zero:
         return x
@@ -144,8 +148,8 @@ def gaussian_dropout(
 
 
 def fixed_count_dropout(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: Axes = None,
@@ -160,7 +164,7 @@ def fixed_count_dropout(
     `draw_fixed_count_mask` and apply it with `apply_mask`.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array.
       rate: share of elements to drop, in [0, 1]; may be traced. A traced share is
         only as exact as its dtype.
@@ -189,9 +193,8 @@ def fixed_count_dropout(
       sequential (item by item) selection techniques", JASA 57 (1962).
     """
     check = Check("fixed_count_dropout")
-    key = check.one_key(key)
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
-    rate = check.probability("rate", rate)
     shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
     layout = mask_layout(x.shape, shared)
     over, size = count_axes(check, axis, layout)
@@ -203,7 +206,7 @@ def fixed_count_dropout(
 
 
 def apply_mask(
-    mask: Mask, x: Inexact[Array, "*shape"], *, rescale: Rescale = expected
+    mask: Mask, x: Inexact[ArrayLike, "*shape"], *, rescale: Rescale = expected
 ) -> Inexact[Array, "*shape"]:
     """Zeroes what the mask drops and rescales what it keeps.
 
@@ -235,9 +238,9 @@ def apply_mask(
     if not isinstance(mask, Mask):
         raise TypeError(f"{check}: mask must be a Mask; got {describe(mask)}. Use Mask.pack.")
     x = check.inexact_array("x", x)
-    if mask.keep_prob.ndim:
+    if mask.batch_shape:
         raise ValueError(
-            f"{check}: mask must be one mask; got a batch of shape {mask.keep_prob.shape}."
+            f"{check}: mask must be one mask; got a batch of shape {mask.batch_shape}."
             " Use jax.vmap."
         )
     same_rank = len(mask.shape) == x.ndim

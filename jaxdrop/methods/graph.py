@@ -1,18 +1,22 @@
 """Methods for graphs: they drop whole edges or nodes, and keep the sizes of arrays."""
 
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale
 from jaxdrop.methods.masked import drop
 from jaxdrop.rescale import expected
 
+_ONE_WEIGHT_PER_EDGE = "Pass one weight for each edge, such as jnp.ones(edges), not the edges."
+
 
 def drop_edges(
-    key: Key,
-    weights: Inexact[Array, "*shape"],
+    key: Key | None,
+    weights: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = 0,
@@ -29,7 +33,7 @@ def drop_edges(
     because this function would take its rows for edges.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       weights: floating or complex array of edge weights, such as (edges,) or
         (edges, heads); padding is dropped like any other edge.
       rate: probability of dropping, in [0, 1]; may be traced.
@@ -55,14 +59,15 @@ def drop_edges(
       classification", arXiv:1907.10903 (2019).
     """
     check = Check("drop_edges")
-    weights = check.inexact_array("weights", weights)
+    key, rate = key_and_rate(check, key, weights, rate, name="weights")
+    weights = check.inexact_array("weights", weights, _ONE_WEIGHT_PER_EDGE)
     edges = check.axis("axis", axis, weights.ndim)
     return drop(check, key, weights, rate, tuple(range(edges + 1, weights.ndim)), rescale)
 
 
 def drop_nodes(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = -2,
@@ -74,7 +79,7 @@ def drop_nodes(
     the messages of a node keep their mean.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array of node features, such as (nodes, features).
       rate: probability of dropping, in [0, 1]; may be traced.
       axis: axis of the nodes. The axes after it share its decisions; the axes
@@ -99,6 +104,7 @@ def drop_nodes(
       graphs", arXiv:2005.11079 (2020).
     """
     check = Check("drop_nodes")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     nodes = check.axis("axis", axis, x.ndim)
     return drop(check, key, x, rate, tuple(range(nodes + 1, x.ndim)), rescale)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact
 
+from jaxdrop.base.arguments import refuse_swapped
 from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype, widen
@@ -26,10 +28,10 @@ _KINGMA = (1.16145124, -1.50204118, 0.58629921)
 
 def concrete_dropout(
     key: Key,
-    x: Inexact[Array, "*shape"],
-    rate_logit: Float[Array, "..."] | float,
+    x: Inexact[ArrayLike, "*shape"],
+    rate_logit: Float[ArrayLike, "..."] | float,
     *,
-    temperature: Float[Array, ""] | float = 0.1,
+    temperature: Float[ArrayLike, ""] | float = 0.1,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Inexact[Array, "*shape"]:
     """Dropout whose rate has a gradient, by a mask that is nearly 0 or 1.
@@ -80,7 +82,7 @@ def concrete_dropout(
 
 
 def concrete_dropout_penalty(
-    rate_logit: Float[Array, ""] | float,
+    rate_logit: Float[ArrayLike, ""] | float,
     weights: Any,
     num_features: int,
     *,
@@ -154,8 +156,8 @@ def concrete_dropout_penalty(
 
 def variational_dropout(
     key: Key,
-    x: Inexact[Array, "*shape"],
-    log_alpha: Float[Array, "..."] | float,
+    x: Inexact[ArrayLike, "*shape"],
+    log_alpha: Float[ArrayLike, "..."] | float,
     *,
     broadcast_dims: int | Sequence[int] = (),
 ) -> Inexact[Array, "*shape"]:
@@ -204,7 +206,7 @@ def variational_dropout(
 
 
 def variational_dropout_kl(
-    log_alpha: Float[Array, "*shape"] | float,
+    log_alpha: Float[ArrayLike, "*shape"] | float,
     *,
     approximation: Literal["molchanov", "kingma"] = "molchanov",
 ) -> Float[Array, "*shape"]:
@@ -280,6 +282,7 @@ def _negative_entropy(logit: Array) -> Array:
 def _arguments(
     check: Check, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
 ) -> tuple[Key, Array, Array, Layout]:
+    refuse_swapped(check, key, x, "x")
     key = check.one_key(key)
     x = check.inexact_array("x", x)
     parameter = check.parameter(name, parameter, x).astype(compute_dtype(x))

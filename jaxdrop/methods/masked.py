@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from jaxdrop.base.sharding import explicit_sharding, zeros_like
-from jaxdrop.base.types import Key, Rate
+from jaxdrop.base.types import Key, KnownOrTraced
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, rescale_and_select, select
 from jaxdrop.core.bernoulli import bernoulli_mask
@@ -21,16 +21,14 @@ def drop(
     check: Check,
     key: Key,
     x: Array,
-    rate: Rate,
+    rate: KnownOrTraced,
     shared: tuple[int, ...],
     rescale: Rescale = expected,
     part: Part | None = None,
 ) -> Array:
     """Zeroes elements of `x` and rescales the others; shared axes share a decision."""
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
     within = checked_part(check, part, x.shape, shared)
-    return drop_on_grid(key, x, on_grid, shared, checked_rule(check, rescale), within)
+    return drop_on_grid(key, x, grid_rate(rate), shared, checked_rule(check, rescale), within)
 
 
 def drop_on_grid(
@@ -54,10 +52,9 @@ def drop_on_grid(
     return rescale_and_select(_draw_for(key, x, *settings), x, rescale)
 
 
-def replace_with(check: Check, key: Key, x: Array, other: Array, rate: Rate) -> Array:
+def replace_with(key: Key, x: Array, other: Array, rate: KnownOrTraced) -> Array:
     """Replaces elements of `x` by those of `other`, each with probability `rate`."""
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
+    on_grid = grid_rate(rate)
     if on_grid.is_zero:
         return x
     if on_grid.is_one:

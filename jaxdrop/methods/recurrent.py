@@ -2,8 +2,10 @@
 
 import jax
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, weighted
@@ -13,8 +15,8 @@ from jaxdrop.rescale import expected
 
 
 def locked_dropout(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     time_axis: int,
@@ -31,7 +33,7 @@ def locked_dropout(
     step.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array with all time steps.
       rate: probability of dropping, in [0, 1]; may be traced.
       time_axis: axis of the time steps. It is 0 for what `scan` stacks, and often 1, as
@@ -69,6 +71,7 @@ def locked_dropout(
       models", arXiv:1708.02182 (2017).
     """
     check = Check("locked_dropout")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     time = check.axis("time_axis", time_axis, x.ndim)
     return drop(check, key, x, rate, (time,), rescale)
@@ -76,10 +79,10 @@ def locked_dropout(
 
 def zoneout(
     key: Key | None,
-    new: Inexact[Array, "*shape"],
+    new: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
-    old: Inexact[Array, "*shape"],
+    old: Inexact[ArrayLike, "*shape"],
 ) -> Inexact[Array, "*shape"]:
     """Leaves elements of a recurrent state as they were, with probability `rate`.
 
@@ -117,7 +120,8 @@ def zoneout(
     new = check.inexact_array("new", new)
     old = check.like("old", old, new, "new")
     if key is not None:
-        return replace_with(check, key, new, old, rate)
+        key, rate = key_and_rate(check, key, new, rate, name="new")
+        return replace_with(key, new, old, rate)
     return _mean(new, old, grid_rate(check.probability("rate", rate)))
 
 

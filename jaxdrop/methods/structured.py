@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact, Shaped
 
+from jaxdrop.base.arguments import key_and_rate, refuse_swapped
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import explicit_sharding
@@ -25,8 +27,8 @@ from jaxdrop.rescale import expected
 
 
 def spatial_dropout(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -41,7 +43,7 @@ def spatial_dropout(
     spatial.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array, such as (batch, height, width, channels).
       rate: probability of dropping, in [0, 1]; may be traced.
       batch_axis: axis of the samples; None for one sample, as under `vmap`.
@@ -74,14 +76,15 @@ def spatial_dropout(
       networks", arXiv:1411.4280 (2014).
     """
     check = Check("spatial_dropout")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     spatial = check.spatial_axes(x, batch_axis, channel_axis)
     return drop(check, key, x, rate, spatial, rescale)
 
 
 def drop_path(
-    key: Key,
-    x: Inexact[Array, "*shape"],
+    key: Key | None,
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -94,7 +97,7 @@ def drop_path(
     rate 1 only the identity path is left.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array, what the branch returned.
       rate: probability of dropping the branch, in [0, 1]; may be traced.
       batch_axis: axis of the samples. None makes one decision for all of `x`: for a
@@ -121,6 +124,7 @@ def drop_path(
       Huang et al., "Deep networks with stochastic depth", arXiv:1603.09382 (2016).
     """
     check = Check("drop_path")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     samples = check.distinct_axes(x, batch_axis=batch_axis)
     return drop(check, key, x, rate, other_axes(x.ndim, samples), rescale)
@@ -164,7 +168,7 @@ def drop_path_rates(rate: Rate, depth: int) -> Float[Array, "depth"] | tuple[flo
 
 def shake_drop(
     key: Key | None,
-    x: Inexact[Array, "*shape"],
+    x: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     batch_axis: int | None = 0,
@@ -213,10 +217,10 @@ def shake_drop(
     check = Check("shake_drop")
     x = check.inexact_array("x", x)
     samples = check.distinct_axes(x, batch_axis=batch_axis)
-    on_grid = grid_rate(check.probability("rate", rate))
     if key is None:
-        return _mean_branch(x, on_grid)
-    key = check.one_key(key)
+        return _mean_branch(x, grid_rate(check.probability("rate", rate)))
+    key, rate = key_and_rate(check, key, x, rate)
+    on_grid = grid_rate(rate)
     if on_grid.is_zero:
         return x
     return _shake_drop(key, x, on_grid, mask_layout(x.shape, other_axes(x.ndim, samples)))
@@ -263,7 +267,7 @@ def _multiply_jvp(
 
 def cutout(
     key: Key,
-    x: Shaped[Array, "*shape"],
+    x: Shaped[ArrayLike, "*shape"],
     size: int | Sequence[int],
     *,
     batch_axis: int | None = 0,
@@ -305,6 +309,7 @@ def cutout(
       networks with cutout", arXiv:1708.04552 (2017).
     """
     check = Check("cutout")
+    refuse_swapped(check, key, x, "x")
     key = check.one_key(key)
     x = check.any_array("x", x)
     spatial = check.spatial_axes(x, batch_axis, channel_axis)

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
 
+from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_swapped
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
 from jaxdrop.base.types import Key, Rate
@@ -19,8 +21,8 @@ from jaxdrop.methods.masked import replace_with
 
 
 def drop_tokens(
-    key: Key,
-    x: Shaped[Array, "*shape"],
+    key: Key | None,
+    x: Shaped[ArrayLike, "*shape"],
     rate: float,
     *,
     axis: int = -2,
@@ -34,7 +36,7 @@ def drop_tokens(
     layers get cheaper. `restore_tokens` puts the tokens back.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: array of tokens, such as (batch, time, features).
       rate: share to drop, in [0, 1]. The shape of the result depends on it, so it must
         be known while tracing.
@@ -65,9 +67,10 @@ def drop_tokens(
       arXiv:2212.00794 (2022).
     """
     check = Check("drop_tokens")
-    key = check.one_key(key)
+    refuse_swapped(check, key, x, "x")
     x = check.any_array("x", x)
     rate = check.known_probability("rate", rate)
+    key = key_unless(check, key, idle=rate in (0, 1))
     axis = check.axis("axis", axis, x.ndim)
     prefix = check.whole_number("prefix", prefix, least=0)
     if prefix > x.shape[axis]:
@@ -82,8 +85,8 @@ def drop_tokens(
 
 
 def restore_tokens(
-    tokens: Shaped[Array, "*kept_shape"],
-    positions: Int[Array, "*batch kept"],
+    tokens: Shaped[ArrayLike, "*kept_shape"],
+    positions: Int[ArrayLike, "*batch kept"],
     length: int,
     *,
     fill: Any = 0,
@@ -139,19 +142,19 @@ def restore_tokens(
 
 
 def replace_tokens(
-    key: Key,
-    ids: Shaped[Array, "*shape"],
+    key: Key | None,
+    ids: Shaped[ArrayLike, "*shape"],
     rate: Rate,
     *,
     replacement: Any,
-    where: Bool[Array, "..."] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Shaped[Array, "*shape"]:
     """Replaces each token by another one with probability `rate`: word dropout.
 
     Nothing is scaled. Each token that `where` allows is replaced independently.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       ids: array of token ids, or of any numbers.
       rate: probability of replacing, in [0, 1]; may be traced. If a traced rate is out
         of range, floats become NaN and integers become the integer farthest from 0.
@@ -179,12 +182,13 @@ def replace_tokens(
       arXiv:1511.06349 (2015).
     """
     check = Check("replace_tokens")
+    key, rate = key_and_rate(check, key, ids, rate, name="ids")
     ids = check.any_array("ids", ids)
     other = check.like("replacement", replacement, ids, "ids")
     if where is not None:
         where = check.flags("where", where, ids, "ids")
         other = jnp.where(where, other, ids)
-    return replace_with(check, key, ids, other, rate)
+    return replace_with(key, ids, other, rate)
 
 
 @partial(jax.jit, static_argnames=("count", "axis", "prefix"))
@@ -195,7 +199,7 @@ def _drop_tokens(
     mask = fixed_count_mask(key, count, layout, (axis,))
     keep = layout.unpack(mask.words)
     # Kept tokens get the places 0, 1, ... in their order. Dropped tokens get the place
-    # `count`, which does not exist. The inverse says which token is at each place.
+    # `count`, the first that is left out. The inverse says which token is at each place.
     places = jnp.where(keep, jnp.cumsum(keep, -1, jnp.int32) - 1, count)
     chosen = _for_batches(partial(_inverse, size=count), axis)(places)
     first = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (*x.shape[:axis], prefix))
@@ -215,12 +219,17 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     if kept == 0:  # the gather below needs at least one token
         return vary_as(fill, (tokens, positions))
 
+    # The choice keeps a number per token for the gradient, and not a boolean per element.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def choose(source: Array, token: Array, fill: Array) -> Array:
+        there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
+        return jnp.where(there, token, fill)
+
     # A gather by the inverse of the positions. The usual way is a scatter of the
     # tokens, which would keep an array of the size of the result for the gradient.
-    @partial(jax.checkpoint, prevent_cse=False)
+    # `checkify.index_checks` takes no gather under `checkpoint`.
     def gather(source: Array, tokens: Array, fill: Array) -> Array:
-        there = (source < kept).reshape(length, *(1,) * (fill.ndim - 1))
-        return jnp.where(there, tokens[jnp.minimum(source, kept - 1)], fill)
+        return choose(source, tokens[jnp.minimum(source, kept - 1)], fill)
 
     source = _for_batches(partial(_inverse, size=length), axis)(positions)
     tokens = whole_along(tokens, axis)
@@ -228,10 +237,15 @@ def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
 
 
 def _inverse(places: Array, size: int) -> Array:
-    """For each of `size` places, which entry of `places` names it, or `len(places)`."""
+    """For each of `size` places, which entry of `places` names it, or `len(places)`.
+
+    Entries may also name the place `size`, which is left out.
+    """
     number = places.shape[0]
-    unnamed = jnp.full(size, number, jnp.int32)
-    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")
+    # That place is there for a while, since `checkify.index_checks` refuses indices of
+    # places that do not exist.
+    unnamed = jnp.full(size + 1, number, jnp.int32)
+    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")[:size]
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:

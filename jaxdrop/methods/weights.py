@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name, path_name
-from jaxdrop.base.types import Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.types import Key, Rate, Where
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import Rescale, compute_dtype, poisoned, times, unpack_for, widen
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
@@ -24,12 +26,10 @@ from jaxdrop.methods.masked import draw_for, drop, drop_on_grid
 from jaxdrop.rescale import checked_rule, expected
 
 Tree = TypeVar("Tree")
-Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
-"""A predicate over a leaf's path, as `jax.tree_util` gives it, and the leaf."""
 
 
 def drop_connect(
-    key: Key,
+    key: Key | None,
     params: Tree,
     rate: Rate,
     *,
@@ -47,7 +47,7 @@ def drop_connect(
     `jax.vmap(drop_connect, in_axes=(0, None, None))` over keys.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       params: a pytree, such as a model's parameters or an equinox module.
       rate: probability of dropping, in [0, 1]; may be traced.
       where: predicate `(path, leaf) -> bool` that picks the leaves to drop from. The
@@ -75,8 +75,8 @@ def drop_connect(
       (2013).
     """
     check = Check("drop_connect")
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
+    key, rate = key_and_rate(check, key, params, rate, name="params")
+    on_grid = grid_rate(rate)
     rescale = checked_rule(check, rescale)
     if on_grid.is_zero:
         return params
@@ -87,7 +87,9 @@ def drop_connect(
     return _map_leaves(check, drop_leaf, key, where, params)
 
 
-def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | None = None) -> Tree:
+def mixout(
+    key: Key | None, params: Tree, rate: Rate, *, target: Tree, where: Where | None = None
+) -> Tree:
     """Replaces weights by the weights of a target, and rescales so that the mean is kept.
 
     W' = (m W + (1 - m) U - p U) / q = U + m (W - U) / q, which is dropout of the
@@ -96,7 +98,7 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
     keys.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       params: a pytree of weights W.
       rate: probability of replacing, in [0, 1]; may be traced.
       target: a pytree of weights U, of the structure of `params`.
@@ -123,8 +125,8 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
       large-scale pretrained language models", arXiv:1909.11299 (2019).
     """
     check = Check("mixout")
-    key = check.one_key(key)
-    on_grid = grid_rate(check.probability("rate", rate))
+    key, rate = key_and_rate(check, key, params, rate, name="params")
+    on_grid = grid_rate(rate)
     structure = jax.tree.structure(params)
     if jax.tree.structure(target) != structure:
         raise ValueError(
@@ -144,8 +146,8 @@ def mixout(key: Key, params: Tree, rate: Rate, *, target: Tree, where: Where | N
 
 
 def embedding_dropout(
-    key: Key,
-    table: Inexact[Array, "*shape"],
+    key: Key | None,
+    table: Inexact[ArrayLike, "*shape"],
     rate: Rate,
     *,
     axis: int = 0,
@@ -157,7 +159,7 @@ def embedding_dropout(
     the word in the result. E[y] = table and Var[y] = table^2 p / q at each element.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       table: floating or complex array, such as (vocabulary, features).
       rate: probability of dropping, in [0, 1]; may be traced.
       axis: axis of the vocabulary; all other axes share its decisions.
@@ -184,6 +186,7 @@ def embedding_dropout(
       models", arXiv:1708.02182 (2017).
     """
     check = Check("embedding_dropout")
+    key, rate = key_and_rate(check, key, table, rate, name="table")
     table = check.inexact_array("table", table)
     rows = check.axis("axis", axis, table.ndim)
     return drop(check, key, table, rate, other_axes(table.ndim, (rows,)), rescale)
@@ -198,10 +201,8 @@ def _map_leaves(
     *others: Tree,
 ) -> Tree:
     """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
-    if not (where is None or callable(where)):
-        raise TypeError(
-            f"{check}: where must be a function of (path, leaf); got {describe(where)}."
-        )
+    if where is not None:
+        check.function_of("where", where, "(path, leaf)")
     mark_consumed(key)
 
     def drop_chosen(path: tuple[Any, ...], leaf: Any, *other: Any) -> Any:

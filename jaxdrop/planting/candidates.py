@@ -163,8 +163,9 @@ def _refuse_derivatives(
     if site.match.matcher.kind == "site":
         # A token is made in the forward pass and carried to the backward pass. If the
         # backward pass makes a token, it computes the value again, and the value would
-        # get another mask.
-        if "transpose" in transforms and not around.in_rule:
+        # get another mask, except if all runs share one.
+        shares_mask = around.in_rule or site.match.rule.share_runs
+        if "transpose" in transforms and not shares_mask:
             raise NotImplementedError(
                 f"{caller}: site {name!r} at {site.source} runs again in a backward pass, where it"
                 " would draw another mask. Differentiate the planted function instead:"

@@ -171,13 +171,16 @@ class _Masked:
             )
 
     def _only_mask(self, name: str) -> Stream:
-        """The keys of a site that the function runs once: a rule uses the same mask
+        """The keys of a site that has one mask in the function: a rule uses this mask
         wherever it runs the site.
         """
+        stream = self.streams[name]
+        if stream.fixed:
+            return stream
         if self.body.runs[name] == 1 and not self.body.is_looped(name):
-            return replace(self.streams[name], fixed=True)
+            return replace(stream, fixed=True)
         raise NotImplementedError(
             f"plant: site {name!r} runs several times in a function with a custom derivative, and"
             " again in the rule for it, so its runs cannot be told apart. Give each run a name of"
-            " its own."
+            " its own, or all of them one mask, by Rule(drop, share_runs=True)."
         )

@@ -11,9 +11,9 @@ from jax import Array, lax
 from jax.interpreters import partial_eval
 
 from jaxdrop.base.compat import vary_over, varying_axes
+from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import sharded_along, zeros_like
 from jaxdrop.base.types import Drop, Key
-from jaxdrop.base.validate import describe
 from jaxdrop.planting.jaxprs import opened
 from jaxdrop.planting.keys import Stream, spread
 from jaxdrop.planting.mark import Axes, Token, is_array

@@ -13,7 +13,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.interpreters import partial_eval
 
-from jaxdrop.base.compat import varying_axes
+from jaxdrop.base.compat import in_pmap, varying_axes
 from jaxdrop.base.sharding import with_spec
 
 Variable = TypeVar("Variable")
@@ -84,6 +84,10 @@ def unique_variables(atoms: Iterable[Variable | Literal]) -> list[Variable]:
 
 def ambient_unchecked_axes() -> frozenset[str]:
     """The manual axes around, if the `shard_map` does not check over which values vary."""
+    # In `pmap`, which is such a `shard_map` too, each device has the key that it is given,
+    # as each example has in `vmap`.
+    if in_pmap():
+        return frozenset()
     # An axis index varies along its axis. Where JAX does not say so, it does not check.
     axes = jax.sharding.get_abstract_mesh().manual_axes
     return frozenset(axis for axis in axes if axis not in varying_axes(lax.axis_index(axis)))

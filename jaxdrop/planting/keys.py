@@ -46,7 +46,8 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
       A typed Threefry key.
 
     Raises:
-      TypeError: `key` is not one key.
+      TypeError: `key` is not one key, `name` no string, or `occurrence` no integer.
+      ValueError: a known `occurrence` is negative.
 
     Example:
       >>> model = lambda x: site(x, "hidden")
@@ -56,7 +57,12 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
       >>> bool(jnp.all(y == drop(site_key(jax.random.key(0), "hidden"), jnp.ones(6))))
       True
     """
-    key = as_threefry(Check("site_key").one_key(key))
+    check = Check("site_key")
+    key = as_threefry(check.one_key(key))
+    if not isinstance(name, str):
+        raise TypeError(f"{check}: name must be a string; got {name!r}.")
+    if not isinstance(occurrence, Array):
+        occurrence = check.whole_number("occurrence", occurrence, 0)
     return jax.random.fold_in(fold_in_name(key, name), occurrence)
 
 
@@ -94,15 +100,16 @@ class Stream:
     data: UInt32[Array, "2"]
     now: Place
     first: Place
-    # Whether all runs have the same key. It is true in the rule of a custom derivative,
-    # which may run a site of its function again, at any place and any number of times.
+    # Whether all runs have the same key. It is true if the user says so, and in the rule
+    # of a custom derivative, which may run a site of its function again, at any place and
+    # any number of times.
     fixed: bool = field(default=False, metadata={"static": True})
 
     @staticmethod
-    def of(key: Key, name: str) -> "Stream":
+    def of(key: Key, name: str, *, fixed: bool = False) -> "Stream":
         """The stream of a site, from its first run on."""
         start = Place(0)
-        return Stream(jax.random.key_data(fold_in_name(key, name)), start, start)
+        return Stream(jax.random.key_data(fold_in_name(key, name)), start, start, fixed)
 
     def after(self, runs: int) -> "Stream":
         """The stream after some more runs."""

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax.numpy as jnp
 
@@ -19,8 +19,11 @@ from jaxdrop.planting.rules import Rules, RulesLike
 from jaxdrop.planting.table import SiteTable
 from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
 
-def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
+
+def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P], Out]:
     """Puts drops into a function that was written without them.
 
     The planted function takes a key first, and then the arguments of `fn`. At test
@@ -32,7 +35,7 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
     Each run of a site has a mask of its own. A run is one call, one step of a loop, one
     example of an inner `vmap`, or one device of a `shard_map` along the axes over which
     the value varies. `site_key` says which key each run has. With a `Rule`, several
-    runs can share a mask.
+    runs can share a mask: in a solver of differential equations, all of them must.
 
     Prefer `grad(plant(f))` to `plant(grad(f))`. With `plant(grad(f))` two things
     differ. First, JAX has moved values that are the same in all steps of a scan out of
@@ -85,7 +88,8 @@ def plant(fn: Callable[..., Any], rules: RulesLike) -> Callable[..., Any]:
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
         refuse_unmatched(jaxpr, plan, checked_rules)
         root = as_threefry(key)
-        streams = {name: Stream.of(root, name) for name in plan.runs}
+        shared = {site.match.name for site in plan.sites if site.match.rule.share_runs}
+        streams = {name: Stream.of(root, name, fixed=name in shared) for name in plan.runs}
         return unflatten([jnp.asarray(result) for result in plan(streams, *operands)])
 
     return _with_signature(planted, fn)

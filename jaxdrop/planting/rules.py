@@ -44,6 +44,10 @@ class Rule:
       share_vmap: whether all examples of an inner `vmap` share a mask.
       share_loop: whether all steps of the innermost loop share a mask. In a recurrent
         network this is variational dropout.
+      share_runs: whether all runs of a site share a mask: all calls and all steps of all
+        loops, also in the rule of a custom derivative. A solver of differential
+        equations needs this, because it takes the site for one function. Examples of
+        an inner `vmap` and devices still have masks of their own.
       mesh_axes: the mesh axes of a `shard_map` along which each device draws a mask of
         its own. None means the axes over which the value varies. JAX knows these axes,
         except in a `shard_map` with `check_vma=False`. Devices that have the same value
@@ -60,11 +64,23 @@ class Rule:
       >>> h = plant(rnn, {"state": locked})(jax.random.key(0), jnp.ones(8))
       >>> bool(jnp.all((h == 0) | (h == 2**5)))
       True
+
+      A neural differential equation, with one mask for the whole solution:
+
+      >>> from jax.experimental.ode import odeint
+      >>> def solve(y):
+      ...     field = lambda y, t: -site(y, "field")
+      ...     return odeint(field, y, jnp.array([0.0, 1.0]))[-1]
+      >>> fixed = Rule(partial(dropout, rate=0.5), share_runs=True)
+      >>> y = plant(solve, {"field": fixed})(jax.random.key(0), jnp.ones(4))
+      >>> bool(jnp.all((y == 1) | (abs(y - jnp.exp(-2)) < 1e-4)))  # dropped, or 2 y
+      True
     """
 
     drop: Drop
     share_vmap: bool = False
     share_loop: bool = False
+    share_runs: bool = False
     mesh_axes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +91,11 @@ class Rule:
 
 
 RulesLike: TypeAlias = (
-    Mapping[str | Matcher, Drop | Rule] | Sequence[tuple[str | Matcher, Drop | Rule]]
+    # `Mapping` is invariant in its keys, and a dict of strings is the usual one.
+    Mapping[str, Drop | Rule]
+    | Mapping[Matcher, Drop | Rule]
+    | Mapping[str | Matcher, Drop | Rule]
+    | Sequence[tuple[str | Matcher, Drop | Rule]]
 )
 """What the user gives: a dict, or a list of pairs in which the first match wins."""
 

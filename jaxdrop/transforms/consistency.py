@@ -4,7 +4,8 @@ Sample i has the key `jax.random.fold_in(key, i)`, as in `monte_carlo`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,13 @@ from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import widen
 from jaxdrop.transforms.monte_carlo import batch_of
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
 
-def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+
+def two_views(
+    fn: Callable[Concatenate[Key, P], Out],
+) -> Callable[Concatenate[Key, P], tuple[Out, Out]]:
     """Runs a function with two keys, for losses that compare two masks of one input.
 
     For R-Drop, take `symmetric_kl` of two views of the logits. For contrastive
@@ -35,7 +41,7 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
       `monte_carlo(fn, 2)`.
 
     Raises:
-      TypeError: when called, if `key` is not one key.
+      TypeError: `fn` is no function; or when called, if `key` is not one key.
 
     Example:
       >>> def logits(key, params, x):
@@ -54,15 +60,13 @@ def two_views(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
       arXiv:2106.14448 (2021); Gao, Yao and Chen, "SimCSE: simple contrastive
       learning of sentence embeddings", arXiv:2104.08821 (2021).
     """
-
-    def views(key: Key, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        pair = _samples(Check("two_views"), fn, 2, key, args, kwargs)
-        return jax.tree.map(lambda x: x[0], pair), jax.tree.map(lambda x: x[1], pair)
-
-    return views
+    Check("two_views").function_of("fn", fn, "(key, ...)")
+    return partial(_views, fn)
 
 
-def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
+def multi_sample(
+    fn: Callable[Concatenate[Key, P], Out], num_samples: int
+) -> Callable[Concatenate[Key, P], Out]:
     """Averages a function over several masks. Multi-sample dropout is this average of the loss.
 
     Let `fn` be the dropout and the layers after it, so that the body of the network
@@ -80,8 +84,8 @@ def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]
       once to the dtype of the samples; the mean of integers is float32.
 
     Raises:
-      TypeError: `num_samples` is not an integer; or when called, if `key` is not
-        one key.
+      TypeError: `fn` is no function, or `num_samples` not an integer; or when called, if
+        `key` is not one key.
       ValueError: `num_samples` is below 1.
 
     Example:
@@ -98,16 +102,8 @@ def multi_sample(fn: Callable[..., Any], num_samples: int) -> Callable[..., Any]
       generalization", arXiv:1905.09788 (2019).
     """
     check = Check("multi_sample")
-    count = check.whole_number("num_samples", num_samples, 1)
-
-    def mean(x: Array) -> Array:
-        average = centred_mean(widen(x))
-        return average.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else average
-
-    def averaged(key: Key, *args: Any, **kwargs: Any) -> Any:
-        return jax.tree.map(mean, _samples(check, fn, count, key, args, kwargs))
-
-    return averaged
+    check.function_of("fn", fn, "(key, ...)")
+    return partial(_averaged, fn, check.whole_number("num_samples", num_samples, 1))
 
 
 def symmetric_kl(
@@ -167,6 +163,22 @@ def symmetric_kl(
     below = -jnp.exp(log_p) * jnp.expm1(jnp.where(p_is_larger, -apart, 0))
     above = jnp.exp(log_r) * jnp.expm1(jnp.where(p_is_larger, 0, apart))
     return jnp.sum(jnp.where(p_is_larger, below, above) * apart, axis) / 2
+
+
+# What the functions above return are these two, with their first arguments bound, so that it
+# can be pickled if `fn` can.
+def _views(fn: Callable[..., Any], /, key: Key, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    pair = _samples(Check("two_views"), fn, 2, key, args, kwargs)
+    return jax.tree.map(lambda x: x[0], pair), jax.tree.map(lambda x: x[1], pair)
+
+
+def _averaged(fn: Callable[..., Any], count: int, /, key: Key, *args: Any, **kwargs: Any) -> Any:
+    return jax.tree.map(_mean, _samples(Check("multi_sample"), fn, count, key, args, kwargs))
+
+
+def _mean(x: Array) -> Array:
+    average = centred_mean(widen(x))
+    return average.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else average
 
 
 def _samples(

@@ -1,7 +1,8 @@
 """Runs a function with many keys, and returns all results or their mean and variance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from jaxdrop.base.validate import Check
 from jaxdrop.core.words import fold_in_all, mark_consumed
 from jaxdrop.transforms.moments import Moments, RunningMoments, moments_of
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
 Progress: TypeAlias = Callable[[int], object]
 """A function, such as `tqdm.update`, that is told how many samples were just finished."""
 
@@ -21,13 +25,13 @@ Carry: TypeAlias = tuple[Array, RunningMoments]
 
 
 def monte_carlo(
-    fn: Callable[..., Any],
+    fn: Callable[Concatenate[Key, P], Out],
     num_samples: int,
     *,
     batch_size: int | None = None,
     start: int = 0,
     progress: Progress | None = None,
-) -> Callable[..., Any]:
+) -> Callable[Concatenate[Key, P], Out]:
     """Runs a function with many keys and stacks what it returns.
 
     Sample i uses `jax.random.fold_in(key, i)`. So its masks depend neither on the
@@ -58,7 +62,7 @@ def monte_carlo(
       first axis. It is not compiled: wrap it in `jax.jit`.
 
     Raises:
-      TypeError: `num_samples`, `batch_size` or `start` are not integers, or
+      TypeError: `num_samples`, `batch_size` or `start` are not integers, or `fn` or
         `progress` is no function; or when called, if `key` is not one key.
       ValueError: `num_samples` or `batch_size` is below 1, `start` below 0, or
         their last number not below 2^32.
@@ -78,30 +82,19 @@ def monte_carlo(
       learning" (2016), for what the spread is not.
     """
     check = Check("monte_carlo")
+    check.function_of("fn", fn, "(key, ...)")
     batches = _batches(check, num_samples, batch_size, start, progress)
-
-    def stacked(key: Key, *args: Any, **kwargs: Any) -> Any:
-        run = batch_of(fn, check.one_key(key), args, kwargs)
-
-        def step(first: Array, _: None) -> tuple[Array, Any]:
-            samples = run(first, batches.size)
-            batches.tell(samples, first)
-            return first + batches.size, samples
-
-        _, found = lax.scan(step, jnp.uint32(batches.start), length=batches.number)
-        return jax.tree.map(lambda x: lax.collapse(x, 0, 2)[: batches.samples], found)
-
-    return stacked
+    return partial(_stacked, fn, batches)
 
 
 def monte_carlo_moments(
-    fn: Callable[..., Any],
+    fn: Callable[Concatenate[Key, P], Any],
     num_samples: int,
     *,
     batch_size: int | None = 1,
     start: int = 0,
     progress: Progress | None = None,
-) -> Callable[..., Moments]:
+) -> Callable[Concatenate[Key, P], Moments]:
     """Runs a function with many keys and keeps count, mean and variance.
 
     The samples are those of `monte_carlo`, but memory does not grow with their number,
@@ -123,7 +116,7 @@ def monte_carlo_moments(
       wider. It is not compiled: wrap it in `jax.jit`.
 
     Raises:
-      TypeError: `num_samples`, `batch_size` or `start` are not integers, or
+      TypeError: `num_samples`, `batch_size` or `start` are not integers, or `fn` or
         `progress` is no function; or when called, if `key` is not one key.
       ValueError: `num_samples` or `batch_size` is below 1, `start` below 0, or
         their last number not below 2^32.
@@ -140,25 +133,44 @@ def monte_carlo_moments(
       products", Technometrics 4 (1962); Chan, Golub and LeVeque (1983).
     """
     check = Check("monte_carlo_moments")
+    check.function_of("fn", fn, "(key, ...)")
     batches = _batches(check, num_samples, batch_size, start, progress)
+    return partial(_moments, fn, batches)
 
-    def moments(key: Key, *args: Any, **kwargs: Any) -> Moments:
-        run = batch_of(fn, check.one_key(key), args, kwargs)
 
-        def step(carry: Carry, _: None) -> tuple[Carry, None]:
-            first, total = carry
-            samples = run(first, batches.size)
-            batches.tell(samples, first)
-            total = total.add(moments_of(samples, batches.left(first)))
-            return (first + batches.size, total), None
+# What the functions above return are these two, with their first arguments bound, so that it
+# can be pickled if `fn` can.
+def _stacked(
+    fn: Callable[..., Any], batches: "_Batches", /, key: Key, *args: Any, **kwargs: Any
+) -> Any:
+    run = batch_of(fn, Check("monte_carlo").one_key(key), args, kwargs)
 
-        def one_batch() -> Moments:
-            return moments_of(run(jnp.uint32(batches.start), batches.size), jnp.uint32(0))
+    def step(first: Array, _: None) -> tuple[Array, Any]:
+        samples = run(first, batches.size)
+        batches.tell(samples, first)
+        return first + batches.size, samples
 
-        begin = jnp.uint32(batches.start), RunningMoments.of(zeros_of(one_batch))
-        return lax.scan(step, begin, length=batches.number)[0][1].moments
+    _, found = lax.scan(step, jnp.uint32(batches.start), length=batches.number)
+    return jax.tree.map(lambda x: lax.collapse(x, 0, 2)[: batches.samples], found)
 
-    return moments
+
+def _moments(
+    fn: Callable[..., Any], batches: "_Batches", /, key: Key, *args: Any, **kwargs: Any
+) -> Moments:
+    run = batch_of(fn, Check("monte_carlo_moments").one_key(key), args, kwargs)
+
+    def step(carry: Carry, _: None) -> tuple[Carry, None]:
+        first, total = carry
+        samples = run(first, batches.size)
+        batches.tell(samples, first)
+        total = total.add(moments_of(samples, batches.left(first)))
+        return (first + batches.size, total), None
+
+    def one_batch() -> Moments:
+        return moments_of(run(jnp.uint32(batches.start), batches.size), jnp.uint32(0))
+
+    begin = jnp.uint32(batches.start), RunningMoments.of(zeros_of(one_batch))
+    return lax.scan(step, begin, length=batches.number)[0][1].moments
 
 
 class _Batches(NamedTuple):

@@ -5,21 +5,26 @@ in_axes=(None, 0))`, and a fixed rate is `functools.partial(dropout, rate=0.1)`.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdrop.base.names import fold_in_name, path_name
 from jaxdrop.base.sharding import sharded_along
-from jaxdrop.base.types import Drop, Key
+from jaxdrop.base.types import Drop, Key, Where
 from jaxdrop.base.validate import Check
 from jaxdrop.core.words import mark_consumed
 
 Tree = TypeVar("Tree")
+Method: TypeAlias = Callable[[Key, Array, Any], Array]
+"""A method without its options: `(key, x, rate) -> y`."""
 
 
 def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
@@ -37,7 +42,8 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
       A function `(key, batch) -> batch`.
 
     Raises:
-      TypeError: when called, if `key` is not one key, or `x` not an array.
+      TypeError: `drop` is no function, or `axis` no integer; or when called, if `key` is
+        not one key, or `x` not an array.
       ValueError: when called, if `axis` is out of range.
 
     Example:
@@ -47,19 +53,13 @@ def per_sample(drop: Drop, *, axis: int = 0) -> Drop:
       (True, False)
     """
     check = Check("per_sample")
-
-    def drop_batch(key: Key, x: Array) -> Array:
-        key = check.one_key(key)
-        x = check.any_array("x", x)
-        (batch_axis,) = check.axes("axis", axis, x.ndim)
-        keys = sharded_along(jax.random.split(key, x.shape[batch_axis]), x, batch_axis)
-        return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)
-
-    return drop_batch
+    check.function_of("drop", drop, "(key, x)")
+    check.whole_number("axis", axis)
+    return partial(_drop_batch, drop, axis)
 
 
-def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
-    """Drops from every array of a pytree, with a key for each.
+def per_leaf(drop: Drop, *, where: Where | None = None) -> Callable[[Key, Tree], Tree]:
+    """Drops from the arrays of a pytree, with a key for each.
 
     The key of a leaf is derived from its path, so adding or removing leaves does not
     change the masks of the others. The path contains the `repr` of dictionary keys,
@@ -67,12 +67,15 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
 
     Args:
       drop: a function `(key, array) -> array`.
+      where: predicate `(path, leaf) -> bool` that picks the leaves to drop from, as in
+        `drop_connect`. None picks all arrays. Other leaves pass unchanged.
 
     Returns:
       A function `(key, tree) -> tree`.
 
     Raises:
-      TypeError: when called, if `key` is not one key, or `drop` refuses a leaf.
+      TypeError: `drop` or `where` is no function; or when called, if `key` is not one
+        key, or `drop` refuses a leaf.
 
     Example:
       >>> drop = per_leaf(partial(dropout, rate=0.5))
@@ -83,15 +86,10 @@ def per_leaf(drop: Drop) -> Callable[[Key, Tree], Tree]:
       True
     """
     check = Check("per_leaf")
-
-    def drop_tree(key: Key, tree: Tree) -> Tree:
-        key = check.one_key(key)
-        mark_consumed(key)  # the key reuse checker does not count `fold_in` as a use
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: drop(fold_in_name(key, path_name(path)), leaf), tree
-        )
-
-    return drop_tree
+    check.function_of("drop", drop, "(key, x)")
+    if where is not None:
+        check.function_of("where", where, "(path, leaf)")
+    return partial(_drop_tree, drop, where)
 
 
 def chain(*drops: Drop) -> Drop:
@@ -106,7 +104,7 @@ def chain(*drops: Drop) -> Drop:
       A function `(key, x) -> y`.
 
     Raises:
-      TypeError: when called, if `key` is not one key.
+      TypeError: one of them is no function; or when called, if `key` is not one key.
 
     Example:
       >>> both = chain(partial(dropout, rate=0.5), partial(dropout, rate=0.25))
@@ -115,19 +113,13 @@ def chain(*drops: Drop) -> Drop:
       True
     """
     check = Check("chain")
-
-    def drop_all(key: Key, x: Array) -> Array:
-        key = check.one_key(key)
-        mark_consumed(key)
-        for i, drop in enumerate(drops):
-            x = drop(jax.random.fold_in(key, i), x)
-        return x
-
-    return drop_all
+    for drop in drops:
+        check.function_of("drops", drop, "(key, x)")
+    return partial(_drop_all, drops)
 
 
 def scheduled(
-    method: Callable[[Key, Array, Any], Array], schedule: optax.Schedule
+    method: Method, schedule: optax.Schedule
 ) -> Callable[[Key, Array, chex.Numeric], Array]:
     """Takes the rate from a schedule, at a step that may be traced.
 
@@ -141,17 +133,19 @@ def scheduled(
     Returns:
       A function `(key, x, step) -> y`.
 
+    Raises:
+      TypeError: `method` or `schedule` is no function.
+
     Example:
       >>> warm_up = optax.linear_schedule(0.0, 0.5, transition_steps=100)
       >>> drop = jax.jit(scheduled(dropout, warm_up))
       >>> float(drop(jax.random.key(0), jnp.ones(1000), 0).min())
       1.0
     """
-
-    def drop_at(key: Key, x: Array, step: chex.Numeric) -> Array:
-        return method(key, x, schedule(step))
-
-    return drop_at
+    check = Check("scheduled")
+    check.function_of("method", method, "(key, x, rate)")
+    check.function_of("schedule", schedule, "the step")
+    return partial(_drop_at, method, schedule)
 
 
 def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> optax.Schedule:
@@ -178,9 +172,8 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
     """
     check = Check("early_dropout_schedule")
     rate = check.known_probability("rate", rate)
-    if linear:
-        return optax.linear_schedule(rate, 0.0, steps)
-    return _step_schedule(rate, 0.0, steps)
+    steps = check.whole_number("steps", steps, 0)
+    return partial(_linear if linear else _in_one_step, rate, 0.0, steps)
 
 
 def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
@@ -206,7 +199,8 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
     """
     check = Check("late_dropout_schedule")
     rate = check.known_probability("rate", rate)
-    return _step_schedule(0.0, rate, start)
+    start = check.whole_number("start", start, 0)
+    return partial(_in_one_step, 0.0, rate, start)
 
 
 def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
@@ -232,12 +226,52 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
     """
     check = Check("curriculum_dropout_schedule")
     rate = check.known_probability("rate", rate)
-    if not gamma >= 0:
-        raise ValueError(f"{check}: gamma must not be negative; got {gamma}.")
-    return lambda step: -rate * jnp.expm1(-gamma * step)  # exact for small gamma * step too
+    return partial(_curriculum, rate, check.amount("gamma", gamma))
 
 
-def _step_schedule(before: float, after: float, step: int) -> optax.Schedule:
-    return optax.join_schedules(
-        [optax.constant_schedule(before), optax.constant_schedule(after)], [step]
-    )
+# What the functions above return are these, with their first arguments bound, so that it
+# can be pickled if its parts can.
+def _drop_batch(drop: Drop, axis: int, /, key: Key, x: Array) -> Array:
+    check = Check("per_sample")
+    key = check.one_key(key)
+    x = check.any_array("x", x)
+    (batch_axis,) = check.axes("axis", axis, x.ndim)
+    keys = sharded_along(jax.random.split(key, x.shape[batch_axis]), x, batch_axis)
+    return jax.vmap(drop, in_axes=(0, batch_axis), out_axes=batch_axis)(keys, x)
+
+
+def _drop_tree(drop: Drop, where: Where | None, /, key: Key, tree: Tree) -> Tree:
+    key = Check("per_leaf").one_key(key)
+    mark_consumed(key)  # the key reuse checker does not count `fold_in` as a use
+
+    def drop_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        chosen = isinstance(leaf, Array | np.ndarray) if where is None else where(path, leaf)
+        return drop(fold_in_name(key, path_name(path)), leaf) if chosen else leaf
+
+    return jax.tree_util.tree_map_with_path(drop_leaf, tree)
+
+
+def _drop_all(drops: tuple[Drop, ...], /, key: Key, x: Array) -> Array:
+    key = Check("chain").one_key(key)
+    mark_consumed(key)
+    for i, drop in enumerate(drops):
+        x = drop(jax.random.fold_in(key, i), x)
+    return x
+
+
+def _drop_at(
+    method: Method, schedule: optax.Schedule, /, key: Key, x: Array, step: chex.Numeric
+) -> Array:
+    return method(key, x, schedule(step))
+
+
+def _linear(first: float, last: float, steps: int, /, count: ArrayLike) -> ArrayLike:
+    return optax.linear_schedule(first, last, steps)(count)
+
+
+def _in_one_step(before: float, after: float, step: int, /, count: ArrayLike) -> ArrayLike:
+    return jnp.where(jnp.asarray(count) < step, before, after)
+
+
+def _curriculum(rate: float, gamma: float | Array, /, count: ArrayLike) -> ArrayLike:
+    return -rate * jnp.expm1(-gamma * jnp.asarray(count))  # exact for small gamma * step too

@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.validate import Check
 from jaxdrop.uncertainty.arguments import checked_means, real_with_axes
 
@@ -105,7 +107,7 @@ def negative_log_likelihood(
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
     # Only one term counts: the other classes have ln 1 = 0, with gradient 0.
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
-    return -jnp.mean(jnp.where(is_class, of_label, jnp.nan))
+    return -jnp.mean(nan_unless(is_class, of_label))
 
 
 def brier_score(
@@ -135,7 +137,7 @@ def brier_score(
     """
     p, labels, is_class = _labelled(Check("brier_score"), probabilities, labels)
     distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
-    return jnp.mean(jnp.where(is_class, jnp.sum(distance**2, -1), jnp.nan))
+    return jnp.mean(nan_unless(is_class, jnp.sum(distance**2, -1)))
 
 
 def expected_calibration_error(
@@ -177,7 +179,7 @@ def expected_calibration_error(
     bins = check.whole_number("bins", bins, 1)
     confidence = jnp.max(p, -1)
     right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
-    right = jnp.where(is_class, right, jnp.nan)
+    right = nan_unless(is_class, right)
 
     # One pass per bin. The usual way, a scatter of all examples into the bins, adds
     # them one by one and loses small terms.
@@ -188,14 +190,21 @@ def expected_calibration_error(
         gap = jnp.sum(jnp.where(inside, right - confidence, 0))
         return count, jnp.sum(jnp.where(inside, right, 0)), gap
 
-    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
-    edges = jnp.arange(bins + 1, dtype=p.dtype) / bins
-    bounds = edges.at[0].set(-jnp.inf)[:-1], edges.at[-1].set(jnp.inf)[1:]
-    count, rights, gap = jax.lax.map(of_bin, bounds)
+    edges = jnp.asarray(bin_edges(bins, p.dtype))
+    count, rights, gap = jax.lax.map(of_bin, (edges[:-1], edges[1:]))
     # The gap is summed by itself: a difference of two sums would cancel.
     accuracy = rights / count.astype(p.dtype)
     confidences = accuracy - gap / count.astype(p.dtype)
     return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
+
+
+def bin_edges(bins: int, dtype: Any) -> np.ndarray:
+    """The bounds of bins of equal width, the first and the last of which are open."""
+    # In NumPy: XLA multiplies by a reciprocal, and its 80 / 100 is below .8.
+    edges = (np.arange(bins + 1) / bins).astype(dtype)
+    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
+    edges[0], edges[-1] = -np.inf, np.inf
+    return edges
 
 
 def _labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:

@@ -1,3 +1,4 @@
+import operator
 from dataclasses import FrozenInstanceError, replace
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxdrop
-from jaxdrop import Mask
+from jaxdrop import Mask, rescale
 
 pytestmark = pytest.mark.quick
 
@@ -99,8 +100,96 @@ def test_gradient_does_not_reach_the_keep_probability(key):
     assert slopes.keep_prob == 0
 
 
-def test_repr_shows_the_shape(key):
-    assert repr(jaxdrop.draw_mask(key, (2, 3), 0.5)) == "Mask(shape=(2, 3))"
+def test_repr_shows_the_shape_and_the_keep_probability(key):
+    assert repr(jaxdrop.draw_mask(key, (2, 3), 0.3)) == "Mask(shape=(2, 3), keep_prob=0.699996948)"
+    drawn = jax.vmap(lambda key: jaxdrop.draw_mask(key, 3, 0.5))(
+        jax.random.split(jax.random.key(1), 6)
+    )
+    assert repr(drawn) == "Mask(shape=(6, 3), keep_prob=float32[6])"
+    assert (drawn.ndim, drawn.batch_shape) == (2, (6,))
+    shown = []
+    jax.jit(lambda mask: shown.append(repr(mask)))(jaxdrop.draw_mask(jax.random.key(2), 3, 0.5))
+    assert shown == ["Mask(shape=(3,), keep_prob=float32[])"]
+
+
+def test_masks_combine_as_their_booleans_do(key):
+    a, b = (jaxdrop.draw_mask(k, (3, 40), r) for k, r in zip(split(key), (0.25, 0.5), strict=True))
+    for found, keep, keep_prob in (
+        (~a, ~a.unpack(), 0.25),
+        (a & b, a.unpack() & b.unpack(), 0.375),
+        (a | b, a.unpack() | b.unpack(), 0.875),
+    ):
+        np.testing.assert_array_equal(found, keep)
+        assert found.keep_prob == keep_prob
+
+
+def split(key):
+    return jax.random.split(key)
+
+
+def test_masks_of_other_shapes_or_kinds_do_not_combine(key):
+    mask = jaxdrop.draw_mask(key, (3, 5), 0.5)
+    with pytest.raises(
+        ValueError, match=r"^Mask: other must have the shape \(3, 5\); got \(5, 3\)"
+    ):
+        mask & Mask.pack(jnp.ones((5, 3), bool), 0.5)
+    for combine in (operator.and_, operator.or_):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            combine(mask, True)
+
+
+def test_numpy_sees_booleans(key):
+    mask = jaxdrop.draw_mask(key, (3, 5), 0.5)
+    assert np.asarray(mask).dtype == bool
+    np.testing.assert_array_equal(np.asarray(mask, np.float32), mask.unpack())
+    with pytest.raises(ValueError, match=r"^Mask: copy must not be False"):
+        mask.__array__(copy=False)
+
+
+def test_flax_keeps_masks(key):
+    from flax import serialization
+
+    mask, other = (jaxdrop.draw_mask(k, (3, 5), 0.5) for k in split(key))
+    state = serialization.to_bytes({"mask": mask})
+    again = serialization.from_bytes({"mask": other}, state)["mask"]
+    np.testing.assert_array_equal(again, mask)
+    assert again.keep_prob == mask.keep_prob
+    with pytest.raises(
+        ValueError, match=r"^Mask: state must be of a mask of shape \(15,\); got \(3, 5\)"
+    ):
+        serialization.from_bytes({"mask": Mask.pack(jnp.ones(15, bool), 0.5)}, state)
+
+
+RATES = np.array([0, 1e-6, 0.1, 0.3, 0.5, 0.75, 1 - 1e-6, 1], np.float32)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 40), (8, 2, 32)])
+def test_each_rate_of_an_array_draws_as_it_does_alone(shape, key):
+    rates = RATES.reshape(-1, *(1,) * (len(shape) - 1))
+    mask = jaxdrop.draw_mask(jax.random.clone(key), shape, rates)
+    for i, rate in enumerate(RATES):
+        alone = jaxdrop.draw_mask(jax.random.clone(key), shape, jnp.asarray(rate))
+        np.testing.assert_array_equal(mask.unpack()[i], alone.unpack()[i])
+        assert mask.keep_prob[(i,) + (0,) * (len(shape) - 1)] == alone.keep_prob
+        scaled = jaxdrop.apply_mask(mask, jnp.ones(shape))[i]
+        np.testing.assert_array_equal(scaled, jaxdrop.apply_mask(alone, jnp.ones(shape))[i])
+
+
+@pytest.mark.parametrize("rule", [rescale.expected, rescale.none, rescale.realized(-1)])
+def test_bad_rate_of_an_array_gives_nan_in_its_own_elements(rule, key):
+    mask = jaxdrop.draw_mask(key, (2, 3), jnp.array([0.0, jnp.nan, 2.0]))
+    y = jaxdrop.apply_mask(mask, jnp.ones((2, 3)), rescale=rule)
+    np.testing.assert_array_equal(jnp.isnan(y), [[False, True, True]] * 2)
+
+
+def test_packed_masks_scale_each_element_by_its_own_probability():
+    keep_prob = np.array([0.5, 0.25, 1.0])
+    mask = Mask.pack(jnp.array([[True, True, True], [False, True, False]]), keep_prob)
+    y = jaxdrop.apply_mask(mask, jnp.ones((2, 3)))
+    np.testing.assert_array_equal(y, [[2, 4, 1], [0, 4, 0]])
+    for bad in (np.array([0.5, 1.5, 0]), np.ones(2)):
+        with pytest.raises(ValueError, match=r"^Mask\.pack: keep_prob must (lie in|broadcast to)"):
+            Mask.pack(mask.unpack(), bad)
 
 
 def test_masks_are_immutable_and_equal_to_themselves_only(key):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.test_util
 import pytest
 from jax import lax
+from jax.experimental.ode import odeint
 from modes import enable_x64
 from programs import (
     NAMES,
@@ -383,3 +384,67 @@ def test_complex_sites():
     x = X.astype(jnp.complex64)
     outside = jax.grad(plant(model, RULES), argnums=1)(new_key(), x)
     chex.assert_trees_all_equal(plant(jax.grad(model), RULES)(new_key(), x), outside)
+
+
+def solution(rate, start):
+    """The solution at time 1 of y' = -rate y, by a solver whose gradient is a solver too."""
+
+    def field(y, t, rate):
+        return -site(rate * y, "field")
+
+    return odeint(field, start, jnp.array([0.0, 1.0]), rate, rtol=1e-10, atol=1e-10)[-1]
+
+
+def test_adaptive_solver_with_one_mask_has_the_gradient_of_the_exact_solution():
+    rules = {"field": Rule(drop, share_runs=True)}
+    with enable_x64():
+        rate, start = jnp.linspace(0.3, 1.0, 6), jnp.ones(6)
+        factor = drop(site_key(new_key(), "field"), start)
+        exact = jnp.exp(-factor * rate)
+        assert 0 < (factor == 0).sum() < 6
+
+        @jax.jit
+        @jax.value_and_grad
+        def planted(rate):
+            return plant(lambda rate: solution(rate, start), rules)(new_key(), rate).sum()
+
+        value, slope = planted(rate)
+        chex.assert_trees_all_close(value, exact.sum(), rtol=1e-7)
+        chex.assert_trees_all_close(slope, -factor * exact, rtol=1e-7)
+
+
+@jax.custom_vjp
+def twice(x):
+    return site(site(x, "h"), "h")
+
+
+twice.defvjp(lambda x: (twice(x), x), lambda x, ct: (jax.vjp(lambda x: site(x, "h"), x)[1](ct)[0],))
+
+
+def nested_runs(x):
+    """Five runs in two loops, and more in a custom derivative."""
+
+    def outer(x, _):
+        x = lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, site(c[1], "h")), (0, x))[1]
+        return x, None
+
+    return twice(lax.scan(outer, site(x, "h"), length=2)[0])
+
+
+def test_one_mask_for_all_runs_reaches_nested_loops_and_rules():
+    rules = {"h": Rule(drop, share_runs=True)}
+    planted = plant(nested_runs, rules)
+    factor = drop(site_key(new_key(), "h"), jnp.ones_like(X))
+    chex.assert_trees_all_close(planted(new_key(), X), X * factor**7)
+    value, pull = jax.vjp(
+        lambda x: plant(twice, {"h": Rule(drop, share_runs=True)})(new_key(), x), X
+    )
+    chex.assert_trees_all_close((value, pull(X)[0]), (X * factor**2, X * factor))
+
+
+def test_several_runs_in_a_rule_name_the_way_out():
+    planted = plant(twice, {"h": drop})
+    with pytest.raises(
+        NotImplementedError, match=r"or all of them one mask, by Rule\(drop, share_"
+    ):
+        jax.grad(lambda x: planted(new_key(), x).sum())(X)

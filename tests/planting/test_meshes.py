@@ -179,3 +179,13 @@ def test_gradients_agree_on_explicit_axes(batched):
     outside = jax.jit(jax.grad(plant(model, RULES), argnums=1))(new_key(), x)
     inside = jax.jit(plant(jax.grad(model), RULES))(new_key(), x)
     chex.assert_trees_all_equal(np.asarray(inside), np.asarray(outside))
+
+
+@pytest.mark.parametrize("axis_name", [None, "devices"])
+def test_each_device_of_a_pmap_has_the_masks_of_its_key(axis_name):
+    planted = plant(lambda x: site(x, "h"), {"h": drop})
+    keys, x = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 40))
+    options = {} if axis_name is None else {"axis_name": axis_name}
+    found = jax.pmap(planted, devices=jax.devices()[:4], **options)(keys, x)
+    keys = jax.random.split(jax.random.key(0), 4)
+    np.testing.assert_array_equal(found, [planted(keys[i], x[i]) for i in range(4)])

@@ -188,7 +188,7 @@ class TestSchedules:
                 make(rate, 10)
 
     def test_negative_gamma_is_refused(self):
-        with pytest.raises(ValueError, match="gamma must not be negative; got -1"):
+        with pytest.raises(ValueError, match="gamma must be at least 0 and finite; got -1"):
             jaxdrop.curriculum_dropout_schedule(0.5, -1)
 
 

@@ -10,8 +10,9 @@ from jax.core import Tracer
 from jaxtyping import Int
 
 from jaxdrop.base.compat import decided
+from jaxdrop.base.describe import describe
 from jaxdrop.base.types import Key, Rate
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.part import Part, Within, checked_part
 from jaxdrop.core.rate import GridRate, grid_rate

@@ -9,8 +9,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import explicit_sharding, with_spec
-from jaxdrop.base.validate import Check, describe
+from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.methods.attention.arguments import AXES, Offsets
 from jaxdrop.methods.attention.operands import Inputs, Selection

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Inexact
 
+from jaxdrop.base.arguments import key_and_rate
 from jaxdrop.base.axes import other_axes
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.sharding import whole_along
@@ -29,7 +30,7 @@ _BLOCK = 32  # keys that are counted together
 
 
 def drop_heads(
-    key: Key,
+    key: Key | None,
     x: Inexact[Array, "*shape"],
     rate: Rate,
     *,
@@ -44,7 +45,7 @@ def drop_heads(
     head survives. If no head of a sample survives, the sample is zero, never NaN.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0 or 1.
       x: floating or complex array with the outputs of the heads, such as (batch, time,
         heads, features).
       rate: probability of dropping a head, in [0, 1]; may be traced.
@@ -72,6 +73,7 @@ def drop_heads(
       models", arXiv:2004.13342 (2020).
     """
     check = Check("drop_heads")
+    key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     head = check.axis("head_axis", head_axis, x.ndim)
     named = check.distinct_axes(x, head_axis=head_axis, batch_axis=batch_axis)
@@ -81,7 +83,7 @@ def drop_heads(
 
 
 def drop_key(
-    key: Key,
+    key: Key | None,
     logits: Float[Array, "*shape"],
     rate: Rate,
     *,
@@ -101,7 +103,7 @@ def drop_key(
     returned unchanged.
 
     Args:
-      key: one random key, consumed here.
+      key: one random key, consumed here; None will do at a known rate of 0.
       logits: real floating array, with the keys along its last axis.
       rate: probability of dropping, in [0, 1]; may be traced.
       where: booleans that broadcast to `logits`, True where a query may see a key; None
@@ -129,9 +131,9 @@ def drop_key(
       Li et al., "DropKey", arXiv:2208.02646 (2022).
     """
     check = Check("drop_key")
-    key = check.one_key(key)
+    key, rate = key_and_rate(check, key, logits, rate, name="logits", idle=(0,))
     logits = _checked_logits(check, logits)
-    on_grid = grid_rate(check.probability("rate", rate))
+    on_grid = grid_rate(rate)
     shared = check.axes("broadcast_dims", broadcast_dims, logits.ndim)
     if logits.ndim - 1 in shared:
         raise ValueError(
@@ -218,7 +220,9 @@ def _any_one(blocks: Array, words: Words) -> tuple[Array, Array]:
     is_block = lax.broadcasted_iota(jnp.int32, ends.shape, ends.ndim - 1) == block
     before = jnp.sum(jnp.where(is_block, ends - inside, 0), -1, jnp.uint32, keepdims=True)
     # A count at each element is cheap here, because it is only one block per row.
-    flags = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    # In a row without a True no block is the one; any that exists will do.
+    there = jnp.minimum(block, blocks.shape[-2] - 1)[..., None]
+    flags = jnp.take_along_axis(blocks, there, axis=-2)[..., 0, :]
     place = jnp.sum(
         jnp.cumsum(flags, -1, jnp.uint32) <= rank - before, -1, jnp.int32, keepdims=True
     )

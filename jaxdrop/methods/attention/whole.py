@@ -49,8 +49,7 @@ def _attention(
     logits = capped(scores.reshape(arguments.weights_shape) * x.scale, arguments.soft_cap)
     if x.bias is not None:
         logits = logits + x.bias.astype(wide)
-    logits = jnp.where(_visible(arguments, selection), logits, -jnp.inf)
-    weights, residual = _softmax(logits)
+    weights, residual = _softmax(logits, _visible(arguments, selection))
     if rng is not None:
         _, rate, shared, within = arguments.dropping
         weights = weights.reshape(arguments.all_axes)
@@ -62,19 +61,22 @@ def _attention(
 
 
 def _softmax(
-    logits: Float[Array, "B N T S"],
+    logits: Float[Array, "B N T S"], visible: Bool[Array, "#B #N T S"]
 ) -> tuple[Float[Array, "B N T S"], Float[Array, "B N T"]]:
-    """Softmax over the last axis, and the log-sum-exp. If all logits are -inf it gives
-    zeros, where `jax.nn` gives NaN.
+    """Softmax over the visible logits of the last axis, and the log-sum-exp. If there are
+    none, or all are -inf, it gives zeros, where `jax.nn` gives NaN.
     """
+    # The usual mask of -inf would make `jax.debug_infs` stop at numbers that nobody sees.
+    lowest = float(jnp.finfo(logits.dtype).min)
+    logits = jnp.where(visible, logits, lowest)
     # `highest` cancels, so its derivative is 0, but JAX cannot know this.
-    highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=-jnp.inf))
-    highest = jnp.where(jnp.isneginf(highest), 0, highest)
-    weights = jnp.exp(logits - highest)
+    highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=lowest))
+    weights = jnp.where(visible, jnp.exp(logits - highest), 0)
     total = jnp.sum(weights, -1, keepdims=True)
     nothing = total == 0
+    log_of_nothing = jnp.log(lax.stop_gradient(total))  # -inf, where it is used
     total = jnp.where(nothing, 1, total)
-    residual = jnp.where(nothing, -jnp.inf, highest + jnp.log(total))
+    residual = jnp.where(nothing, log_of_nothing, highest + jnp.log(total))
     return weights / total, residual[..., 0]
 
 
