@@ -40,8 +40,10 @@ def dropout(
 
     Survivors are multiplied by `1 / keep_prob`, where `keep_prob` is the probability
     that the mask was drawn with. So each element keeps its mean: with q = 1 - p,
-    E[y] = x and Var[y] = x^2 p / q. Dropped elements are exactly 0, and so is their
-    gradient, even where `x` is infinite or NaN.
+    E[y] = x and Var[y] = x^2 p / q. The probability is a multiple of 2^-16, or of 2^-32
+    near 0 and 1: at a rate of 0.2 ones become 1.2499952, because 0.8 is drawn as
+    0.8000031. Dropped elements are exactly 0, and so is their gradient, even where `x`
+    is infinite or NaN. The rate has no gradient: learn one with `concrete_dropout`.
 
     The mask is `draw_mask(key, x.shape, rate)`. The docstring of `draw_mask` says what
     a mask depends on. The product is computed in float32 (float64 for 64-bit input) and
@@ -74,6 +76,9 @@ def dropout(
       >>> y = dropout(jax.random.key(0), jnp.ones(4), 0.5)
       >>> bool(jnp.all((y == 0) | (y == 2)))
       True
+
+      >>> round(float(jnp.max(dropout(jax.random.key(0), jnp.ones(4), 0.2))), 7)
+      1.2499952
 
       One mask per sample, and one mask for the batch:
 

@@ -1,6 +1,7 @@
 """Masks of any key, shape and rate against NumPy, bit for bit; cheap, so there are many."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,20 @@ def keys(draw):
     return key, Key(implementation, data)
 
 
+@st.composite
+def margins_of(draw, ndim):
+    """How far a larger array reaches on both sides of each axis: far along one axis alone."""
+    far = draw(st.integers(0, ndim))
+    sides = [st.integers(0, 40 if axis == far else 1) for axis in range(ndim)]
+    return [(draw(side), draw(side)) for side in sides]
+
+
 @settings(max_examples=EXAMPLES)
 @given(data=st.data(), key=keys(), shape=shapes(0, 4), rate=rates)
 def test_mask_equals_the_reference(count, data, key, shape, rate):
     shared, wide = subset(Drawing(data.draw), len(shape)), data.draw(st.booleans())
     dtype = data.draw(st.sampled_from([None, "float32", "bfloat16", *["float64"] * wide]))
-    margin = st.tuples(st.integers(0, 40), st.integers(0, 40))  # of a larger array
-    margins = data.draw(st.just([(0, 0)] * len(shape)) | st.tuples(*[margin] * len(shape)))
+    margins = data.draw(st.just([(0, 0)] * len(shape)) | margins_of(len(shape)))
     larger = tuple(n + sum(each) for n, each in zip(shape, margins, strict=True))
     part = jaxdrop.Part(tuple(before for before, _ in margins), larger)
     with enable_x64(wide):
@@ -56,6 +64,26 @@ def test_mask_equals_the_reference(count, data, key, shape, rate):
     np.testing.assert_array_equal(kept, expected[tuple(spans)])
     q = reference.keep_prob(float(given_rate))
     assert keep_prob == (q if wide else np.float32(q))
+    count()
+
+
+@settings(max_examples=max(1, EXAMPLES // 2))
+@given(data=st.data(), key=keys(), shape=shapes(1, 4), pair=st.tuples(rates, rates))
+def test_mask_of_an_array_of_rates_equals_the_reference(count, data, key, shape, pair):
+    shared = subset(Drawing(data.draw), len(shape))
+    sizes = only(shape, shared)
+    along = data.draw(st.sets(st.sampled_from(range(len(shape)))))  # the others share a rate
+    pattern = [n if axis in along else 1 for axis, n in enumerate(sizes)]
+    first = np.random.default_rng(data.draw(st.integers(0, 9))).random(pattern) < 0.5
+    low, high = map(np.float32, pair)
+    given_rates = jnp.where(first, low, high)
+    mask = jaxdrop.draw_mask(key[0], shape, given_rates, broadcast_dims=shared)
+    expected, keep_prob = (
+        np.where(first, *(function(float(rate)) for rate in (low, high)))
+        for function in (partial(reference.mask, key[1].words, sizes), reference.keep_prob)
+    )
+    np.testing.assert_array_equal(mask.unpack(), expected)
+    np.testing.assert_array_equal(mask.keep_prob, keep_prob.astype(np.float32))
     count()
 
 
