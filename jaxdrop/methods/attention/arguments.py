@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -225,7 +226,9 @@ def checked_dropping(
 ) -> Dropping:
     """Checks how weights are dropped; `axes` is the number of axes of the caller's weights."""
     rng, on_grid = drops.rng, grid_rate(check.probability("rate", drops.rate))
-    if rng is not None or not on_grid.is_zero:
+    if rng is None and on_grid.is_one:
+        rng = jax.random.key(0)  # with which nothing is drawn
+    elif rng is not None or not on_grid.is_zero:
         rng = check.one_key(rng, "rng")
     # Without a batch, the caller's axis 0 is the axis of heads.
     shared = tuple(axis + max(AXES - axes, 0) for axis in shared)

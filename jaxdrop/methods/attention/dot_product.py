@@ -161,8 +161,8 @@ def dot_product_attention(
     with exp(residual) as weights. `examples/ring_attention.py` does so in a ring.
 
     Args:
-      rng: one random key, consumed here. May be None if `rate` is a known 0, since then
-        no key is needed.
+      rng: one random key, consumed here. May be None if `rate` is a known 0 or 1, since
+        then no key is needed.
       query: real floating array of shape (*B, T, N, H), with any number of batch axes.
       key: real floating array of shape (*B, S, K, H). K divides N: each head of keys is
         used by N / K consecutive heads of queries.

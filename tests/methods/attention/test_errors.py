@@ -1,6 +1,7 @@
 """Attention says what is wrong with each of its arguments."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def shaped(*shape, dtype=jnp.float32):
 
 CAST = " Cast it, as in {}.astype(jnp.float32)."
 BAD_ARRAYS = [
-    ({"query": [1.0]}, TypeError, "query must be an array; got [1.0]."),
+    ({"query": [1.0]}, TypeError, "query must be an array; got [1.0]. Use jnp.asarray."),
     (
         {"query": shaped(2, 5, 4, 3, dtype=jnp.int32)},
         TypeError,
@@ -162,7 +163,7 @@ BAD_OPTIONS = [
     (
         {"key_value_seq_lengths": (3, 5)},
         TypeError,
-        "key_value_seq_lengths must be an array of numbers; got (3, 5).",
+        "key_value_seq_lengths must be an array of numbers; got (3, 5). Use jnp.asarray.",
     ),
     ({"is_causal": 1}, TypeError, "is_causal must be True or False; got 1."),
     (
@@ -276,12 +277,15 @@ def test_without_a_batch_axes_are_those_of_one_sample(implementation):
 
 
 @each
-def test_key_is_needed_for_every_rate_but_a_known_zero(implementation):
+def test_key_is_needed_for_every_rate_but_a_known_zero_and_one(implementation):
     message = "rng must be one key; got None. Make one with jax.random.key."
-    for rate in (0.5, 1, jnp.float32(0)):
+    for rate in (0.5, jnp.float32(0), jnp.float32(1)):
         assert_raises(TypeError, message, rng=None, rate=rate, implementation=implementation)
-    out = dot_product_attention(None, QUERY, KEYS, KEYS, 0.0, implementation=implementation)
-    assert out.shape == QUERY.shape
+    attend = partial(dot_product_attention, None, QUERY, KEYS, KEYS, implementation=implementation)
+    assert attend(0.0).shape == QUERY.shape
+    out, residual = attend(1, return_residual=True)
+    assert not out.any()
+    np.testing.assert_allclose(residual, attend(0, return_residual=True)[1], rtol=1e-5)
 
 
 @each
