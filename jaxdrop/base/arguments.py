@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdrop.base.describe import describe
 from jaxdrop.base.types import Key, KnownOrTraced
-from jaxdrop.base.validate import Check
+from jaxdrop.base.validate import RAW_KEY_SHAPES, Check
 
 
 def key_and_rate(
@@ -36,9 +36,9 @@ def key_and_rate(
     return key_unless(check, key, idle=not isinstance(rate, jax.Array) and rate in idle), rate
 
 
-def key_unless(check: Check, key: Any, *, idle: bool) -> Key:
+def key_unless(check: Check, key: Any, *, idle: bool, name: str = "key") -> Key:
     """Returns the key, or any key for None if nothing is drawn with it."""
-    return jax.random.key(0) if key is None and idle else check.one_key(key)
+    return jax.random.key(0) if key is None and idle else check.one_key(key, name)
 
 
 def refuse_swapped(check: Check, key: Any, x: Any, name: str) -> None:
@@ -63,5 +63,5 @@ def _is_key(value: Any) -> bool:
     if not isinstance(value, jax.Array | np.ndarray):
         return False
     return jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or (
-        value.dtype == np.uint32 and value.shape in ((2,), (4,))
+        value.dtype == np.uint32 and value.shape in RAW_KEY_SHAPES
     )

@@ -17,7 +17,7 @@ from jaxdrop.base.describe import describe, way_out
 from jaxdrop.base.sharding import has_explicit_axes, laid_like, spread_to, whole
 from jaxdrop.base.types import Key, KnownOrTraced
 
-_RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
+RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Check:
         if isinstance(key, jax.Array):
             if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
                 batch = key.shape
-            elif key.dtype == jnp.uint32 and key.shape[-1:] in _RAW_KEY_SHAPES:
+            elif key.dtype == jnp.uint32 and key.shape[-1:] in RAW_KEY_SHAPES:
                 batch = key.shape[:-1]
             else:
                 batch = None

@@ -19,7 +19,8 @@ from jaxdrop.base.types import Key, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.by_rows import can_draw_by_rows, draw_by_rows
 from jaxdrop.core.fold_at_once import fold_at_once, idle_pairs
-from jaxdrop.core.fold_each import fold_each, majority
+from jaxdrop.core.fold_each import fold_each
+from jaxdrop.core.fold_step import fold_pair, zeros_to_fold
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.part import Part, Within, checked_part, part_words
@@ -30,7 +31,6 @@ from jaxdrop.core.words import (
     ThreefryKey,
     Words,
     at_most,
-    draw_pair,
     grid_address,
     threefry_key,
 )
@@ -199,30 +199,18 @@ def _fold_on_tpu(
     pairs: int,
     in_order: bool,
 ) -> Words:
-    fold = partial(_fold_in_a_loop if pairs == ALL_PAIRS else _fold_written_out, pairs=pairs)
-
-    def draw(key: ThreefryKey, address: Address) -> Words:
-        return fold(start, digits, key, address, idle)
+    def draw(address: Address) -> Words:
+        if pairs == ALL_PAIRS:
+            return _fold_in_a_loop(start, digits, key, address, idle, pairs=pairs)
+        # Written out, since the loop would be a kernel for each trip.
+        kept: Words = start
+        for pair in reversed(range(pairs)):
+            kept = fold_pair(kept, digits, key, address, np.uint32(pair))
+        return lax.optimization_barrier(kept)  # so that the words are computed once
 
     if in_order and can_draw_by_rows(address.low.shape):
-        return draw_by_rows(draw, key, address.low.shape)
-    return draw(key, address)
-
-
-def _fold_written_out(
-    start: UInt32[Array, ""],
-    digits: UInt32[Array, ""],
-    key: ThreefryKey,
-    address: Address,
-    idle: Int32[Array, ""] | None,
-    *,
-    pairs: int,
-) -> Words:
-    kept: Words = start
-    for pair in reversed(range(pairs)):
-        kept = fold_pair(kept, digits, key, address, np.uint32(pair))
-    # So that the words are computed once. The loop would be a kernel for each trip.
-    return lax.optimization_barrier(kept)
+        return draw_by_rows(draw, address.low.shape)
+    return draw(address)
 
 
 def _fold_in_a_loop(
@@ -242,28 +230,6 @@ def _fold_in_a_loop(
             kept = fold_pair(kept, digits, key, address, pair)
         return kept
 
-    # The zeros give the state of the loop the sharding and mesh axes of its result.
-    # `zeros_like` does not do so on JAX 0.12. XLA removes the zeros.
-    zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
+    zeros = zeros_to_fold(key, address)
     first = np.uint32(0) if idle is None else idle.astype(jnp.uint32) // np.uint32(a_trip)
     return lax.fori_loop(first, np.uint32(pairs // a_trip), trip, zeros | start)
-
-
-@jax.jit  # so that all pairs share one jaxpr
-def fold_pair(
-    kept: Words,
-    digits: UInt32[Array, ""],
-    key: ThreefryKey,
-    address: Address,
-    pair: UInt32[Array, ""],
-) -> Words:
-    """One step of a fold: the two digits of a pair. Pairs are taken from the last to the first."""
-    upper, lower = draw_pair(key, address, pair)
-    kept = majority(kept, ~lower, _digit(digits, 2 * pair + np.uint32(1)))
-    return majority(kept, ~upper, _digit(digits, 2 * pair))
-
-
-def _digit(digits: UInt32[Array, ""], place: UInt32[Array, ""]) -> UInt32[Array, ""]:
-    """One of the digits (0 is the highest), spread over a word."""
-    bit = (digits >> (np.uint32(31) - place)) & np.uint32(1)
-    return np.uint32(0) - bit  # 0 - 1 is a word of ones

@@ -8,14 +8,14 @@ transposed, which turns bit b of row s into bit s of row b.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, UInt32
 
-from jaxdrop.core.words import Address, ThreefryKey, Words, flat_address
+from jaxdrop.core.words import Fold, Words, flat_address
 
 _BITS = 32  # in a word, and rows that share one
 _LANES = 128
@@ -46,9 +46,7 @@ def unpack_by_rows(
     return stored[..., :rows, :].astype(jnp.int32) != 0
 
 
-def draw_by_rows(
-    draw: Callable[[ThreefryKey, Address], Words], key: ThreefryKey, shape: tuple[int, ...]
-) -> Words:
+def draw_by_rows(draw: Fold, shape: tuple[int, ...]) -> Words:
     """The words of addresses that count 0, 1, 2, ... along `shape`, in the order to be turned.
 
     `unpack_by_rows` then finds the words as it needs them: XLA removes the transpose.
@@ -60,7 +58,7 @@ def draw_by_rows(
         lax.broadcasted_iota(jnp.uint32, sizes, axis) for axis in range(len(sizes))
     )
     address = flat_address([*before, group, row, column], (*lead, groups, _BITS, width))
-    return jnp.moveaxis(draw(key, address), (0, -1), (-2, -3)).reshape(shape)
+    return jnp.moveaxis(draw(address), (0, -1), (-2, -3)).reshape(shape)
 
 
 def are_known(sizes: Sequence[int]) -> bool:

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 from jaxtyping import UInt32
 
 from jaxdrop.base.sharding import with_spec
+from jaxdrop.core.fold_step import fold_digits, zeros_to_fold
 from jaxdrop.core.layout import Layout, join_lanes
 from jaxdrop.core.threshold import ALL_PAIRS, Threshold
-from jaxdrop.core.words import Address, ThreefryKey, Words, draw_pair
+from jaxdrop.core.words import Address, ThreefryKey, Words
 
 
 def fold_each(
@@ -51,17 +52,8 @@ def fold_each(
         return join_lanes((digits >> (np.uint32(31) - place)) & np.uint32(1))
 
     def step(i: UInt32[Array, ""], kept: Words) -> Words:
-        pair = np.uint32(ALL_PAIRS - 1) - i
-        upper, lower = draw_pair(key, address, pair)
-        kept = majority(kept, ~lower, digit(2 * pair + np.uint32(1)))
-        return majority(kept, ~upper, digit(2 * pair))
+        return fold_digits(kept, digit, key, address, np.uint32(ALL_PAIRS - 1) - i)
 
-    # The zeros give the state of the loop the type of its result.
-    zeros = (address.low ^ address.low) | (key[0] ^ key[0]) | (key[1] ^ key[1])
-    return lax.fori_loop(np.uint32(0), np.uint32(ALL_PAIRS), step, zeros | start)
-
-
-def majority(a: Words, b: Words, c: Words) -> Words:
-    """Each bit as in at least two of the words."""
-    # Four operations; the usual form, the union of three intersections, has five.
-    return (a & c) | (b & (a | c))
+    return lax.fori_loop(
+        np.uint32(0), np.uint32(ALL_PAIRS), step, zeros_to_fold(key, address) | start
+    )

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Shaped, UInt32
@@ -90,27 +91,24 @@ class Layout:
     def unpack(self, words: Words, sharding: NamedSharding | None = None) -> Bool[Array, "..."]:
         """One boolean per element; axes before those of the layout are kept."""
         by_columns = partial(self._unpack, sharding=sharding)
-        by_rows = partial(self._unpack_by_rows, sharding=sharding)
-        return by_platform(by_columns, by_columns, words, on_tpu=by_rows)
+        # With Explicit axes the groups of rows may not be cut as the rows are. Words that are
+        # folded in two are of more elements than any TPU holds.
+        is_folded = len(self.words_shape) > self.leading + 1
+        if sharding is not None or is_folded or not are_known(words.shape):
+            return by_columns(words)
+        return by_platform(None, by_columns, words, on_tpu=self._unpack_by_rows)
 
     def _unpack(self, words: Words, *, sharding: NamedSharding | None) -> Bool[Array, "..."]:
         batch = words.shape[: words.ndim - len(self.words_shape)]
         # Each of 32 lanes shifts its own bit to the lowest place.
-        bits = (words[..., None] >> lanes(words.ndim)) & jnp.uint32(1)
+        bits = split_lanes(words)
         packed = WORD_BITS * math.prod(self.words_shape[self.leading :])
         if packed != self.merged:  # the last word of a row has spare bits
             rows = (*batch, *self.stored[: self.leading])
             bits = bits.reshape(*rows, packed)[..., : self.merged]
         return self._in_place(bits, batch, sharding) != 0
 
-    def _unpack_by_rows(
-        self, words: Words, *, sharding: NamedSharding | None
-    ) -> Bool[Array, "..."]:
-        # With Explicit axes the groups of rows may not be cut as the rows are. Words that are
-        # folded in two are of more elements than any TPU holds.
-        is_folded = len(self.words_shape) > self.leading + 1
-        if sharding is not None or is_folded or not are_known(words.shape):
-            return self._unpack(words, sharding=sharding)
+    def _unpack_by_rows(self, words: Words) -> Bool[Array, "..."]:
         batch = words.shape[: words.ndim - len(self.words_shape)]
         if not self.leading:
             words = jnp.pad(words, [(0, 0)] * len(batch) + [(0, -words.shape[-1] % _LANE_WORDS)])
@@ -119,7 +117,7 @@ class Layout:
             bits = bits.reshape(*batch, -1)[..., : self.merged]
         else:
             bits = unpack_by_rows(words, self.merged)
-        return self._in_place(bits, batch, sharding)
+        return self._in_place(bits, batch, None)
 
     def _in_place(
         self, bits: Array, batch: tuple[int, ...], sharding: NamedSharding | None
@@ -171,7 +169,8 @@ class Layout:
 
     def unsplit(self, sharding: NamedSharding | None) -> PartitionSpec | None:
         """How a mask is split that is sharded as given, if its words do not say it."""
-        mask, words = self.sharding(sharding), self.words_sharding(self.sharding(sharding))
+        mask = self.sharding(sharding)
+        words = self.words_sharding(mask)
         if mask is None or words is None:
             return None
         # Words that are split as the mask is have its mesh axes in the same order.
@@ -192,6 +191,11 @@ def join_lanes(bits: UInt32[Array, "..."]) -> Words:
     """Words of the bits, 0 or 1, along the last axis."""
     # No two lanes share a bit, so their sum is their union.
     return jnp.sum(bits << lanes(bits.ndim - 1), axis=-1, dtype=jnp.uint32)
+
+
+def split_lanes(words: Words) -> UInt32[Array, "..."]:
+    """The bits of words along one more axis, the inverse of `join_lanes`."""
+    return (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
 
 
 def lanes(words_ndim: int) -> UInt32[Array, "..."]:

@@ -1,9 +1,9 @@
 """Any part of a large mask, drawn by itself: its words are addressed as those of the whole."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,8 @@ from jaxtyping import Int
 
 from jaxdrop.base.describe import describe
 from jaxdrop.base.validate import Check
-from jaxdrop.core.layout import WORD_BITS, Layout, lanes, mask_layout
-from jaxdrop.core.words import Address, Words, flat_address
-
-Fold: TypeAlias = Callable[[Address], Words]
-"""Draws the words of a mask at their addresses, as `fold_words` does for a key and a rate."""
+from jaxdrop.core.layout import WORD_BITS, Layout, mask_layout, split_lanes
+from jaxdrop.core.words import Fold, Words, flat_address
 
 _MOST_INDICES = 2**32  # that a word can count
 
@@ -176,8 +173,7 @@ def draw_rows(
 
 def bits_of(words: Words, length: int) -> Array:
     """The first bits of each row of words, as booleans."""
-    bits = (words[..., None] >> lanes(words.ndim)) & np.uint32(1)
-    return bits.reshape(*words.shape[:-1], -1)[..., :length] != 0
+    return split_lanes(words).reshape(*words.shape[:-1], -1)[..., :length] != 0
 
 
 def _from_bit(words: Words, offset: Words) -> Words:

@@ -10,7 +10,7 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -41,6 +41,10 @@ class Address(NamedTuple):
 
     high: Words
     low: Words
+
+
+Fold: TypeAlias = Callable[[Address], Words]
+"""Draws the words of a mask at their addresses, for some key and rate."""
 
 
 def threefry_2x32(key: tuple[Words, Words], x0: Words, x1: Words) -> tuple[Words, Words]:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Int
 
+from jaxdrop.base.arguments import key_unless
 from jaxdrop.base.compat import decided
 from jaxdrop.base.describe import describe
 from jaxdrop.base.types import Key, Rate
@@ -226,10 +226,8 @@ def checked_dropping(
 ) -> Dropping:
     """Checks how weights are dropped; `axes` is the number of axes of the caller's weights."""
     rng, on_grid = drops.rng, grid_rate(check.probability("rate", drops.rate))
-    if rng is None and on_grid.is_one:
-        rng = jax.random.key(0)  # with which nothing is drawn
-    elif rng is not None or not on_grid.is_zero:
-        rng = check.one_key(rng, "rng")
+    if rng is not None or not on_grid.is_zero:
+        rng = key_unless(check, rng, idle=on_grid.is_one, name="rng")
     # Without a batch, the caller's axis 0 is the axis of heads.
     shared = tuple(axis + max(AXES - axes, 0) for axis in shared)
     return Dropping(None if on_grid.is_zero else rng, on_grid, shared, offsets.within)

@@ -104,19 +104,19 @@ class Attended(NamedTuple):
         return _heads_first(total.reshape(batch, key_heads * groups, queries))
 
 
-def output_spec(inputs: Inputs[Array]) -> PartitionSpec:
-    """How the output is split on Explicit axes: like the query, and along the batch like
-    the first input that is split there.
+def output_specs(inputs: Inputs[Array]) -> tuple[PartitionSpec, PartitionSpec]:
+    """How the output and the log-sum-exp are split on Explicit axes: like the query, and
+    along the batch like the first input that is split there.
     """
     query, *others = (jax.typeof(x).sharding.spec for x in inputs[:4] if x is not None)
     batch, *rest = (*query, *(None for _ in range(inputs.query.ndim - len(query))))
     if inputs.value.shape[-1] != inputs.query.shape[-1]:
         rest[-1] = None
     used = {name for part in rest for name in mesh_axes(part)}
-    for part in (batch, *(spec[0] for spec in others if spec)):
-        if part is not None and used.isdisjoint(mesh_axes(part)):
-            return PartitionSpec(part, *rest)
-    return PartitionSpec(None, *rest)
+    parts = (batch, *(spec[0] for spec in others if spec))
+    free = (part for part in parts if part is not None and used.isdisjoint(mesh_axes(part)))
+    first = next(free, None)
+    return PartitionSpec(first, *rest), PartitionSpec(first, *rest[:-1])
 
 
 def grouped(inputs: Inputs[Array], selection: Selection) -> tuple[Inputs[Array], Selection]:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import PartitionSpec
 
 from jaxdrop.base.compat import vary_as
 from jaxdrop.base.platforms import by_platform
@@ -29,7 +28,7 @@ from jaxdrop.methods.attention.operands import (
     Result,
     Selection,
     Slopes,
-    output_spec,
+    output_specs,
 )
 
 Residuals: TypeAlias = tuple[Inputs[Array], Selection, Attended]
@@ -99,15 +98,15 @@ def attention_by(passes: Passes, arguments: Arguments) -> Result:
 
 def _zeros(passes: Passes, arguments: Arguments) -> Result:
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
-    operands, spec = (dropping.rng, inputs, selection), output_spec(inputs)
+    operands, (of_out, of_rows) = (dropping.rng, inputs, selection), output_specs(inputs)
     shape = (*inputs.query.shape[:-1], inputs.value.shape[-1])
-    zeros = automatic(lambda x: jnp.zeros(shape, x.query.dtype), spec, inputs)
+    zeros = automatic(lambda x: jnp.zeros(shape, x.query.dtype), of_out, inputs)
     zeros = vary_as(zeros, operands)
     if not arguments.residual:
         return zeros
     if arguments.has_no_weights:
-        dtype, spec = compute_dtype(inputs.query), PartitionSpec(*spec[:-1])
-        rows = automatic(lambda _: jnp.full(shape[:-1], -jnp.inf, dtype), spec, inputs)
+        dtype = compute_dtype(inputs.query)
+        rows = automatic(lambda _: jnp.full(shape[:-1], -jnp.inf, dtype), of_rows, inputs)
         return zeros, vary_as(rows, operands)
     # Values do not change the log-sum-exp, and passes want some.
     *others, features = inputs.value.shape
@@ -136,9 +135,8 @@ def _attention_by(
         out = attended.out.astype(inputs.query.dtype)
         return (out, attended.residual()) if residual else out
 
-    spec = output_spec(inputs)
-    specs = (spec, PartitionSpec(*spec[:-1])) if residual else spec
-    return automatic(results, specs, inputs, selection)
+    specs = output_specs(inputs)
+    return automatic(results, specs if residual else specs[0], inputs, selection)
 
 
 # `custom_vjp` has no forward mode, and `custom_jvp` alone leaves the transpose of

@@ -62,9 +62,10 @@ def draw_tile(
     fold = partial(fold_words, key, rate)
     words = draw_rows(fold, layout, indices, columns.length, aligned=aligned)
     by_columns = partial(bits_of, length=columns.length)
+    if not are_known(words.shape):
+        return by_columns(words)
     by_rows = partial(unpack_by_rows, columns=columns.length)
-    on_tpu = by_rows if are_known(words.shape) else by_columns
-    return by_platform(by_columns, by_columns, words, on_tpu=on_tpu)
+    return by_platform(None, by_columns, words, on_tpu=by_rows)
 
 
 def _indices(

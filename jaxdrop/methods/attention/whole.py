@@ -8,7 +8,6 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from jaxdrop.base.sharding import automatic
@@ -16,7 +15,7 @@ from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import compute_dtype
 from jaxdrop.methods.attention.arguments import Arguments
-from jaxdrop.methods.attention.operands import Inputs, Result, Selection, output_spec
+from jaxdrop.methods.attention.operands import Inputs, Result, Selection, output_specs
 from jaxdrop.methods.attention.tile_weights import capped
 from jaxdrop.methods.masked import drop_on_grid
 from jaxdrop.rescale import expected
@@ -32,9 +31,10 @@ def whole(check: Check, arguments: Arguments) -> Result:
             )
     inputs, selection = arguments.inputs, arguments.selection
     attend = partial(_attention, arguments)
-    spec = output_spec(inputs)
-    specs = (spec, PartitionSpec(*spec[:-1])) if arguments.residual else spec
-    return automatic(attend, specs, inputs, selection, arguments.dropping.rng)
+    specs = output_specs(inputs)
+    return automatic(
+        attend, specs if arguments.residual else specs[0], inputs, selection, arguments.dropping.rng
+    )
 
 
 # The arrays are passed separately from `arguments`, because `automatic` changes how they are split.

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool
 
-from jaxdrop.core.bernoulli import fold_pair
+from jaxdrop.core.fold_step import fold_pair
 from jaxdrop.core.layout import WORD_BITS, Layout
 from jaxdrop.core.part import place_of_bit
 from jaxdrop.core.words import Address, ThreefryKey, Words, flat_address
