@@ -5,15 +5,10 @@ A constant NaN in a `where` would stop it, because eager operations, such as tho
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float
 
 
 def nan_unless(valid: Bool[Array, "..."], value: Float[Array, "..."]) -> Float[Array, "..."]:
     """The value where it is valid, and NaN elsewhere."""
     return jnp.where(valid, value, jnp.zeros_like(value) / valid.astype(value.dtype))
-
-
-def nan_like(nan: Float[Array, ""], y: Array) -> Array:
-    """An array like `y`, filled with a number that may be NaN; it has no gradient."""
-    return jnp.full_like(y, lax.stop_gradient(nan))

@@ -12,7 +12,6 @@ from jaxtyping import Bool, UInt32
 
 from jaxdrop.base.axes import broadcasts
 from jaxdrop.base.describe import describe
-from jaxdrop.base.nan import nan_like
 from jaxdrop.base.sharding import explicit_sharding
 from jaxdrop.core.mask import Mask
 
@@ -74,7 +73,8 @@ def poisoned(mask: Mask, y: Array) -> Array:
     if mask.keep_prob.ndim:  # a factor may be smaller than the array of probabilities
         y = jnp.broadcast_to(y, jnp.broadcast_shapes(y.shape, mask.keep_prob.shape))
     if jnp.issubdtype(y.dtype, jnp.inexact):
-        poison = nan_like(mask.keep_prob, y)
+        # Not a constant, at which `jax.debug_nans` would stop though it is not used.
+        poison = lax.stop_gradient(mask.keep_prob).astype(y.dtype)
     elif y.dtype == jnp.bool_:
         poison = jnp.zeros_like(y)
     else:
