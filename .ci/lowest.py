@@ -6,7 +6,11 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 optional = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *optional["examples"], *optional["test"]]:
+extras = ("flax", "equinox", "haiku", "examples", "test")
+for requirement in [
+    *project["dependencies"],
+    *(one for extra in extras for one in optional[extra]),
+]:
     if found := re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement):
         name, version = found.groups()
         print(f"{name}=={version}")

@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,32 +101,43 @@ def processor_time() -> float:
     return t.user + t.system + t.children_user + t.children_system
 
 
-def compile_once(device: Target, name: str, case: Case) -> tuple[float, float, int]:
+class Compiled(NamedTuple):
     """Seconds on the clock and of the processors, from cold caches, and kernels started."""
+
+    seconds: float
+    processor_seconds: float
+    kernels: int | None  # None if a loop has a number of trips that is not known
+
+
+def compile_once(device: Target, name: str, case: Case) -> Compiled:
+    """Compiles one candidate."""
     jax.clear_caches()
     clock, processors = time.perf_counter(), processor_time()
     compiled = device.compile(program(CANDIDATES[name], case), *types(case))
     seconds = time.perf_counter() - clock, processor_time() - processors
-    return *seconds, sum(k.runs for k in Program(compiled.as_text() or "").kernels())
+    kernels = None
+    with suppress(ValueError):
+        kernels = sum(k.runs for k in Program(compiled.as_text() or "").kernels())
+    return Compiled(*seconds, kernels)
 
 
 def compare(device: Target, rounds: int, case: Case) -> Record:
     """Medians of all candidates, and their ratios to `jax.random.bernoulli`."""
-    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in CANDIDATES}
+    found: dict[str, list[Compiled]] = {name: [] for name in CANDIDATES}
     order = list(CANDIDATES)
     for _ in range(rounds if case.sites <= _MANY else 1):
         random.Random(case.sites).shuffle(order)
         for name in order:
             found[name].append(compile_once(device, name, case))
-    reference = np.array(found[BERNOULLI])
+    times = {name: np.array([one[:2] for one in ones]) for name, ones in found.items()}
     record: Record = case._asdict()
-    for name, samples in found.items():
-        seconds, processor_seconds, kernels = np.median(samples, axis=0)
-        ratios = np.median(np.array(samples) / reference, axis=0)
+    for name, samples in times.items():
+        seconds, processor_seconds = np.median(samples, axis=0)
+        ratios = np.median(samples / times[BERNOULLI], axis=0)
         record[name] = {
             "seconds": rounded(seconds),
             "processor_seconds": rounded(processor_seconds),
-            "kernels": int(kernels),
+            "kernels": found[name][0].kernels,
             "ratio": rounded(ratios[0]),
             "processor_ratio": rounded(ratios[1]),
         }

@@ -20,6 +20,7 @@ ALLOWED = {
     "planting": {"base", "core", "planting"},
     "match": {"planting"},
     "transforms": {"base", "core", "transforms"},
+    "frameworks": {"base", "methods", "planting", "frameworks"},
     "checks": {"base", "core", "checks"},
     "uncertainty": {"base", "core", "uncertainty"},
     "__init__": {
@@ -36,6 +37,13 @@ ALLOWED = {
 }
 MOST_LINES_OF_A_FILE = 350
 MOST_LINES_OF_A_FUNCTION = 30  # without its docstring
+# A module for a framework imports it. Only those who use the framework import the module.
+FRAMEWORKS = {
+    "frameworks/linen.py": {"flax"},
+    "frameworks/nnx.py": {"flax"},
+    "frameworks/equinox.py": {"equinox"},
+    "frameworks/haiku.py": {"haiku"},
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -79,6 +87,7 @@ def test_package_depends_on_four_libraries(path):
     for name in imports_of(path):
         top = name.split(".")[0]
         known = {"jaxdrop", "jax", "chex", "optax", "jaxtyping", "numpy"}
+        known |= FRAMEWORKS.get(str(path.relative_to(ROOT)), set())
         assert top in known or top in sys.stdlib_module_names, name
 
 

@@ -4,7 +4,6 @@ A model drops where it has a key and not where it has none, so that it serves
 for training and for use. All that a framework is taught is where keys come from.
 """
 
-import re
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -16,11 +15,9 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
-from scripts import ROOT
 
 from jaxdrop import (
     apply_mask,
-    dot_product_attention,
     draw_mask,
     drop_block,
     drop_condition,
@@ -700,97 +697,3 @@ def test_denoiser_in_haiku_learns_what_stands_for_no_condition(key):
     np.testing.assert_array_equal(of_condition["size"].any(axis=1), kept)
     assert not slopes(jax.random.key(1), 0.0)[0].any()
     assert not any(leaf.any() for leaf in slopes(jax.random.key(1), 1.0)[1].values())
-
-
-# The attention layers of flax, with the README's function in the place of the one that they call.
-
-
-def readme_function(**options):
-    """The README's `attention`, of which `options` override those of `dot_product_attention`."""
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"\ndef attention\(.*?\n\n\n", readme, re.S)
-    attend = partial(dot_product_attention, **options)
-    space = {"jaxdrop": SimpleNamespace(dot_product_attention=attend)}
-    exec(compile(code, "README.md", "exec"), space)
-    return space["attention"]
-
-
-def linen_layer(x, attention_fn, is_causal, **options):
-    layer = linen.MultiHeadDotProductAttention(
-        num_heads=4, dropout_rate=0.3, attention_fn=attention_fn, **options
-    )
-    mask = linen.make_causal_mask(x[..., 0]) if is_causal else None
-    params = layer.init(jax.random.key(0), x, deterministic=True)
-
-    def run(x, deterministic):
-        rngs = {} if deterministic else {"dropout": jax.random.key(1)}
-        return layer.apply(params, x, mask=mask, deterministic=deterministic, rngs=rngs)
-
-    return run
-
-
-def nnx_layer(x, attention_fn, is_causal, **options):
-    layer = nnx.MultiHeadAttention(
-        4,
-        x.shape[-1],
-        dropout_rate=0.3,
-        attention_fn=attention_fn,
-        decode=False,
-        rngs=nnx.Rngs(params=0, dropout=1),
-        **options,
-    )
-
-    def run(x, deterministic):
-        rngs = None if deterministic else nnx.Rngs(dropout=1)
-        return layer(x, is_causal=is_causal, deterministic=deterministic, rngs=rngs)
-
-    return run
-
-
-LAYERS = pytest.mark.parametrize("layer", [linen_layer, nnx_layer])
-
-
-@LAYERS
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_attention_layers_of_flax_take_the_function_of_the_readme(layer, is_causal):
-    x = normal(0, 2, 40, 16)
-    ours = layer(x, readme_function(), is_causal)
-    whole = layer(x, readme_function(implementation="whole"), is_causal)
-    attention = {linen_layer: linen, nnx_layer: nnx}[layer].dot_product_attention
-    np.testing.assert_allclose(ours(x, True), layer(x, attention, is_causal)(x, True), atol=1e-6)
-    np.testing.assert_allclose(dropped := ours(x, False), whole(x, False), atol=1e-6)
-    assert not np.allclose(dropped, ours(x, True), atol=1e-2)
-
-
-@LAYERS
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_causal_layers_of_flax_do_not_see_what_comes_later(layer, deterministic):
-    x = normal(0, 2, 40, 16)
-    run = layer(x, readme_function(), True)
-    changed = x.at[:, -1].add(1.0)
-    before, after = run(x, deterministic), run(changed, deterministic)
-    np.testing.assert_array_equal(after[:, :-1], before[:, :-1])
-    assert not np.allclose(after[:, -1], before[:, -1])
-
-
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("batch", [(), (2,)])
-def test_function_of_the_readme_shares_a_mask_as_flax_does(batch, shared):
-    """Over batch and heads, or over nothing; flax draws the mask's shape in the same way."""
-    query = jnp.zeros((*batch, 8, 4, 8))
-    value = jnp.broadcast_to(jnp.eye(8)[:, None], query.shape)  # the output is the weights
-    for attention in (readme_function(), linen.dot_product_attention):
-        options = {"dropout_rng": jax.random.key(1), "broadcast_dropout": shared}
-        kept = attention(query, query, value, dropout_rate=0.5, **options) != 0
-        weights = np.moveaxis(kept, -2, -3)  # (..., N, T, S)
-        patterns = {pattern.tobytes() for pattern in weights.reshape(-1, 8, 8)}
-        assert len(patterns) == (1 if shared else weights.size // 64)
-
-
-@pytest.mark.parametrize("argument", [{"precision": "highest"}, {"module": object()}])
-def test_function_of_the_readme_refuses_what_it_cannot_honour(argument):
-    x = jnp.ones((2, 8, 4, 8))
-    with pytest.raises(NotImplementedError, match="precision and sown weights must be left out"):
-        readme_function()(x, x, x, **argument)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'new_argument'"):
-        readme_function()(x, x, x, new_argument=1)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple
 
 from jax.extend import source_info_util
@@ -37,7 +38,7 @@ class Frame(NamedTuple):
     """A Python function that was running when an equation was traced, and where it was."""
 
     function: str
-    position: tuple[Hashable, int]  # its code object, and the position of the instruction
+    position: tuple[CodeType, int]  # its code object, and the position of the instruction
     is_internal: bool
 
 

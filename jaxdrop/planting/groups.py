@@ -17,8 +17,9 @@ from operator import or_
 
 from jax.extend.core import Var
 
-from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.equations import Equation, Frame
 from jaxdrop.planting.jaxprs import AnyJaxpr, opened, unique_variables
+from jaxdrop.planting.reach import may_follow
 from jaxdrop.planting.rules import Candidate, Matcher
 
 
@@ -148,28 +149,46 @@ def _refuse_repeats(
     # integer. A function may have thousands of lines and variables, and sets would be
     # slow.
     behind: dict[tuple[Group, Var], int] = {}
+    made_in: dict[tuple[Group, Var], Sequence[Frame]] = {}
     bits: dict[Hashable, int] = {}
-    for group, line, visit in _visits(equations, groups):
-        bit = 1 << bits.setdefault(line, len(bits))
+    for group, visit in _visits(equations, groups):
+        frames = visit[0].frames
+        bit = 1 << bits.setdefault(_line(frames), len(bits))
         read = unique_variables(atom for equation in visit for atom in equation.operands)
-        before = reduce(or_, (behind.get((group, variable), 0) for variable in read), 0)
-        if before & bit:
+        read = [(group, variable) for variable in read if (group, variable) in behind]
+        before = reduce(or_, (behind[one] for one in read), 0)
+        if before & bit or any(_in_another_call(made_in[one], frames) for one in read):
             raise NotImplementedError(
                 f"{caller}: {group.candidate.text!r} runs the line at {visit[0].source}"
                 " again on its own result, so it loops or is called in a loop, and these cases look"
                 " the same. Mark the value by jaxdrop.site, or match a named_scope around it."
             )
         for equation in visit:
-            behind.update({(group, variable): before | bit for variable in equation.results})
+            for variable in equation.results:
+                behind[group, variable], made_in[group, variable] = before | bit, frames
+
+
+def _line(frames: Sequence[Frame]) -> Hashable:
+    return tuple(frame.position for frame in frames)
+
+
+def _in_another_call(before: Sequence[Frame], after: Sequence[Frame]) -> bool:
+    """Whether no single call can run these two lines in this order, as in `a(x) if i else b(x)`."""
+    for one, other in zip(before, after, strict=False):
+        if one.position != other.position:
+            (code, first), (other_code, second) = one.position, other.position
+            same = code is other_code and not one.is_internal
+            return same and not may_follow(code, first, second)
+    return False
 
 
 def _visits(
     equations: Sequence[Equation], groups: Sequence[Group | None]
-) -> Iterator[tuple[Group, Hashable, Sequence[Equation]]]:
-    """For each visit of a line of Python: its group, the line, and the equations that it made."""
-    lines = [tuple(frame.position for frame in equation.frames) for equation in equations]
+) -> Iterator[tuple[Group, Sequence[Equation]]]:
+    """For each visit of a line of Python: its group, and the equations that it made."""
+    lines = [_line(equation.frames) for equation in equations]
     indices = range(len(equations))
-    for (group, line), run in groupby(indices, lambda index: (groups[index], lines[index])):
+    for (group, _), run in groupby(indices, lambda index: (groups[index], lines[index])):
         if group:
             made = [equations[index] for index in run]
             # One line may make several equations, as `jnp.var` does. If the same
@@ -178,4 +197,4 @@ def _visits(
             lengths = range(1, len(names) + 1)
             length = next(n for n in lengths if names == names[:n] * (len(names) // n))
             for start in range(0, len(made), length):
-                yield group, line, made[start : start + length]
+                yield group, made[start : start + length]

@@ -17,7 +17,7 @@ from jaxdrop.planting.planner import Planner
 from jaxdrop.planting.report import LISTED, refuse_unmatched, table_of
 from jaxdrop.planting.rules import Rules, RulesLike
 from jaxdrop.planting.table import SiteTable
-from jaxdrop.planting.tracing import PyTree, refuse_functions, trace
+from jaxdrop.planting.tracing import PyTree, refuse_functions, refusing_changes, trace
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -58,7 +58,8 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
       TypeError: `fn` is not callable, `rules` are not rules; when called, if
         `key` is not one key, or a drop changes the shape or dtype.
       KeyError: when called, if a rule matches nothing.
-      ValueError: when called, if two rules of a dict match one site.
+      ValueError: when called, if two rules of a dict match one site, or `fn` changes an
+        argument, such as the running mean of a module of flax.nnx.
       NotImplementedError: when called, if a rule matches a site where no drop
         can be put. The message says where it is and what to do.
 
@@ -84,7 +85,7 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
     def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         key = Check("plant").one_key(key)
         mark_consumed(key)
-        jaxpr, unflatten, operands = trace("plant", _checked("plant", fn), *args, **kwargs)
+        jaxpr, unflatten, operands = trace("plant", _without_changes(fn), *args, **kwargs)
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
         refuse_unmatched(jaxpr, plan, checked_rules)
         root = as_threefry(key)
@@ -145,6 +146,14 @@ def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return results
 
     return checked
+
+
+def _without_changes(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    def unchanging(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        with refusing_changes("plant", args, kwargs):
+            return _checked("plant", fn)(*args, **kwargs)
+
+    return unchanging
 
 
 def _with_signature(planted: Any, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
 """From a function to a jaxpr in which its sites can be seen."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import jax
@@ -14,6 +15,7 @@ from jaxdrop.planting.mark import is_array, planting, site_p
 PyTree: TypeAlias = Any
 """Arrays, keys and whatever else a user's function takes and returns."""
 Unflatten: TypeAlias = Callable[[Values], PyTree]
+_ABSENT = object()
 
 
 def trace(
@@ -75,6 +77,37 @@ def _without_tracer(leaf: Value) -> Value:
 def _is_traced(leaf: Value) -> bool:
     like_array = is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
     return like_array and leaf.dtype != jax.dtypes.float0
+
+
+@contextmanager
+def refusing_changes(
+    caller: str, args: Sequence[PyTree], kwargs: dict[str, PyTree]
+) -> Generator[None]:
+    """Refuses changes in arguments: the traced function has copies, so they would be lost."""
+    before, again = _leaves(args, kwargs), _leaves(args, kwargs)
+    yield
+    after = _leaves(args, kwargs)
+    for name in {**before, **after}:
+        # A pytree of the user may be flattened to other arrays each time.
+        if _leaf(before, name) is _leaf(again, name) is not _leaf(after, name):
+            raise ValueError(
+                f"{caller}: fn must not change its arguments, since the change would be lost; it"
+                f" changed {name}. Return the new value. For modules of flax.nnx, use"
+                " jaxdrop.frameworks.nnx.plant."
+            )
+
+
+def _leaves(args: Sequence[PyTree], kwargs: dict[str, PyTree]) -> dict[str, Value]:
+    named = {**{f"argument {place}": arg for place, arg in enumerate(args)}, **kwargs}
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": leaf
+        for name, argument in named.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(argument)
+    }
+
+
+def _leaf(leaves: dict[str, Value], name: str) -> Value:
+    return leaves.get(name, _ABSENT)
 
 
 def refuse_functions(caller: str, results: PyTree) -> None:

@@ -84,8 +84,35 @@ class ByPlatform:
         return by_platform(*ways, residuals, cotangents)
 
 
+@dataclass(frozen=True)
+class _AtPrecision:
+    """Passes under the `jax.default_matmul_precision` that was set where attention was called."""
+
+    # JAX traces `along` and `back` later, where it may be set no more. In functions that JAX
+    # differentiates itself, derivatives have the precision of the product.
+    passes: Passes
+    precision: str
+
+    def forward(self, inputs: Inputs[Array], selection: Selection) -> Attended:
+        with jax.default_matmul_precision(self.precision):
+            return self.passes.forward(inputs, selection)
+
+    def along(self, residuals: Residuals, tangents: Slopes) -> tuple[Array, Array]:
+        with jax.default_matmul_precision(self.precision):
+            return self.passes.along(residuals, tangents)
+
+    def back(
+        self, asked: Inputs[bool], residuals: Residuals, cotangents: tuple[Array, Array]
+    ) -> Slopes:
+        with jax.default_matmul_precision(self.precision):
+            return self.passes.back(asked, residuals, cotangents)
+
+
 def attention_by(passes: Passes, arguments: Arguments) -> Result:
     """The output of attention for arguments with a batch axis, and the log-sum-exp if asked for."""
+    config: Any = jax.config
+    precision: str | None = config.jax_default_matmul_precision
+    passes = passes if precision is None else _AtPrecision(passes, precision)
     dropping, inputs, selection = arguments.dropping, arguments.inputs, arguments.selection
     if arguments.gives_zeros:  # so passes never get an empty array or a known rate of 1
         return _zeros(passes, arguments)

@@ -1,0 +1,72 @@
+"""Attention with the arguments that the layers of flax pass, for linen and for nnx."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxdrop.methods.attention.dot_product import Implementation, dot_product_attention
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    rng: Any,
+    rate: Any,
+    *,
+    bias: Any,
+    mask: Any,
+    is_causal: bool,
+    broadcast_dropout: bool,
+    precision: Any,
+    sow: Callable[[Array], Any] | None,
+    implementation: Implementation | None,
+) -> Array:
+    """Attention; `sow` takes the weights before anything is dropped."""
+    options: Any = {
+        "bias": None if bias is None else jnp.asarray(bias).astype(query.dtype),
+        "mask": None if mask is None else jnp.asarray(mask).astype(bool),
+        "is_causal": is_causal,
+        "implementation": implementation,
+    }
+    with _precision(precision):
+        if sow is not None:
+            # The weights are what attention makes of one-hot values.
+            *batch, length, heads, _ = key.shape
+            one_hot = jnp.eye(length, dtype=value.dtype)[:, None]
+            one_hot = jnp.broadcast_to(one_hot, (*batch, length, heads, length))
+            weights = dot_product_attention(None, query, key, one_hot, 0.0, **options)
+            sow(jnp.moveaxis(weights, -2, -3))
+        # Flax shares a mask over the batch and over heads.
+        shared = range(query.ndim - 2) if broadcast_dropout else ()
+        return dot_product_attention(rng, query, key, value, rate, broadcast_dims=shared, **options)
+
+
+def _precision(precision: Any) -> Any:
+    if isinstance(precision, tuple) and len(set(precision)) == 1:
+        precision = precision[0]
+    if precision is None:
+        return nullcontext()
+    if isinstance(precision, lax.Precision):
+        precision = precision.name.lower()
+    elif isinstance(precision, lax.DotAlgorithmPreset):
+        precision = precision.name
+    if not isinstance(precision, str):
+        raise NotImplementedError(
+            f"attention_fn: precision must be one for both operands, by name; got {precision}."
+        )
+    return jax.default_matmul_precision(precision)
+
+
+def refuse(**arguments: Any) -> None:
+    """Refuses the arguments that are not None, by name."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise NotImplementedError(
+                f"attention_fn: {name} must be None; got {value!r}. Use flax's own attention, or"
+                " jaxdrop.dropout on its weights."
+            )

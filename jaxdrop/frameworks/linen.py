@@ -1,0 +1,119 @@
+"""Drops as layers of flax.linen, and attention with dropped weights for its layers."""
+
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax import Array
+
+from jaxdrop.base.types import Key
+from jaxdrop.frameworks.attention import attend, refuse
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.methods.attention.dot_product import Implementation
+
+
+class Drop(nn.Module):
+    """Any drop in the place of `nn.Dropout`.
+
+    It has the keys, and so the names, that `nn.Dropout` has in its place. At test time it
+    gives its input; `zoneout` and `shake_drop` give their mean, and `drop_tokens` all tokens.
+
+    Attributes:
+      drop: a function `(key, x) -> y`, or one with more arguments, such as `zoneout`.
+      deterministic: whether nothing is dropped; here or when called.
+      rng_collection: the collection that keys come from. None is asked for at a known
+        rate of 0.
+      at_test: a function of x for test time; None for what stands above.
+
+    Raises:
+      TypeError: `drop` or `at_test` is no function.
+      ValueError: one of the methods named above is inside of another drop, and there is
+        no `at_test`.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> from jaxdrop.frameworks import linen
+      >>> layer = linen.Drop(partial(jaxdrop.drop_path, rate=0.5), deterministic=False)
+      >>> layer.apply({}, jnp.ones((4, 3)), rngs={"dropout": jax.random.key(0)}).shape
+      (4, 3)
+    """
+
+    drop: AnyDrop
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    at_test: AnyDrop | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Any, deterministic: bool | None = None, rng: Key | None = None, **arguments: Any
+    ) -> Any:
+        """Drops from `x`; the keyword arguments that no layer knows go to the drop."""
+        at_test = at_test_time(self.drop, self.at_test)
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        if deterministic or drops_nothing(self.drop):
+            return at_test(x, **arguments)
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        return self.drop(key, x, **arguments)
+
+
+# Linen derives the names of layers, and from them their keys, from the name of the class.
+Drop.__name__ = nn.Dropout.__name__
+
+
+def attention_fn(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: Key | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: Any = None,
+    precision: Any = None,
+    module: nn.Module | None = None,
+    force_fp32_for_softmax: bool = False,
+    einsum_dot_general: Any = None,
+    qk_attn_weights_einsum: Any = None,
+    attn_weights_value_einsum: Any = None,
+    *,
+    implementation: Implementation | None = None,
+) -> Array:
+    """`jaxdrop.dot_product_attention` as the `attention_fn` of linen's attention layers.
+
+    It takes what `nn.dot_product_attention` takes and shares masks as that does. The
+    softmax is computed in float32 or wider, whatever `force_fp32_for_softmax` says, and
+    a query that sees no key gives zeros. To sow the weights, it computes all of them.
+
+    Raises:
+      NotImplementedError: one of the three `einsum` arguments is given, or a precision
+        that differs between the operands.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> from jaxdrop.frameworks.linen import attention_fn
+      >>> layer = nn.MultiHeadDotProductAttention(4, dropout_rate=0.1, attention_fn=attention_fn)
+    """
+    del force_fp32_for_softmax
+    refuse(
+        einsum_dot_general=einsum_dot_general,
+        qk_attn_weights_einsum=qk_attn_weights_einsum,
+        attn_weights_value_einsum=attn_weights_value_einsum,
+    )
+    query, key, value = promote_dtype(query, key, value, dtype=dtype)
+    return attend(
+        query,
+        key,
+        value,
+        dropout_rng,
+        0.0 if deterministic else dropout_rate,
+        bias=bias,
+        mask=mask,
+        is_causal=False,
+        broadcast_dropout=broadcast_dropout,
+        precision=precision,
+        sow=module and partial(module.sow, "intermediates", "attention_weights"),
+        implementation=implementation,
+    )
