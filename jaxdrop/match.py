@@ -10,7 +10,14 @@ A matcher finds the value that the compiled program has. In an inner `vmap` this
 is the whole batch, so one mask covers all examples.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+
 from jaxdrop.planting.rules import Matcher
+
+Output: TypeAlias = int | Callable[[jax.ShapeDtypeStruct], bool] | None
 
 __all__ = ["checkpoint_name", "function", "jit", "named_scope", "primitive", "site"]
 
@@ -51,17 +58,20 @@ def checkpoint_name(pattern: str) -> Matcher:
     return Matcher("checkpoint_name", pattern)
 
 
-def named_scope(pattern: str) -> Matcher:
-    """Floating values computed inside a named scope and used outside of it.
+def named_scope(pattern: str, *, output: Output = None) -> Matcher:
+    """The floating value computed inside a named scope and used outside of it.
 
-    Modules of flax.linen, equinox and haiku run in a scope, so these values are their
-    outputs. The scope has the name of the module in flax.linen and haiku, and the name
-    of the class in equinox. The pattern must match a whole path of scopes, as
-    "net/*/Dense_0" does. If nested scopes match, only the outermost counts. Each entry
-    into a scope is a run of its own.
+    Modules of flax.linen and haiku run in a scope with the name of the module, and layers
+    of `equinox.nn` in one with the name of the class. If several values leave a scope,
+    those that are only returned are state, such as a running mean or cached keys, and
+    stay as they are. If several are left, it is an error that lists them. The pattern
+    must match a whole path of scopes, as "net/*/Dense_0" does. If nested scopes match,
+    only the outermost counts. Each entry into a scope is a run of its own.
 
     Args:
       pattern: a glob over paths of scopes, with slashes between them.
+      output: which of several values is meant: an index, as the error lists them, or a
+        function of a `jax.ShapeDtypeStruct` that is True for each of those.
 
     Returns:
       A matcher for the rules of `plant`.
@@ -76,16 +86,18 @@ def named_scope(pattern: str) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Matcher("named_scope", pattern)
+    return Matcher("named_scope", pattern, output)
 
 
-def jit(pattern: str) -> Matcher:
-    """Floating results of inner jitted functions, and of functions with a custom derivative.
+def jit(pattern: str, *, output: Output = None) -> Matcher:
+    """The floating result of inner jitted functions, and of functions with a custom derivative.
 
-    Which functions of JAX itself are jitted depends on the version of JAX.
+    Which functions of JAX itself are jitted depends on the version of JAX. Of several
+    results, those that are only returned are taken for state, as for `named_scope`.
 
     Args:
       pattern: a glob over the names of the functions.
+      output: which of several results is meant, as for `named_scope`.
 
     Returns:
       A matcher for the rules of `plant`.
@@ -96,7 +108,7 @@ def jit(pattern: str) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       0.0
     """
-    return Matcher("jit", pattern)
+    return Matcher("jit", pattern, output)
 
 
 def primitive(pattern: str) -> Matcher:
@@ -117,17 +129,20 @@ def primitive(pattern: str) -> Matcher:
     return Matcher("primitive", pattern)
 
 
-def function(pattern: str) -> Matcher:
-    """Floating values computed by a Python function and used outside of it.
+def function(pattern: str, *, output: Output = None) -> Matcher:
+    """The floating value computed by a Python function and used outside of it.
 
     If the function calls a helper, the values that the helper computes count too. If
-    nested functions match, only the outermost counts. Calls from different places are
-    different runs. `plant` refuses a function with a Python loop over its own results,
+    nested functions match, only the outermost counts. Of several values, those that are
+    only returned are taken for state, as for `named_scope`. Calls from different places
+    are different runs. `plant` refuses a function with a Python loop over its own results,
     and a function that is called in such a loop, because it cannot tell these two cases
-    apart.
+    apart. It cannot see such calls only if one call could have run all that they ran, in
+    this order.
 
     Args:
       pattern: a glob over the names of functions.
+      output: which of several values is meant, as for `named_scope`.
 
     Returns:
       A matcher for the rules of `plant`.
@@ -140,4 +155,4 @@ def function(pattern: str) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Matcher("function", pattern)
+    return Matcher("function", pattern, output)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
@@ -16,7 +17,7 @@ from jaxdrop.core.words import unconsumed
 _ROWS_PROBED = 256  # rows of the Jacobian; each row takes a backward pass
 
 
-def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
+def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: ArrayLike) -> None:
     """Asserts that the output has the shape and dtype of the input.
 
     Args:
@@ -40,7 +41,7 @@ def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: Array) -> None:
         raise AssertionError(f"{check}: the output is {y.dtype}, the input {x.dtype}.")
 
 
-def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
+def assert_same_under_jit(drop: Drop, key: Key, x: ArrayLike) -> None:
     """Asserts that `jit` does not change the mask, and changes values only by rounding.
 
     Args:
@@ -71,7 +72,7 @@ def assert_same_under_jit(drop: Drop, key: Key, x: Array) -> None:
     )
 
 
-def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: Array) -> None:
+def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: ArrayLike) -> None:
     """Asserts that the gradient is that of the forward pass with the same key.
 
     Compares rows of the Jacobian, from `jax.vjp`, with central differences of the
@@ -131,7 +132,9 @@ def _central_difference(
     return wide(moved[0]) - wide(moved[1]), ahead - behind
 
 
-def assert_key_determines_output(drop: Drop, key: Key, x: Array, *, num_samples: int = 64) -> None:
+def assert_key_determines_output(
+    drop: Drop, key: Key, x: ArrayLike, *, num_samples: int = 64
+) -> None:
     """Asserts that equal keys give equal outputs, and that the key matters.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
@@ -98,7 +99,7 @@ def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray)
     )
 
 
-def arguments(check: Check, drop: Drop, key: Key, x: Array) -> tuple[Key, Array]:
+def arguments(check: Check, drop: Drop, key: Key, x: ArrayLike) -> tuple[Key, Array]:
     """The key and the input, if they and the drop are such."""
     check.function_of("drop", drop, "(key, x)")
     return check.one_key(key), check.inexact_array("x", x)

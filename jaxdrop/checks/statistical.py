@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdrop.base.types import Drop, Key, Rate
 from jaxdrop.base.validate import Check
@@ -22,7 +22,7 @@ from jaxdrop.checks.sampling import (
 def assert_expectation_kept(
     drop: Drop,
     key: Key,
-    x: Array,
+    x: ArrayLike,
     *,
     num_samples: int = 16384,
     false_alarm_rate: float = 1e-9,
@@ -76,7 +76,7 @@ def assert_expectation_kept(
 def assert_keep_rate(
     drop: Drop,
     key: Key,
-    x: Array,
+    x: ArrayLike,
     rate: Rate,
     *,
     num_samples: int = 16384,
@@ -119,7 +119,7 @@ def assert_keep_rate(
 
 
 def assert_mask_shared_along(
-    drop: Drop, key: Key, x: Array, axis: int, *, num_samples: int = 16
+    drop: Drop, key: Key, x: ArrayLike, axis: int, *, num_samples: int = 16
 ) -> None:
     """Asserts that the same elements are dropped at all positions along an axis.
 
@@ -158,7 +158,7 @@ def assert_mask_shared_along(
 def assert_masks_differ_along(
     drop: Drop,
     key: Key,
-    x: Array,
+    x: ArrayLike,
     axis: int,
     *,
     num_samples: int = 1024,

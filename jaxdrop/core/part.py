@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jaxtyping import Int
 
+from jaxdrop.base.compat import debug_check
 from jaxdrop.base.describe import describe
 from jaxdrop.base.validate import Check
 from jaxdrop.core.layout import WORD_BITS, Layout, mask_layout, split_lanes
@@ -31,7 +32,8 @@ class Part:
 
     Attributes:
       start: index of the first element along each axis of the whole; may be traced. The
-        part must lie within the whole, which is checked for known starts.
+        part must lie within the whole, which is checked for known starts, and for traced ones
+        under `checkify` from JAX 0.8 on.
       shape: sizes of the whole.
 
     Example:
@@ -106,10 +108,16 @@ def _start(check: Check, start: Any, size: int, whole: int) -> Words | None:
     start = check.integer_array("part.start", start)
     if start.shape != ():
         raise ValueError(f"{check}: part.start must be scalars; got shape {start.shape}.")
-    known = not isinstance(start, Tracer)
-    if known and not 0 <= int(start) <= whole - size:
+    last = whole - size
+    if isinstance(start, Tracer):
+        debug_check(
+            (start >= 0) & (start <= last),
+            f"part.start must lie in [0, {last}]; got {{start}}",
+            start=start,
+        )
+    elif not 0 <= int(start) <= last:
         raise ValueError(
-            f"{check}: part.start must lie in [0, {whole - size}] for {size} of {whole} elements;"
+            f"{check}: part.start must lie in [0, {last}] for {size} of {whole} elements;"
             f" got {int(start)}."
         )
     return None if size == whole else start.astype(jnp.uint32)

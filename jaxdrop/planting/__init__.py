@@ -7,7 +7,7 @@ the files in the order in which they handle an equation:
 - `keys`: which key each run of a site gets;
 - `tracing`: from a function to a jaxpr;
 - `rules`: the names of values that a rule matches, as the functions of `jaxdrop.match` make them;
-- `equations`, `reach`, `groups`, `candidates`: which values of a jaxpr are sites;
+- `equations`, `reach`, `outputs`, `groups`, `candidates`: which values of a jaxpr are sites;
 - `drops`: how a value is dropped, and its derivative;
 - `plan`: the interpreter;
 - `steps`: the steps of a plan, except calls;

@@ -8,16 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax.extend.core import Var
 
 from jaxdrop.planting.drops import Site
 from jaxdrop.planting.equations import Equation
-from jaxdrop.planting.groups import Block, Found, Surroundings, leaving, paths_of
+from jaxdrop.planting.groups import Block, Found, Surroundings, is_floating, leaving, paths_of
 from jaxdrop.planting.mark import site_p, token_p
 from jaxdrop.planting.rules import Candidate, Matcher, Rules
 
-_GROUPED = ("named_scope", "function")
+_GROUPED = ("named_scope", "function", "jit")
 
 
 class Sites(NamedTuple):
@@ -111,7 +110,7 @@ def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var
 def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Iterator[Found]:
     """The variables that may be sites.
 
-    For scopes and functions, only matching ones are returned; for other kinds, all
+    For scopes, functions and calls, only matching ones are returned; for other kinds, all
     names are returned.
     """
     matchers = [matcher for matcher in matchers if matcher not in block.around.taken]
@@ -120,13 +119,11 @@ def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Ite
         for kind in kinds:
             for name in names_of(equation, block.around, kind):
                 for variable in equation.results:
-                    if kind == "site" or _is_floating(variable):
+                    if kind == "site" or is_floating(variable):
                         yield Found(equation, variable, Candidate(kind, name))
     for matcher in matchers:
         if matcher.kind in _GROUPED:
-            yield from (
-                one for one in leaving(block, matcher, caller) if _is_floating(one.variable)
-            )
+            yield from leaving(block, matcher, caller)
 
 
 def names_of(equation: Equation, around: Surroundings, kind: str) -> list[str]:
@@ -148,11 +145,6 @@ def names_of(equation: Equation, around: Surroundings, kind: str) -> list[str]:
 def path_of(equation: Equation) -> str:
     """The path of a marked array in its pytree."""
     return equation.params["path"] if equation.primitive in (token_p, site_p) else ""
-
-
-def _is_floating(variable: Var) -> bool:
-    dtype = getattr(variable.aval, "dtype", None)  # tokens of effects have none
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _refuse_derivatives(

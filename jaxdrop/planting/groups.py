@@ -15,12 +15,16 @@ from functools import cached_property, reduce
 from itertools import groupby
 from operator import or_
 
+import jax.numpy as jnp
 from jax.extend.core import Var
 
 from jaxdrop.planting.equations import Equation, Frame
 from jaxdrop.planting.jaxprs import AnyJaxpr, opened, unique_variables
+from jaxdrop.planting.outputs import Leaving, outputs_of
 from jaxdrop.planting.reach import may_follow
 from jaxdrop.planting.rules import Candidate, Matcher
+
+_DERIVATIVES = frozenset({"jvp", "transpose"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Surroundings:
         return replace(
             self,
             scopes=scopes if reads_scopes else (),
-            transforms=transforms & {"jvp", "transpose"},
+            transforms=transforms & _DERIVATIVES,
             unchecked_axes=self.unchecked_axes | equation.unchecked_axes,
             taken=self.taken | {m for m in matchers if _takes(m, equation)},
         )
@@ -86,29 +90,48 @@ class Found:
 
 
 def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
-    """The variables by which values leave a matching scope or function."""
+    """The variables by which values leave a matching scope, function or call."""
     groups = [group_of(matcher, equation, block.around) for equation in block.equations]
     if matcher.kind == "function":
         _refuse_repeats(block.equations, groups, caller)
-    users: dict[Var, set[Group | None]] = defaultdict(set)
+    users: dict[Var, set[Group | None]] = defaultdict(set)  # its equations
     members: dict[Group | None, set[int]] = defaultdict(set)
     for equation, group in zip(block.equations, groups, strict=True):
         members[group].add(id(equation.eqn))
         for variable in unique_variables(equation.operands):
             users[variable].add(group)
     # The results of the jaxpr are used by its caller, which is in no group of this jaxpr.
-    for variable in unique_variables(block.jaxpr.outvars):
-        users[variable].add(None)
+    returned = set(unique_variables(block.jaxpr.outvars))
+    values: dict[Group, list[Leaving]] = defaultdict(list)
     for equation, group in zip(block.equations, groups, strict=True):
-        for variable in equation.results:
-            if group and users[variable] - {group}:
-                yield Found(equation, variable, group.candidate, frozenset(members[group]))
+        for place, variable in enumerate(equation.results):
+            is_used = bool(users[variable] - {group})
+            if group and is_floating(variable) and (is_used or variable in returned):
+                # Calls of one function from one place, as in a list, are in one group.
+                alike = (_line(equation.frames), place) if matcher.kind == "function" else variable
+                values[group].append(Leaving(equation, variable, is_used, alike))
+    for group, leaves in values.items():
+        inside = [one.equation.transforms | block.around.transforms for one in leaves]
+        if not any(transforms & _DERIVATIVES for transforms in inside):
+            leaves = outputs_of(leaves, matcher, group.candidate, caller)
+        for one in leaves:
+            yield Found(one.equation, one.variable, group.candidate, frozenset(members[group]))
+
+
+def is_floating(variable: Var) -> bool:
+    """Whether a value can be dropped from."""
+    dtype = getattr(variable.aval, "dtype", None)  # tokens of effects have none
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
 def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Group | None:
     """The outermost scope or function that matches, around an equation and in its jaxpr."""
     if matcher.kind == "function":
         return _function_of(matcher, equation)
+    if matcher.kind == "jit":
+        candidate = Candidate("jit", equation.called or "")
+        matches = equation.called is not None and matcher.matches(candidate)
+        return Group(candidate, id(equation)) if matches else None
     outside = len(around.scopes)
     for depth, path in enumerate(paths_of(equation, around)):
         if matcher.matches(candidate := Candidate("named_scope", path)):
@@ -157,7 +180,10 @@ def _refuse_repeats(
         read = unique_variables(atom for equation in visit for atom in equation.operands)
         read = [(group, variable) for variable in read if (group, variable) in behind]
         before = reduce(or_, (behind[one] for one in read), 0)
-        if before & bit or any(_in_another_call(made_in[one], frames) for one in read):
+        # Tangents are computed by the lines of their values, in another order.
+        in_order = not any(equation.transforms & _DERIVATIVES for equation in visit)
+        apart = in_order and any(_in_another_call(made_in[one], frames) for one in read)
+        if before & bit or apart:
             raise NotImplementedError(
                 f"{caller}: {group.candidate.text!r} runs the line at {visit[0].source}"
                 " again on its own result, so it loops or is called in a loop, and these cases look"

@@ -6,6 +6,7 @@ the same call runs.
 """
 
 import dis
+from bisect import bisect_right
 from functools import lru_cache
 from types import CodeType
 
@@ -15,6 +16,9 @@ _ALWAYS_JUMPS = {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"}
 
 def may_follow(code: CodeType, first: int, second: int) -> bool:
     """Whether one call may run the instruction at offset `second` after that at `first`."""
+    offsets = list(_following(code))
+    # A position may lie in the caches behind an instruction.
+    first, second = (offsets[bisect_right(offsets, place) - 1] for place in (first, second))
     return second in _after(code, first)
 
 
@@ -22,7 +26,7 @@ def may_follow(code: CodeType, first: int, second: int) -> bool:
 def _after(code: CodeType, first: int) -> frozenset[int]:
     following = _following(code)
     seen: set[int] = set()
-    todo = list(following.get(first, ()))
+    todo = list(following[first])
     while todo:
         offset = todo.pop()
         if offset not in seen:

@@ -1,9 +1,11 @@
 """Rules: which drop is planted at which values, and which runs share a mask."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeAlias, cast
+
+import jax
 
 from jaxdrop.base.types import Drop
 
@@ -14,13 +16,23 @@ class Matcher:
 
     kind: str
     pattern: str
+    # Which of several values that leave a scope, function or call is meant: an index, or a
+    # predicate over their types.
+    output: int | Callable[[jax.ShapeDtypeStruct], bool] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             raise TypeError(f"match.{self.kind}: pattern must be a string; got {self.pattern!r}.")
+        is_index = isinstance(self.output, int) and not isinstance(self.output, bool)
+        if not (self.output is None or is_index or callable(self.output)):
+            raise TypeError(
+                f"match.{self.kind}: output must be an index or a function of shape and dtype;"
+                f" got {self.output!r}."
+            )
 
     def __repr__(self) -> str:
-        return f"match.{self.kind}({self.pattern!r})"
+        output = "" if self.output is None else f", output={self.output!r}"
+        return f"match.{self.kind}({self.pattern!r}{output})"
 
     @property
     def as_written(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxdrop.base.averages import centred_mean
@@ -107,7 +108,7 @@ def multi_sample(
 
 
 def symmetric_kl(
-    logits: Float[Array, "*shape"], other_logits: Float[Array, "*shape"], *, axis: int = -1
+    logits: Float[ArrayLike, "*shape"], other_logits: Float[ArrayLike, "*shape"], *, axis: int = -1
 ) -> Float[Array, "*batch"]:
     """Mean of the two Kullback-Leibler divergences between two softmaxes, in nats.
 

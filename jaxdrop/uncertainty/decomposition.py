@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxdrop.base.averages import centred_mean
@@ -58,7 +59,7 @@ class Regression(NamedTuple):
     total: Float[Array, "*batch"]
 
 
-def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
+def predictive_entropy(probabilities: Float[ArrayLike, "*batch K"]) -> Float[Array, "*batch"]:
     """Entropy of class probabilities, in nats.
 
     Args:
@@ -81,7 +82,7 @@ def predictive_entropy(probabilities: Float[Array, "*batch K"]) -> Float[Array, 
     return _entropy(real_with_axes(Check("predictive_entropy"), "probabilities", probabilities, 1))
 
 
-def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
+def mutual_information(samples: Float[ArrayLike, "T *batch K"]) -> Float[Array, "*batch"]:
     """How much samples of class probabilities disagree, in nats: `classification(...).epistemic`.
 
     Args:
@@ -104,7 +105,7 @@ def mutual_information(samples: Float[Array, "T *batch K"]) -> Float[Array, "*ba
     return _classification(checked_samples(Check("mutual_information"), samples)).epistemic
 
 
-def classification(samples: Float[Array, "T *batch K"]) -> Classification:
+def classification(samples: Float[ArrayLike, "T *batch K"]) -> Classification:
     """Splits the uncertainty of a classifier into noise and disagreement of the samples.
 
     To save memory, let a function return `(p, predictive_entropy(p))` and take its
@@ -148,7 +149,7 @@ def _classification(samples: Array) -> Classification:
 
 
 def regression(
-    means: Float[Array, "T *batch"], variances: Float[Array, "T *batch"] | None = None
+    means: Float[ArrayLike, "T *batch"], variances: Float[ArrayLike, "T *batch"] | None = None
 ) -> Regression:
     """Splits the variance of a prediction into noise and disagreement of the samples.
 
@@ -182,7 +183,7 @@ def regression(
     return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
 
 
-def variation_ratio(samples: Float[Array, "T *batch K"]) -> Float[Array, "*batch"]:
+def variation_ratio(samples: Float[ArrayLike, "T *batch K"]) -> Float[Array, "*batch"]:
     """The share of samples that do not vote for the class with the most votes.
 
     Args:

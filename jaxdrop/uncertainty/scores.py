@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jaxdrop.base.nan import nan_unless
@@ -39,9 +40,9 @@ class Calibration:
 
 
 def predictive_log_likelihood(
-    targets: Float[Array, "*batch"],
-    means: Float[Array, "T *batch"],
-    variances: Float[Array, "T *batch"] | Float[Array, ""] | float,
+    targets: Float[ArrayLike, "*batch"],
+    means: Float[ArrayLike, "T *batch"],
+    variances: Float[ArrayLike, "T *batch"] | Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*batch"]:
     """Log-density of targets under the mixture of the samples' normal distributions, in nats.
 
@@ -80,7 +81,7 @@ def predictive_log_likelihood(
 
 
 def negative_log_likelihood(
-    probabilities: Float[Array, "*batch K"], labels: Int[Array, "*batch"]
+    probabilities: Float[ArrayLike, "*batch K"], labels: Int[ArrayLike, "*batch"]
 ) -> Float[Array, ""]:
     """Mean of -ln p, where p is the probability given to the right class, in nats.
 
@@ -111,7 +112,7 @@ def negative_log_likelihood(
 
 
 def brier_score(
-    probabilities: Float[Array, "*batch K"], labels: Int[Array, "*batch"]
+    probabilities: Float[ArrayLike, "*batch K"], labels: Int[ArrayLike, "*batch"]
 ) -> Float[Array, ""]:
     """Mean squared distance between probabilities and the right answer, in [0, 2].
 
@@ -141,7 +142,7 @@ def brier_score(
 
 
 def expected_calibration_error(
-    probabilities: Float[Array, "*batch K"], labels: Int[Array, "*batch"], *, bins: int = 15
+    probabilities: Float[ArrayLike, "*batch K"], labels: Int[ArrayLike, "*batch"], *, bins: int = 15
 ) -> Calibration:
     """How far confidence lies from accuracy: the mean over bins, weighted by examples.
 

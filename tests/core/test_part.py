@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import mesh
 from modes import make_key, quick_jit
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxdrop import Part, draw_mask, dropout
+from jaxdrop.base.compat import CHECKS_LEAVE_CHECKPOINT_WORKING
 
 RATE = 0.3
 PARTS = {  # whole, shared axes, sizes of the part
@@ -118,3 +120,18 @@ def test_bad_parts(part, kind, message):
         dropout(make_key("raw"), jnp.ones((2, 3)), RATE, part=part)
     with pytest.raises(kind, match=f"^{re.escape(f'draw_mask: {message}')}$"):
         draw_mask(make_key("raw"), (2, 3), RATE, part=part)
+
+
+@pytest.mark.parametrize("start", [-1, 0, 38, 39])
+def test_traced_start_outside_of_the_whole_fails_under_checkify(start):
+    @jax.jit
+    @checkify.checkify
+    def drop(key, start):
+        return dropout(key, jnp.ones((2, 64)), RATE, part=Part((start, 0), (40, 64)))
+
+    error, _ = drop(jax.random.key(0), jnp.int32(start))
+    inside = 0 <= start <= 38 or not CHECKS_LEAVE_CHECKPOINT_WORKING
+    found = error.get()
+    assert (found is None) == inside
+    if not inside:
+        assert f"part.start must lie in [0, 38]; got {start}" in found

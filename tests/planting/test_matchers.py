@@ -28,6 +28,11 @@ def run(model, rules, x=X):
     return plant(model, rules)(jax.random.key(0), jnp.asarray(x))
 
 
+def every(value):
+    """For `output=`."""
+    return True
+
+
 def drop(name, x, occurrence=0):
     """What happens at a site."""
     return half(site_key(jax.random.key(0), name, occurrence), jnp.asarray(x))
@@ -65,7 +70,7 @@ class TestNamedScope:
             with jax.named_scope("hidden"):
                 return x * 2, x + 1, jnp.argmax(x)
 
-        first, second, index = run(model, {named_scope("hidden"): half})
+        first, second, index = run(model, {named_scope("hidden", output=every): half})
         assert_equal(first, drop("named_scope:hidden", 2 * X))
         assert_equal(second, drop("named_scope:hidden", X + 1, 1))
         assert (index, index.dtype) == (SIZE - 1, jnp.int32)
@@ -192,7 +197,7 @@ class TestNamedScope:
                 h = x * 2
                 return h, h + 1
 
-        h, y = run(model, {named_scope("s"): half})
+        h, y = run(model, {named_scope("s", output=every): half})
         assert_equal(h, drop("named_scope:s", 2 * X))
         assert_equal(y, drop("named_scope:s", 2 * X + 1, 1))  # of what was not dropped yet
 
@@ -371,7 +376,7 @@ class TestJit:
             first, index, second = split(x)
             return first + 1, index, split(second)[0]
 
-        first, index, second = run(model, {match.jit("split"): half})
+        first, index, second = run(model, {match.jit("split", output=every): half})
         assert_equal(first, drop("jit:split", 2 * X) + 1)
         assert_equal(index, SIZE - 1)
         inner = drop("jit:split", X + 1, 1)
@@ -523,3 +528,121 @@ def test_values_inside_of_a_derivative_are_refused(matcher):
 
     with pytest.raises(NotImplementedError, match=r"inside of a derivative.*grad\(plant\(f"):
         run(jax.grad(lambda x: layer(x).sum()), {matcher: half})
+
+
+def norm(x, mean):
+    """Returns its output and a running mean."""
+    mean = mean / 2 + x / 2
+    return x - mean, mean
+
+
+def in_scope(x, mean):
+    with jax.named_scope("norm"):
+        return norm(x, mean)
+
+
+def in_jit(x, mean):
+    return jax.jit(norm)(x, mean)
+
+
+WITH_STATE = pytest.mark.parametrize(
+    ("kind", "model"), [("named_scope", in_scope), ("function", norm), ("jit", in_jit)]
+)
+
+
+class TestState:
+    @WITH_STATE
+    def test_what_is_only_returned_is_state_and_stays(self, kind, model):
+        def step(x):
+            y, mean = model(x, x * 3)
+            return y * 4, mean
+
+        y, mean = run(step, {getattr(match, kind)("norm"): half})
+        assert_equal(mean, 2 * X)
+        assert_equal(y, drop(f"{kind}:norm", -X) * 4)
+
+    def test_cached_keys_stay_through_the_steps_of_a_scan(self):
+        def step(cache, x):
+            with jax.named_scope("attend"):
+                cache = cache + x
+                y = cache * 2
+            return cache, y * 3
+
+        cache, ys = run(
+            lambda x: lax.scan(step, x, jnp.ones((3, SIZE))), {named_scope("attend"): half}
+        )
+        assert_equal(cache, X + 3)
+        assert set(np.unique(ys % 12)) <= {0.0} | set(np.unique(ys[ys != 0] % 12))
+        assert (ys == 0).any()
+
+    @WITH_STATE
+    def test_values_that_may_all_be_meant_are_an_error_that_lists_them(self, kind, model):
+        message = (
+            rf"^plant: output must say which of these leaves '{kind}:norm' to be dropped; got None:"
+            r"\n  0: float32\[8\], only returned, .*test_matchers.py:\d+.*"
+            r"\n  1: float32\[8\], only returned, .*"
+            rf"\nPass match.{kind}\(..., output=\) an index or a function of shape and dtype, or"
+        )
+        with pytest.raises(ValueError, match=message):
+            run(lambda x: model(x, x * 3), {getattr(match, kind)("norm"): half})
+
+    @WITH_STATE
+    def test_output_chooses_by_index_or_by_type(self, kind, model):
+        def widened(x):
+            y, mean = model(x, x * 3)
+            return y, mean
+
+        matcher = getattr(match, kind)
+        # The program computes the mean first.
+        mean, y = (0, 1) if kind != "jit" else (1, 0)
+        for output, dropped in ((y, [True, False]), (mean, [False, True]), (every, [True, True])):
+            found = run(widened, {matcher("norm", output=output): half})
+            assert [bool((one == 0).any()) for one in found] == dropped
+
+    def test_output_that_fits_nothing_is_an_error(self):
+        for output in (2, lambda value: value.ndim > 1):
+            with pytest.raises(ValueError, match="output must say which of these leaves"):
+                run(lambda x: in_scope(x, x), {named_scope("norm", output=output): half})
+
+    @pytest.mark.parametrize("output", ["y", 0.5, True])
+    @pytest.mark.parametrize("matcher", [named_scope, function, match.jit])
+    def test_output_must_be_an_index_or_a_function(self, matcher, output):
+        message = rf"^match\.{matcher.__name__}: output must be an index or a function of shape and"
+        with pytest.raises(TypeError, match=message):
+            matcher("norm", output=output)
+
+
+class TestBranches:
+    @pytest.mark.parametrize("jit", [False, True])
+    def test_calls_in_a_loop_that_take_other_branches_are_refused(self, jit):
+        def layer(x, i):
+            return x * 2 if i % 2 else x + 1
+
+        def model(x):
+            for i in range(2):
+                x = layer(x, i)
+            return x * 3
+
+        message = "'function:layer' runs the line .* again on its own result, so it loops or"
+        with pytest.raises(NotImplementedError, match=message):
+            run(jax.jit(model) if jit else model, {function("layer"): half})
+
+    def test_one_call_may_take_a_branch_and_go_on(self):
+        def layer(x, i):
+            y = x * 2 if i % 2 else x + 1
+            for _ in range(1):
+                y = y - 3
+            return y * 2
+
+        y = run(lambda x: layer(x, 1) + 1, {function("layer"): half})
+        assert_equal(y, drop("function:layer", (2 * X - 3) * 2) + 1)
+
+    def test_calls_that_do_not_depend_on_each_other_may_take_other_branches(self):
+        def layer(x, i):
+            return x * 2 if i % 2 else x + 1
+
+        y = run(
+            lambda x: sum([layer(x, i) for i in range(2)]), {function("layer", output=every): half}
+        )
+        first, second = drop("function:layer", X + 1), drop("function:layer", 2 * X, 1)
+        assert_equal(y, first + second)

@@ -35,6 +35,17 @@ plant(model, {"h": Rule(drop, share_runs=True), "g": drop})(key, x, scale=2.0)
 plant(model, {match.jit("f"): drop})
 plant(model, [("h", drop), (match.jit("f"), Rule(drop))])
 
+# NumPy arrays and Python numbers are arrays here too.
+p, labels = np.ones((3, 2)), np.ones(3, int)
+jaxdrop.uncertainty.classification(p[None])
+jaxdrop.uncertainty.regression(p, p)
+jaxdrop.uncertainty.predictive_log_likelihood(p[0], p, 0.1)
+jaxdrop.uncertainty.brier_score(p, labels)
+jaxdrop.uncertainty.expected_calibration_error(p, labels, bins=5)
+jaxdrop.symmetric_kl(p, p)
+jaxdrop.checks.assert_keep_rate(drop, key, p, 0.5)
+jaxdrop.checks.assert_same_under_jit(drop, key, p)
+
 # Transforms keep the arguments and the results.
 assert_type(jaxdrop.monte_carlo(noisy, 3)(key, x, scale=2.0), Array)
 assert_type(jaxdrop.monte_carlo_moments(noisy, 3)(key, x, 2.0), Moments)
