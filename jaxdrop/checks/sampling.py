@@ -124,7 +124,7 @@ def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> I
 
 
 def survivors(
-    check: Check, drop: Drop, key: Key, x: Array, axis: int, num_samples: int
+    check: Check, drop: Drop, key: Key, x: ArrayLike, axis: int, num_samples: int
 ) -> np.ndarray:
     """Which elements survive, as an array of (slice along `axis`, draw, all other axes)."""
     key, x = arguments(check, drop, key, x)

@@ -1,7 +1,7 @@
 """Which of the values that leave a scope or a function is its output, and which are state."""
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Var
@@ -22,7 +22,8 @@ class Leaving(NamedTuple):
     @property
     def type(self) -> jax.ShapeDtypeStruct:
         """Its shape and dtype."""
-        return jax.ShapeDtypeStruct(self.variable.aval.shape, self.variable.aval.dtype)
+        aval: Any = self.variable.aval
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def outputs_of(
