@@ -131,12 +131,33 @@ class Program:
             return sum(sizes), written
         body = self._computations[next(kernel.called())]
         for number, size in enumerate(sizes):
-            sizes[number] = min(size, _touched(body, number))
+            sizes[number] = min(size, self._touched(body, number))
         inner = {line.name: line.type for line in body}
         for line in body:
             if line.opcode == "dynamic-update-slice" and bytes_of(line.type) <= written:
                 written -= bytes_of(line.type) - bytes_of(inner[line.operands[1]])
         return sum(sizes), written
+
+    def _touched(self, body: Sequence[Instruction], number: int) -> float:
+        """Bytes of a parameter of a fusion that are read; without bound if all of it may be."""
+        names = {line.name for line in body if f"parameter({number})" in line.line}
+        names |= {
+            line.name for line in body if line.opcode == "bitcast" and names & {*line.operands}
+        }
+        users = [line for line in body if names & {*line.operands} and line.name not in names]
+        read = 0.0
+        for line in users:
+            if line.opcode == "fusion":  # a TPU has fusions inside of fusions
+                inner = self._computations[next(line.called())]
+                given = (i for i, operand in enumerate(line.operands) if operand in names)
+                read += sum(self._touched(inner, place) for place in given)
+            elif line.operands[0] not in names or names & {*line.operands[1:]}:
+                return math.inf
+            elif line.opcode in _SLICES:
+                read += bytes_of(_IN_CORE.sub("", line.type))
+            elif line.opcode != "dynamic-update-slice":
+                return math.inf
+        return read if users else math.inf
 
     def _blocks(self, name: str, runs: int, partial: Counter[int]) -> int:
         """Whole blocks of a computation; the xors of parts of a block are added to `partial`."""
@@ -158,22 +179,6 @@ def _copied(start: Instruction, types: Mapping[str, str]) -> tuple[int, int]:
     written = re.split(r", (?=[a-z]+\d*\[)", start.type)[1]
     size = bytes_of(_IN_CORE.sub("", written))
     return size if bytes_of(types[start.operands[0]]) else 0, bytes_of(written)
-
-
-def _touched(body: Sequence[Instruction], number: int) -> float:
-    """Bytes of a parameter of a fusion that are read; without bound if all of it may be."""
-    names = {line.name for line in body if f"parameter({number})" in line.line}
-    names |= {line.name for line in body if line.opcode == "bitcast" and names & {*line.operands}}
-    users = [line for line in body if names & {*line.operands} and line.name not in names]
-    read = 0
-    for line in users:
-        if line.operands[0] not in names or names & {*line.operands[1:]}:
-            return math.inf
-        if line.opcode in _SLICES:
-            read += bytes_of(line.type)
-        elif line.opcode != "dynamic-update-slice":
-            return math.inf
-    return read if users else math.inf
 
 
 def bytes_of(type_: str) -> int:
