@@ -1,7 +1,7 @@
 """Matchers: what a rule of `plant` may match besides the names of marked sites.
 
 The values of a model that nobody marked have names too: tags for the policies of
-`jax.checkpoint`, named scopes (flax.linen, equinox and haiku open one for each module),
+`jax.checkpoint`, named scopes (flax.linen and haiku open one for each module),
 inner jitted functions, primitives, and the Python functions that computed a value.
 Patterns are those of `fnmatch`: `*` stands for any text, also with slashes in it. Upper
 and lower case letters are different.

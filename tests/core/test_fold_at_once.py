@@ -1,6 +1,6 @@
 """The fold for GPUs, run here: the same bits as the loop, in one order of the digits."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,19 @@ ONES = 0xFFFFFFFF
 PAIRS = (2, 4, 8, 16)
 
 
+@cache
+def compiled(pairs, in_order):
+    """The loop and the reduction."""
+    at_once = partial(fold_at_once, pairs=pairs, in_order=in_order)
+    return jax.jit(partial(_fold_in_a_loop, pairs=pairs)), jax.jit(at_once)
+
+
 def both(digits, pairs, *, shape=(3, 5), start=0, key=KEY, idle=None, address=None, in_order=True):
     """The words of the loop and of the reduction."""
     operands = [jnp.asarray(start, jnp.uint32), jnp.asarray(digits, jnp.uint32)]
     address = grid_address(shape) if address is None else address
     rest = tuple(map(jnp.asarray, key)), address, idle
-    return (
-        jax.jit(partial(_fold_in_a_loop, pairs=pairs))(*operands, *rest),
-        jax.jit(partial(fold_at_once, pairs=pairs, in_order=in_order))(*operands, *rest),
-    )
+    return [run(*operands, *rest) for run in compiled(pairs, in_order)]
 
 
 @pytest.mark.quick

@@ -51,7 +51,7 @@ def compared(case, dtype):
     return both(make_key("raw", 3), jnp.float32(case.rate), fixed, moving, along, cotangent)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(case=cases(), dtype=st.sampled_from(["float64", "float32"]))
 def test_output_and_derivatives_are_those_of_the_whole(case, dtype):
     with enable_x64(dtype == "float64"):
