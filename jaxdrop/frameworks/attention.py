@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +11,48 @@ from jax import Array, lax
 from jaxdrop.methods.attention.dot_product import Implementation, dot_product_attention
 
 
+class Masking(NamedTuple):
+    """What is added to the logits, and what hides keys from queries."""
+
+    bias: Any
+    mask: Any
+    is_causal: bool = False
+
+
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
+    inputs: tuple[Array, ...],
     rng: Any,
     rate: Any,
-    *,
-    bias: Any,
-    mask: Any,
-    is_causal: bool,
+    masking: Masking,
     broadcast_dropout: bool,
     precision: Any,
     sow: Callable[[Array], Any] | None,
     implementation: Implementation | None,
 ) -> Array:
     """Attention; `sow` takes the weights before anything is dropped."""
+    query, key, value = inputs
+    bias, mask, is_causal = masking
     options: Any = {
         "bias": None if bias is None else jnp.asarray(bias).astype(query.dtype),
         "mask": None if mask is None else jnp.asarray(mask).astype(bool),
         "is_causal": is_causal,
         "implementation": implementation,
     }
+    # Flax shares a mask over the batch and over heads.
+    shared = range(query.ndim - 2) if broadcast_dropout else ()
     with _precision(precision):
         if sow is not None:
-            # The weights are what attention makes of one-hot values.
-            *batch, length, heads, _ = key.shape
-            one_hot = jnp.eye(length, dtype=value.dtype)[:, None]
-            one_hot = jnp.broadcast_to(one_hot, (*batch, length, heads, length))
-            weights = dot_product_attention(None, query, key, one_hot, 0.0, **options)
-            sow(jnp.moveaxis(weights, -2, -3))
-        # Flax shares a mask over the batch and over heads.
-        shared = range(query.ndim - 2) if broadcast_dropout else ()
+            sow(_weights(query, key, options))
         return dot_product_attention(rng, query, key, value, rate, broadcast_dims=shared, **options)
+
+
+def _weights(query: Array, key: Array, options: Any) -> Array:
+    """All weights: what attention makes of one-hot values."""
+    *batch, length, heads, _ = key.shape
+    one_hot = jnp.eye(length, dtype=key.dtype)[:, None]
+    one_hot = jnp.broadcast_to(one_hot, (*batch, length, heads, length))
+    weights = dot_product_attention(None, query, key, one_hot, 0.0, **options)
+    return jnp.moveaxis(weights, -2, -3)
 
 
 def _precision(precision: Any) -> Any:
@@ -60,13 +69,3 @@ def _precision(precision: Any) -> Any:
             f"attention_fn: precision must be one for both operands, by name; got {precision}."
         )
     return jax.default_matmul_precision(precision)
-
-
-def refuse(**arguments: Any) -> None:
-    """Refuses the arguments that are not None, by name."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(
-                f"attention_fn: {name} must be None; got {value!r}. Use flax's own attention, or"
-                " jaxdrop.dropout on its weights."
-            )

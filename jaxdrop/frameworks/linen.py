@@ -8,7 +8,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from jaxdrop.base.types import Key
-from jaxdrop.frameworks.attention import attend, refuse
+from jaxdrop.frameworks.attention import Masking, attend
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.methods.attention.dot_product import Implementation
 
@@ -97,23 +97,19 @@ def attention_fn(
       >>> layer = nn.MultiHeadDotProductAttention(4, dropout_rate=0.1, attention_fn=attention_fn)
     """
     del force_fp32_for_softmax
-    refuse(
-        einsum_dot_general=einsum_dot_general,
-        qk_attn_weights_einsum=qk_attn_weights_einsum,
-        attn_weights_value_einsum=attn_weights_value_einsum,
-    )
-    query, key, value = promote_dtype(query, key, value, dtype=dtype)
-    return attend(
-        query,
-        key,
-        value,
-        dropout_rng,
-        0.0 if deterministic else dropout_rate,
-        bias=bias,
-        mask=mask,
-        is_causal=False,
-        broadcast_dropout=broadcast_dropout,
-        precision=precision,
-        sow=module and partial(module.sow, "intermediates", "attention_weights"),
-        implementation=implementation,
-    )
+    _refuse_einsums(einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum)
+    inputs = tuple(promote_dtype(query, key, value, dtype=dtype))
+    rate = 0.0 if deterministic else dropout_rate
+    sow = module and partial(module.sow, "intermediates", "attention_weights")
+    masking, shared = Masking(bias, mask), broadcast_dropout
+    return attend(inputs, dropout_rng, rate, masking, shared, precision, sow, implementation)
+
+
+def _refuse_einsums(*einsums: Any) -> None:
+    names = ("einsum_dot_general", "qk_attn_weights_einsum", "attn_weights_value_einsum")
+    for name, einsum in zip(names, einsums, strict=True):
+        if einsum is not None:
+            raise NotImplementedError(
+                f"attention_fn: {name} must be None; got {einsum!r}. Use flax's own attention, or"
+                " jaxdrop.dropout on its weights."
+            )

@@ -10,7 +10,7 @@ from flax.nnx.nn.dtypes import promote_dtype as nnx_promote_dtype
 from jax import Array
 
 from jaxdrop.base.types import Key
-from jaxdrop.frameworks.attention import attend
+from jaxdrop.frameworks.attention import Masking, attend
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.methods.attention.dot_product import Implementation
 from jaxdrop.planting import plant as plant_in_pure
@@ -124,21 +124,11 @@ def attention_fn(
       ...     4, 16, dropout_rate=0.1, attention_fn=attention_fn, decode=False, rngs=nnx.Rngs(0)
       ... )
     """
-    query, key, value = promote_dtype((query, key, value), dtype=dtype)
-    return attend(
-        query,
-        key,
-        value,
-        dropout_rng,
-        0.0 if deterministic else dropout_rate,
-        bias=bias,
-        mask=mask,
-        is_causal=is_causal,
-        broadcast_dropout=broadcast_dropout,
-        precision=precision,
-        sow=module and partial(module.sow, nnx.Intermediate, "attention_weights"),
-        implementation=implementation,
-    )
+    inputs = promote_dtype((query, key, value), dtype=dtype)
+    rate = 0.0 if deterministic else dropout_rate
+    sow = module and partial(module.sow, nnx.Intermediate, "attention_weights")
+    masking, shared = Masking(bias, mask, is_causal), broadcast_dropout
+    return attend(inputs, dropout_rng, rate, masking, shared, precision, sow, implementation)
 
 
 def plant(fn: Callable[..., Any], rules: Any) -> Callable[..., Any]:
