@@ -1,9 +1,8 @@
 # To be sourced. The tests that depend on the version of JAX are the golden masks, the laws
-# of all methods, sharding, groups of processes, what is compiled, planting, which reads what
-# JAX traces, and the layers of other libraries.
+# of all methods, sharding, what is compiled, planting, which reads what JAX traces, and the
+# layers of other libraries.
 
 tests_of_versions=(
-  processes # first, since they take long: no process waits for the other at the end
   base/test_{compat,sharding_parts}.py core/test_words.py
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
   test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
@@ -22,5 +21,5 @@ run_tests_of_versions() { # ENVIRONMENT [MORE TESTS OR OPTIONS]
   local environment=$1
   shift
   echo "+ $("$environment/bin/python" --version), jax $(version_of jax "$environment")"
-  "$environment/bin/pytest" -n auto "${tests_of_versions[@]/#/tests/}" "$@"
+  "$environment/bin/pytest" -n auto "$@" "${tests_of_versions[@]/#/tests/}"
 }
