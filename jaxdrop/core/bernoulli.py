@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int32, UInt32
+from jaxtyping import Float, UInt32
 
 from jaxdrop.base.arguments import key_unless, refuse_swapped
 from jaxdrop.base.describe import describe
@@ -176,16 +177,15 @@ def fold_words(
     threshold = rate.threshold
     start, digits = jnp.asarray(threshold.start), jnp.asarray(threshold.digits)
     # The lowest digits of most traced rates are 0, and how many is not known before.
-    idle = idle_pairs(digits) if rate.is_traced else None
+    form: Any = {"pairs": rate.pairs, "skips": rate.is_traced}
     return by_platform(
-        partial(fold_at_once, pairs=rate.pairs, in_order=in_order),
-        partial(_fold_in_a_loop, pairs=rate.pairs),
+        partial(fold_at_once, in_order=in_order, **form),
+        partial(_fold_in_a_loop, **form),
         start,
         digits,
         key,
         address,
-        idle,
-        on_tpu=partial(_fold_on_tpu, pairs=rate.pairs, in_order=in_order),
+        on_tpu=partial(_fold_on_tpu, in_order=in_order, **form),
     )
 
 
@@ -194,14 +194,14 @@ def _fold_on_tpu(
     digits: UInt32[Array, ""],
     key: ThreefryKey,
     address: Address,
-    idle: Int32[Array, ""] | None,
     *,
     pairs: int,
+    skips: bool,
     in_order: bool,
 ) -> Words:
     def draw(address: Address) -> Words:
         if pairs == ALL_PAIRS:
-            return _fold_in_a_loop(start, digits, key, address, idle, pairs=pairs)
+            return _fold_in_a_loop(start, digits, key, address, pairs=pairs, skips=skips)
         # Written out, since the loop would be a kernel for each trip.
         kept: Words = start
         for pair in reversed(range(pairs)):
@@ -218,9 +218,9 @@ def _fold_in_a_loop(
     digits: UInt32[Array, ""],
     key: ThreefryKey,
     address: Address,
-    idle: Int32[Array, ""] | None,
     *,
     pairs: int,
+    skips: bool,
 ) -> Words:
     a_trip = min(_PAIRS_A_TRIP, pairs // 2)  # XLA inlines a loop of one trip
 
@@ -231,5 +231,6 @@ def _fold_in_a_loop(
         return kept
 
     zeros = zeros_to_fold(key, address)
-    first = np.uint32(0) if idle is None else idle.astype(jnp.uint32) // np.uint32(a_trip)
+    idle = idle_pairs(digits).astype(jnp.uint32) if skips else np.uint32(0)
+    first = idle // np.uint32(a_trip)
     return lax.fori_loop(first, np.uint32(pairs // a_trip), trip, zeros | start)

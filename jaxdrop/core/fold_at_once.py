@@ -34,20 +34,20 @@ def fold_at_once(
     digits: UInt32[Array, ""],
     key: ThreefryKey,
     address: Address,
-    idle: Int32[Array, ""] | None,
     *,
     pairs: int,
+    skips: bool,
     in_order: bool,
 ) -> Words:
-    """Folds as `fold_words` does. `idle` of the lowest pairs are not drawn.
+    """Folds as `fold_words` does.
 
     Args:
       start: the result of a word without digits.
       digits: those of the threshold.
       key: what the words are drawn with.
       address: positions of the words.
-      idle: how many of the lowest pairs have digits of 0 alone; None for 0.
       pairs: how many pairs there are.
+      skips: whether the lowest pairs are not drawn if their digits are 0.
       in_order: whether the positions are 0, 1, 2, ... and the words lie on one device,
         or on several that XLA chooses.
     """
@@ -55,6 +55,7 @@ def fold_at_once(
     first, second, digits, start = _apart(*key, digits, start)
     place, address = _places(address, pairs, in_order)
     zero = _hidden_zero(_own_numbers(address.low, place, first))
+    idle = idle_pairs(digits) if skips else None
     key, place, digits = (first, second ^ zero), place | zero, digits ^ zero
     # The number of pairs is a power of two, so this counts down. After a difference, LLVM
     # would take all sums of a block apart, which costs a quarter more instructions.
