@@ -12,7 +12,15 @@ from jax.extend.core import Var
 
 from jaxdrop.planting.drops import Site
 from jaxdrop.planting.equations import Equation
-from jaxdrop.planting.groups import Block, Found, Surroundings, is_floating, leaving, paths_of
+from jaxdrop.planting.groups import (
+    DERIVATIVES,
+    Block,
+    Found,
+    Surroundings,
+    is_floating,
+    leaving,
+    paths_of,
+)
 from jaxdrop.planting.mark import site_p, token_p
 from jaxdrop.planting.rules import Candidate, Matcher, Rules
 
@@ -163,7 +171,7 @@ def _refuse_derivatives(
                 " would draw another mask. Differentiate the planted function instead:"
                 " grad(plant(f, rules))."
             )
-    elif transforms & {"jvp", "transpose"}:
+    elif transforms & DERIVATIVES:
         # Other equations compute the tangent of this value, and they have no token.
         raise NotImplementedError(
             f"{caller}: {name!r} at {site.source} is inside of a derivative, where only marks of"

@@ -135,6 +135,11 @@ class Equation:
             frames.append(Frame(name, tuple(position), is_internal))
         return frames[::-1]
 
+    @cached_property
+    def line(self) -> tuple[Hashable, ...]:
+        """Where all these functions were: equal for equations of one line, called from one line."""
+        return tuple(frame.position for frame in self.frames)
+
     @property
     def unchecked_axes(self) -> frozenset[str]:
         """The mesh axes of a `shard_map` that does not check over which axes values vary."""

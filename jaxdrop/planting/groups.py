@@ -24,7 +24,7 @@ from jaxdrop.planting.outputs import Leaving, outputs_of
 from jaxdrop.planting.reach import may_follow
 from jaxdrop.planting.rules import Candidate, Matcher
 
-_DERIVATIVES = frozenset({"jvp", "transpose"})
+DERIVATIVES = frozenset({"jvp", "transpose"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Surroundings:
         return replace(
             self,
             scopes=scopes if reads_scopes else (),
-            transforms=transforms & _DERIVATIVES,
+            transforms=transforms & DERIVATIVES,
             unchecked_axes=self.unchecked_axes | equation.unchecked_axes,
             taken=self.taken | {m for m in matchers if _takes(m, equation)},
         )
@@ -94,7 +94,7 @@ def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
     groups = [group_of(matcher, equation, block.around) for equation in block.equations]
     if matcher.kind == "function":
         _refuse_repeats(block.equations, groups, caller)
-    users: dict[Var, set[Group | None]] = defaultdict(set)  # its equations
+    users: dict[Var, set[Group | None]] = defaultdict(set)
     members: dict[Group | None, set[int]] = defaultdict(set)
     for equation, group in zip(block.equations, groups, strict=True):
         members[group].add(id(equation.eqn))
@@ -108,11 +108,11 @@ def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
             is_used = bool(users[variable] - {group})
             if group and is_floating(variable) and (is_used or variable in returned):
                 # Calls of one function from one place, as in a list, are in one group.
-                alike = (_line(equation.frames), place) if matcher.kind == "function" else variable
+                alike = (equation.line, place) if matcher.kind == "function" else variable
                 values[group].append(Leaving(equation, variable, is_used, alike))
     for group, leaves in values.items():
         inside = [one.equation.transforms | block.around.transforms for one in leaves]
-        if not any(transforms & _DERIVATIVES for transforms in inside):
+        if not any(transforms & DERIVATIVES for transforms in inside):
             leaves = outputs_of(leaves, matcher, group.candidate, caller)
         for one in leaves:
             yield Found(one.equation, one.variable, group.candidate, frozenset(members[group]))
@@ -129,9 +129,7 @@ def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Grou
     if matcher.kind == "function":
         return _function_of(matcher, equation)
     if matcher.kind == "jit":
-        candidate = Candidate("jit", equation.called or "")
-        matches = equation.called is not None and matcher.matches(candidate)
-        return Group(candidate, id(equation)) if matches else None
+        return _call_of(matcher, equation)
     outside = len(around.scopes)
     for depth, path in enumerate(paths_of(equation, around)):
         if matcher.matches(candidate := Candidate("named_scope", path)):
@@ -156,12 +154,17 @@ def _function_of(matcher: Matcher, equation: Equation) -> Group | None:
     return None
 
 
+def _call_of(matcher: Matcher, equation: Equation) -> Group | None:
+    if equation.called is None:
+        return None
+    candidate = Candidate("jit", equation.called)
+    return Group(candidate, id(equation)) if matcher.matches(candidate) else None
+
+
 def _takes(matcher: Matcher, equation: Equation) -> bool:
     """Whether everything inside of an equation is inside of a call or function that matches."""
-    if matcher.kind == "function":
-        return _function_of(matcher, equation) is not None
-    called = equation.called
-    return called is not None and matcher.matches(Candidate("jit", called))
+    find = _function_of if matcher.kind == "function" else _call_of
+    return find(matcher, equation) is not None
 
 
 def _refuse_repeats(
@@ -176,12 +179,12 @@ def _refuse_repeats(
     bits: dict[Hashable, int] = {}
     for group, visit in _visits(equations, groups):
         frames = visit[0].frames
-        bit = 1 << bits.setdefault(_line(frames), len(bits))
+        bit = 1 << bits.setdefault(visit[0].line, len(bits))
         read = unique_variables(atom for equation in visit for atom in equation.operands)
         read = [(group, variable) for variable in read if (group, variable) in behind]
         before = reduce(or_, (behind[one] for one in read), 0)
         # Tangents are computed by the lines of their values, in another order.
-        in_order = not any(equation.transforms & _DERIVATIVES for equation in visit)
+        in_order = not any(equation.transforms & DERIVATIVES for equation in visit)
         apart = in_order and any(_in_another_call(made_in[one], frames) for one in read)
         if before & bit or apart:
             raise NotImplementedError(
@@ -192,10 +195,6 @@ def _refuse_repeats(
         for equation in visit:
             for variable in equation.results:
                 behind[group, variable], made_in[group, variable] = before | bit, frames
-
-
-def _line(frames: Sequence[Frame]) -> Hashable:
-    return tuple(frame.position for frame in frames)
 
 
 def _in_another_call(before: Sequence[Frame], after: Sequence[Frame]) -> bool:
@@ -212,9 +211,8 @@ def _visits(
     equations: Sequence[Equation], groups: Sequence[Group | None]
 ) -> Iterator[tuple[Group, Sequence[Equation]]]:
     """For each visit of a line of Python: its group, and the equations that it made."""
-    lines = [_line(equation.frames) for equation in equations]
     indices = range(len(equations))
-    for (group, _), run in groupby(indices, lambda index: (groups[index], lines[index])):
+    for (group, _), run in groupby(indices, lambda index: (groups[index], equations[index].line)):
         if group:
             made = [equations[index] for index in run]
             # One line may make several equations, as `jnp.var` does. If the same

@@ -85,7 +85,8 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
     def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         key = Check("plant").one_key(key)
         mark_consumed(key)
-        jaxpr, unflatten, operands = trace("plant", _without_changes(fn), *args, **kwargs)
+        unchanging = _checked("plant", _unchanging(fn))
+        jaxpr, unflatten, operands = trace("plant", unchanging, *args, **kwargs)
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
         refuse_unmatched(jaxpr, plan, checked_rules)
         root = as_threefry(key)
@@ -148,10 +149,12 @@ def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return checked
 
 
-def _without_changes(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+def _unchanging(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The same function, with an error if it changes its arguments."""
+
     def unchanging(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with refusing_changes("plant", args, kwargs):
-            return _checked("plant", fn)(*args, **kwargs)
+            return fn(*args, **kwargs)
 
     return unchanging
 

@@ -16,7 +16,7 @@ _ALWAYS_JUMPS = {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"}
 
 def may_follow(code: CodeType, first: int, second: int) -> bool:
     """Whether one call may run the instruction at offset `second` after that at `first`."""
-    offsets = list(_following(code))
+    offsets = _offsets(code)
     # A position may lie in the caches behind an instruction.
     first, second = (offsets[bisect_right(offsets, place) - 1] for place in (first, second))
     return second in _after(code, first)
@@ -33,6 +33,11 @@ def _after(code: CodeType, first: int) -> frozenset[int]:
             seen.add(offset)
             todo += following[offset]
     return frozenset(seen)
+
+
+@lru_cache(maxsize=256)
+def _offsets(code: CodeType) -> tuple[int, ...]:
+    return tuple(_following(code))
 
 
 @lru_cache(maxsize=256)

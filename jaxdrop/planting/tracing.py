@@ -84,30 +84,29 @@ def refusing_changes(
     caller: str, args: Sequence[PyTree], kwargs: dict[str, PyTree]
 ) -> Generator[None]:
     """Refuses changes in arguments: the traced function has copies, so they would be lost."""
-    before, again = _leaves(args, kwargs), _leaves(args, kwargs)
+    named = {**{f"argument {place}": arg for place, arg in enumerate(args)}, **kwargs}
+    before, again = _leaves(named), _leaves(named)
     yield
-    after = _leaves(args, kwargs)
-    for name in {**before, **after}:
+    after = _leaves(named)
+    for place in {**before, **after}:
         # A pytree of the user may be flattened to other arrays each time.
-        if _leaf(before, name) is _leaf(again, name) is not _leaf(after, name):
+        was, is_again, now = (leaves.get(place, _ABSENT) for leaves in (before, again, after))
+        if was is is_again is not now:
+            name, path = place
             raise ValueError(
                 f"{caller}: fn must not change its arguments, since the change would be lost; it"
-                f" changed {name}. Return the new value. For modules of flax.nnx, use"
-                " jaxdrop.frameworks.nnx.plant."
+                f" changed {name}{jax.tree_util.keystr(path)}. Return the new value. For modules"
+                " of flax.nnx, use jaxdrop.frameworks.nnx.plant."
             )
 
 
-def _leaves(args: Sequence[PyTree], kwargs: dict[str, PyTree]) -> dict[str, Value]:
-    named = {**{f"argument {place}": arg for place, arg in enumerate(args)}, **kwargs}
+def _leaves(named: dict[str, PyTree]) -> dict[tuple[str, tuple[Any, ...]], Value]:
+    # By their paths, of which only the error makes text: a model may have thousands of leaves.
     return {
-        f"{name}{jax.tree_util.keystr(path)}": leaf
+        (name, path): leaf
         for name, argument in named.items()
         for path, leaf in jax.tree_util.tree_leaves_with_path(argument)
     }
-
-
-def _leaf(leaves: dict[str, Value], name: str) -> Value:
-    return leaves.get(name, _ABSENT)
 
 
 def refuse_functions(caller: str, results: PyTree) -> None:
