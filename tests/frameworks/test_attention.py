@@ -48,18 +48,23 @@ def same_masks(monkeypatch):
     monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
 
 
+def nnx_layer(attention_fn, **options):
+    return nnx.MultiHeadAttention(
+        HEADS,
+        SIZE,
+        dropout_rate=0.25,
+        attention_fn=attention_fn,
+        decode=False,
+        rngs=nnx.Rngs(params=0),
+        keep_rngs=False,
+        **options,
+    )
+
+
 def layer_of(flax, attention_fn, x, **options):
     """An attention layer, `(*inputs, deterministic, **arguments) -> y`, with fixed weights."""
     if flax is nnx:
-        layer = nnx.MultiHeadAttention(
-            HEADS,
-            SIZE,
-            dropout_rate=0.25,
-            attention_fn=attention_fn,
-            **{"decode": False, **options},
-            rngs=nnx.Rngs(params=0),
-            keep_rngs=False,
-        )
+        layer = nnx_layer(attention_fn, **options)
         return lambda *inputs, deterministic, **arguments: layer(
             *inputs, deterministic=deterministic, rngs=nnx.Rngs(dropout=1), **arguments
         )
@@ -189,26 +194,12 @@ def test_layers_decode_token_by_token(flax):
 
 def sown(flax, attention_fn, x, deterministic):
     if flax is nnx:
-        layer = nnx.MultiHeadAttention(
-            HEADS,
-            SIZE,
-            dropout_rate=0.25,
-            attention_fn=attention_fn,
-            decode=False,
-            rngs=nnx.Rngs(params=0, dropout=1),
-        )
-        y = layer(x, sow_weights=True, deterministic=deterministic)
+        layer = nnx_layer(attention_fn)
+        rngs = nnx.Rngs(dropout=1)
+        y = layer(x, sow_weights=True, deterministic=deterministic, rngs=rngs)
         return y, jax.tree.leaves(nnx.pop(layer, nnx.Intermediate))[0]
-    layer = nn.MultiHeadDotProductAttention(HEADS, dropout_rate=0.25, attention_fn=attention_fn)
-    params = layer.init(jax.random.key(0), x, deterministic=True)
-    y, state = layer.apply(
-        params,
-        x,
-        sow_weights=True,
-        deterministic=deterministic,
-        rngs={"dropout": jax.random.key(1)},
-        mutable=["intermediates"],
-    )
+    run = layer_of(nn, attention_fn, x)
+    y, state = run(x, sow_weights=True, deterministic=deterministic, mutable=["intermediates"])
     return y, state["intermediates"]["attention_weights"][0]
 
 

@@ -169,7 +169,7 @@ def test_output_and_gradients_are_those_of_the_whole(case):
 
 @pytest.mark.parametrize(
     ("dtype", "features"),
-    [*product(["float32"], (32, 64, 80, 128, 256)), ("bfloat16", 80), ("float16", 64)],
+    [*product(("float32", "bfloat16"), (32, 64, 80, 128, 256)), ("float16", 64)],
 )
 def test_all_head_sizes_and_dtypes(dtype, features):
     """With tiles as they are chosen for them."""
