@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int32, UInt32, UInt64
 
-from jaxdrop.base.compat import enable_x64
+from jaxdrop.base.compat import enable_x64, vary_as
 from jaxdrop.core.words import Address, ThreefryKey, Words, at_most, draw_pair
 
 _FUSED = 2**25  # words of all pairs; more, XLA stores in part in the form that it fuses faster
@@ -172,5 +172,5 @@ def idle_pairs(digits: UInt32[Array, ""]) -> Int32[Array, ""]:
 def _idle_pairs_of_many(
     axis_size: int, in_batched: list[bool], digits: UInt32[Array, "..."]
 ) -> tuple[Int32[Array, ""], bool]:
-    del axis_size, in_batched, digits
-    return jnp.int32(0), False
+    del axis_size, in_batched
+    return vary_as(jnp.int32(0), digits), False

@@ -107,6 +107,21 @@ def test_shards_draw_by_themselves(traced):
     np.testing.assert_array_equal(program.compile()(*operands), jax.jit(run)(*operands))
 
 
+def test_shards_draw_with_a_batch_of_rates():
+    def shard(data, rate, x):
+        return jax.vmap(jaxdrop.dropout)(jax.random.wrap_key_data(data), x, rate)
+
+    run = jax.shard_map(shard, mesh=mesh(AxisType.Auto), in_specs=P("a"), out_specs=P("a"))
+    operands = jax.random.bits(jax.random.key(0), (8, 2)), jnp.linspace(0.1, 0.9, 8)
+    operands = (*operands, jnp.ones((8, 70)))
+    drawn = lowered("cuda", run, *operands).compile()(*operands)
+    one_by_one = [
+        jaxdrop.dropout(jax.random.wrap_key_data(data), x, rate)
+        for data, rate, x in zip(*operands, strict=True)
+    ]
+    np.testing.assert_array_equal(drawn, jnp.stack(one_by_one))
+
+
 @pytest.mark.quick
 def test_the_higher_digit_overrules_whatever_the_order_of_the_products():
     rng = np.random.default_rng(0)
