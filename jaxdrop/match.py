@@ -6,27 +6,41 @@ inner jitted functions, primitives, and the Python functions that computed a val
 Patterns are those of `fnmatch`: `*` stands for any text, also with slashes in it. Upper
 and lower case letters are different.
 
+Matchers are combined by `&`, `|` and `~`. A rule of None leaves alone what it matches:
+
+    rules = {
+        match.function("softmax") & match.within(match.named_scope("encoder/*")): drop,
+        match.within(match.named_scope("encoder/layer_0/*")): None,
+    }
+
 A matcher finds the value that the compiled program has. In an inner `vmap` this value
 is the whole batch, so one mask covers all examples.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-import jax
+from jaxdrop.planting.matchers import Matcher, Named, OfType, Predicate, Within
 
-from jaxdrop.planting.rules import Matcher
+Output: TypeAlias = int | Predicate | None
 
-Output: TypeAlias = int | Callable[[jax.ShapeDtypeStruct], bool] | None
-
-__all__ = ["checkpoint_name", "function", "jit", "named_scope", "primitive", "site"]
+__all__ = [
+    "checkpoint_name",
+    "function",
+    "jit",
+    "named_scope",
+    "primitive",
+    "site",
+    "value",
+    "within",
+]
 
 
 def site(pattern: str) -> Matcher:
     """Values marked by `jaxdrop.site`. A bare string in a rule means the same.
 
     Args:
-      pattern: a glob over the names of sites.
+      pattern: a glob over the names of sites, or over the names with the paths of arrays
+        in a marked pytree, as in "hidden['a']".
 
     Returns:
       A matcher for the rules of `plant`.
@@ -35,7 +49,7 @@ def site(pattern: str) -> Matcher:
       >>> match.site("mlp/*")
       match.site('mlp/*')
     """
-    return Matcher("site", pattern)
+    return Named("site", pattern)
 
 
 def checkpoint_name(pattern: str) -> Matcher:
@@ -55,7 +69,7 @@ def checkpoint_name(pattern: str) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       0.0
     """
-    return Matcher("checkpoint_name", pattern)
+    return Named("checkpoint_name", pattern)
 
 
 def named_scope(pattern: str, *, output: Output = None) -> Matcher:
@@ -86,7 +100,7 @@ def named_scope(pattern: str, *, output: Output = None) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Matcher("named_scope", pattern, output)
+    return Named("named_scope", pattern, output)
 
 
 def jit(pattern: str, *, output: Output = None) -> Matcher:
@@ -108,7 +122,7 @@ def jit(pattern: str, *, output: Output = None) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       0.0
     """
-    return Matcher("jit", pattern, output)
+    return Named("jit", pattern, output)
 
 
 def primitive(pattern: str) -> Matcher:
@@ -126,7 +140,7 @@ def primitive(pattern: str) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Matcher("primitive", pattern)
+    return Named("primitive", pattern)
 
 
 def function(pattern: str, *, output: Output = None) -> Matcher:
@@ -155,4 +169,57 @@ def function(pattern: str, *, output: Output = None) -> Matcher:
       >>> float(planted(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Matcher("function", pattern, output)
+    return Named("function", pattern, output)
+
+
+def within(outer: Matcher) -> Matcher:
+    """Values computed inside of a scope, a function or a call, at any depth.
+
+    It names no value. So a rule with a drop needs a matcher that does, put beside it by
+    `&`. The values that leave what is around are inside, too.
+
+    Args:
+      outer: a matcher made by `named_scope`, `function` or `jit`.
+
+    Returns:
+      A matcher for the rules of `plant`.
+
+    Raises:
+      TypeError: `outer` is another matcher, or none.
+
+    Example:
+      >>> def model(x):
+      ...     with jax.named_scope("first"):
+      ...         x = jnp.exp(x)
+      ...     return jnp.exp(x) + 1
+      >>> drop = partial(dropout, rate=1.0)
+      >>> rule = match.primitive("exp") & ~match.within(match.named_scope("first"))
+      >>> float(plant(model, {rule: drop})(jax.random.key(0), jnp.ones(3)).sum())
+      3.0
+    """
+    return Within(cast(Named, outer))
+
+
+def value(predicate: Predicate) -> Matcher:
+    """Values of some shapes or dtypes.
+
+    It names no value. So a rule with a drop needs a matcher that does, put beside it by
+    `&`. For a marked value in an inner `vmap`, the shape is that of one example.
+
+    Args:
+      predicate: a function of a `jax.ShapeDtypeStruct` that is True for what it matches.
+
+    Returns:
+      A matcher for the rules of `plant`.
+
+    Raises:
+      TypeError: `predicate` is not callable.
+
+    Example:
+      >>> model = lambda x: jnp.exp(x).sum() + jnp.exp(x.sum())
+      >>> drop = partial(dropout, rate=1.0)
+      >>> rule = match.primitive("exp") & match.value(lambda x: x.ndim == 0)
+      >>> float(plant(model, {rule: drop})(jax.random.key(0), jnp.zeros(3)))
+      3.0
+    """
+    return OfType(predicate)

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+_LONGEST = 200  # characters of a text
+
 
 def describe(value: Any) -> str:
     """A short text for `value` in an error message."""
@@ -13,7 +15,8 @@ def describe(value: Any) -> str:
         # A sparse array has a shape and a dtype too.
         known = isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
         return text if known else f"{type(value).__name__}({text})"
-    return repr(value)
+    text = repr(value)  # of the parameters of a model it would fill many screens
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({type(value).__name__})"
 
 
 def way_out(x: Any) -> str:

@@ -18,6 +18,7 @@ from jaxdrop.base.sharding import has_explicit_axes, laid_like, spread_to, whole
 from jaxdrop.base.types import Key, KnownOrTraced
 
 RAW_KEY_SHAPES = ((2,), (4,))  # threefry2x32; rbg and unsafe_rbg
+_NEW_KEY = "Make one with jax.random.key."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Check:
     def __str__(self) -> str:
         return self.function
 
-    def one_key(self, key: Any, name: str = "key") -> Key:
-        """Returns `key` if it is one key, typed or raw."""
+    def one_key(self, key: Any, name: str = "key", advice: str = _NEW_KEY) -> Key:
+        """Returns `key` if it is one key, typed or raw. The advice is for what is no key."""
         if isinstance(key, np.ndarray):
             key = jnp.asarray(key)
         if isinstance(key, jax.Array):
@@ -53,7 +54,7 @@ class Check:
                     f"{self}: {name} must be one key; got a batch of shape {batch}. Use jax.vmap."
                 )
         raise TypeError(
-            f"{self}: {name} must be one key; got {describe(key)}. Make one with jax.random.key."
+            f"{self}: {name} must be one key; got {describe(key)}. {advice}"
         )
 
     def inexact_array(self, name: str, x: Any, advice: str | None = None) -> Array:

@@ -6,8 +6,10 @@ the value: in its parameters, its named scopes and its Python functions.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 from jax.extend.core import Var
 
 from jaxdrop.planting.drops import Site
@@ -17,14 +19,16 @@ from jaxdrop.planting.groups import (
     Block,
     Found,
     Surroundings,
+    functions_of,
     is_floating,
+    is_inside,
     leaving,
     paths_of,
+    type_of,
 )
 from jaxdrop.planting.mark import site_p, token_p
-from jaxdrop.planting.rules import Candidate, Matcher, Rules
-
-_GROUPED = ("named_scope", "function", "jit")
+from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_by
+from jaxdrop.planting.rules import Match, Rules
 
 
 class Sites(NamedTuple):
@@ -38,6 +42,8 @@ class Sites(NamedTuple):
     """All other values that are dropped."""
     unmatched: Mapping[Var, str]
     """The names of values that no rule matches, but that the table lists."""
+    excluded: frozenset[Matcher]
+    """What keeps other rules from values here."""
 
     def take_all_of(self, equation: Equation) -> bool:
         """Whether a rule matches what a custom derivative returns, so that its body stays whole."""
@@ -45,7 +51,24 @@ class Sites(NamedTuple):
         return equation.is_custom_derivative and returns_site
 
 
-def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
+@dataclass(frozen=True)
+class _Value:
+    """What a matcher sees of a value."""
+
+    names: Sequence[Found]
+    around: Surroundings
+
+    @property
+    def type(self) -> jax.ShapeDtypeStruct:
+        """Its shape and dtype."""
+        return type_of(self.names[0].equation, self.names[0].variable)
+
+    def is_inside(self, matcher: Named) -> bool:
+        """Whether it is computed inside of a scope, function or call that matches."""
+        return is_inside(matcher, self.names[0].equation, self.around)
+
+
+def sites_in(block: Block, rules: Rules, also: Sequence[Named]) -> Sites:
     """The values of a jaxpr to which a rule applies.
 
     Args:
@@ -58,22 +81,26 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Matcher]) -> Sites:
     """
     drawn: dict[Var, Site] = {}
     matched: dict[Var, Site] = {}
-    for names in _named(block, rules.matchers, rules.caller).values():
-        if site := _site_of(names, block.around, rules):
+    excluded: set[Matcher] = set()
+    for names in _named(block, rules.naming, rules.caller).values():
+        found = rules.find(_Value(names, block.around), names[0].equation.source)
+        if isinstance(found, Matcher):
+            excluded.add(found)
+        elif found:
+            match, one = found
             # If a rule matches another name of a marked value, the mark is not used.
             # The value is dropped like a value without a mark.
-            is_drawn = site.match.matcher.kind == "site"
-            one = names[0] if is_drawn else names[-1]
-            (drawn if is_drawn else matched)[one.variable] = site
+            (drawn if match.is_marked else matched)[one.variable] = _site(match, one, block, rules)
     unmatched = {
-        one.variable: one.candidate.text + path_of(one.equation)
+        one.variable: one.candidate.text
         for one in candidates_in(block, also, rules.caller)
         if one.variable not in drawn and one.variable not in matched
     }
-    return Sites(drawn, _marked(block, rules, matched), matched, unmatched)
+    marked = _marked(block, rules, drawn, matched)
+    return Sites(drawn, marked, matched, unmatched, frozenset(excluded))
 
 
-def _named(block: Block, matchers: Sequence[Matcher], caller: str) -> dict[Var, list[Found]]:
+def _named(block: Block, matchers: Sequence[Named], caller: str) -> dict[Var, list[Found]]:
     """The names of each variable that has names. The names of a marked value are listed
     at its token.
     """
@@ -90,47 +117,88 @@ def _named(block: Block, matchers: Sequence[Matcher], caller: str) -> dict[Var, 
     return found
 
 
-def _site_of(names: Sequence[Found], around: Surroundings, rules: Rules) -> Site | None:
-    equation = names[0].equation
-    match = rules.find([one.candidate for one in names], path_of(equation), equation.source)
-    if match is None:
-        return None
-    insiders = next(one.insiders for one in names if match.matcher.matches(one.candidate))
-    site = Site(match, equation.source, around.unchecked_axes, insiders)
-    _refuse_derivatives(site, around.transforms | equation.transforms, around, rules.caller)
+def _site(match: Match, one: Found, block: Block, rules: Rules) -> Site:
+    if one.problem:
+        raise one.problem
+    site = Site(match, one.equation.source, block.around.unchecked_axes, one.insiders)
+    transforms = block.around.transforms | one.equation.transforms
+    _refuse_derivatives(site, transforms, block.around, rules.caller)
     return site
 
 
-def _marked(block: Block, rules: Rules, matched: Mapping[Var, Site]) -> dict[Var, Site]:
-    """The marked sites, each found by the name at its mark."""
-    # The token of a mark may have been drawn in another jaxpr: around a loop, or in the forward
-    # pass of a derivative. So a mark cannot learn its rule from its token.
+def _marked(
+    block: Block, rules: Rules, drawn: Mapping[Var, Site], matched: Mapping[Var, Site]
+) -> dict[Var, Site]:
+    """The marked sites."""
+    tokens = {
+        variable
+        for equation in block.equations
+        if equation.primitive is token_p
+        for variable in equation.results
+    }
     marked: dict[Var, Site] = {}
     for equation in block.equations:
-        if equation.primitive is site_p and equation.results[0] not in matched:
-            candidates = [Candidate("site", equation.params["name"])]
-            if match := rules.find(candidates, path_of(equation), equation.source):
-                site = Site(match, equation.source, block.around.unchecked_axes)
-                marked[equation.results[0]] = site
+        if equation.primitive is not site_p or equation.results[0] in matched:
+            continue
+        token = equation.operands[1]
+        # The token of a mark may have been drawn in another jaxpr: around a loop, or in the
+        # forward pass of a derivative. Then only the name says which rule it is.
+        is_here = isinstance(token, Var) and token in tokens
+        site = drawn.get(token) if is_here else _by_name(equation, block, rules)
+        if site:
+            _refuse_lost_run(site, equation, is_here, rules.caller)
+            marked[equation.results[0]] = site
     return marked
 
 
-def candidates_in(block: Block, matchers: Sequence[Matcher], caller: str) -> Iterator[Found]:
+def _by_name(equation: Equation, block: Block, rules: Rules) -> Site | None:
+    """The site of a mark, without what was around when its token was drawn."""
+    name = _found(equation, equation.results[0], "site", equation.params["name"])
+    for matcher in rules.matchers:
+        combined = not isinstance(matcher, Named)
+        if combined and any(named.matches(name.candidate) for named in named_by(matcher)):
+            raise NotImplementedError(
+                f"{rules.caller}: site {name.candidate.text!r} at {equation.source} is inside of a"
+                f" derivative, where {matcher!r} cannot be decided. Differentiate the planted"
+                " function instead: grad(plant(f, rules))."
+            )
+    found = rules.find(_Value([name], block.around), equation.source)
+    if found is None or isinstance(found, Matcher):
+        return None
+    return Site(found[0], equation.source, block.around.unchecked_axes)
+
+
+def _refuse_lost_run(site: Site, equation: Equation, is_here: bool, caller: str) -> None:
+    """Refuses a rate by the run where the number of the run is not known any more."""
+    is_value = equation.params["role"] == "value"
+    if site.match.rule.counts_runs and not (is_value and is_here):
+        raise NotImplementedError(
+            f"{caller}: rate must be one number for site {site.match.name!r} at {equation.source},"
+            " inside of a derivative, where the number of the run is not known. Differentiate the"
+            " planted function instead: grad(plant(f, rules))."
+        )
+
+
+def _found(equation: Equation, variable: Var, kind: str, name: str) -> Found:
+    return Found(equation, variable, Candidate(kind, name, path_of(equation)))
+
+
+def candidates_in(block: Block, matchers: Sequence[Named], caller: str) -> Iterator[Found]:
     """The variables that may be sites.
 
     For scopes, functions and calls, only matching ones are returned; for other kinds, all
     names are returned.
     """
     matchers = [matcher for matcher in matchers if matcher not in block.around.taken]
-    kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in _GROUPED)
+    kinds = dict.fromkeys(matcher.kind for matcher in matchers if matcher.kind not in GROUPED)
     for equation in block.equations:
         for kind in kinds:
             for name in names_of(equation, block.around, kind):
                 for variable in equation.results:
                     if kind == "site" or is_floating(variable):
-                        yield Found(equation, variable, Candidate(kind, name))
+                        yield _found(equation, variable, kind, name)
     for matcher in matchers:
-        if matcher.kind in _GROUPED:
+        if matcher.kind in GROUPED:
             yield from leaving(block, matcher, caller)
 
 
@@ -143,7 +211,7 @@ def names_of(equation: Equation, around: Surroundings, kind: str) -> list[str]:
     if kind == "named_scope":
         return paths_of(equation, around)
     if kind == "function":
-        return [frame.function for frame in equation.frames if not frame.is_internal]
+        return [name for names in functions_of(equation) for name in names]
     if kind == "primitive":
         return [equation.primitive.name]
     name = equation.tag if kind == "checkpoint_name" else equation.called
@@ -160,7 +228,7 @@ def _refuse_derivatives(
 ) -> None:
     """Refuses sites that need a mask of the forward pass which cannot be known."""
     name = site.match.name
-    if site.match.matcher.kind == "site":
+    if site.match.is_marked:
         # A token is made in the forward pass and carried to the backward pass. If the
         # backward pass makes a token, it computes the value again, and the value would
         # get another mask, except if all runs share one.

@@ -22,6 +22,7 @@ from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values
 from jaxdrop.planting.keys import Stream, Streams, as_operands
 from jaxdrop.planting.plan import Evaluate, Plan
+from jaxdrop.planting.rules import COUNTER
 from jaxdrop.planting.tracing import PyTree, trace
 
 PlanRule: TypeAlias = Callable[[AnyJaxpr], Plan]
@@ -166,8 +167,8 @@ class _Masked:
     def _refuse_differences(self, names: set[str]) -> None:
         for name in sorted(names):
             raise NotImplementedError(
-                f"plant: site {name!r} must run both in a function with a custom derivative and in"
-                " the rule for it, or in neither. Mark the same values in both."
+                f"plant: {_described(name)} must run both in a function with a custom derivative"
+                " and in the rule for it, or in neither. Mark the same values in both."
             )
 
     def _only_mask(self, name: str) -> Stream:
@@ -180,7 +181,11 @@ class _Masked:
         if self.body.runs[name] == 1 and not self.body.is_looped(name):
             return replace(stream, fixed=True)
         raise NotImplementedError(
-            f"plant: site {name!r} runs several times in a function with a custom derivative, and"
-            " again in the rule for it, so its runs cannot be told apart. Give each run a name of"
-            " its own, or all of them one mask, by Rule(drop, share_runs=True)."
+            f"plant: {_described(name)} runs several times in a function with a custom derivative,"
+            " and again in the rule for it, so its runs cannot be told apart. Give each run a name"
+            " of its own, or all of them one mask, by Rule(drop, share_runs=True)."
         )
+
+
+def _described(name: str) -> str:
+    return name.strip("\0") if name.startswith(COUNTER) else f"site {name!r}"

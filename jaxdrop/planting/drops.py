@@ -15,7 +15,7 @@ from jaxdrop.base.describe import describe
 from jaxdrop.base.sharding import sharded_along, zeros_like
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.planting.jaxprs import opened
-from jaxdrop.planting.keys import Stream, spread
+from jaxdrop.planting.keys import Stream, Streams, spread
 from jaxdrop.planting.mark import Axes, Token, is_array
 from jaxdrop.planting.rules import Match
 
@@ -46,10 +46,16 @@ class Site:
         # The program was traced with a token that varies over the same mesh axes as the value.
         return vary_over(token, varying_axes(x))
 
-    def drop(self, x: Array, token: Token, role: str, axes: Axes) -> Array:
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The counter that the drop reads, if its rate depends on the run."""
+        return (self.match.counter,) if self.match.rule.counts_runs else ()
+
+    def drop(self, streams: Streams, x: Array, token: Token, role: str, axes: Axes) -> Array:
         """Drops a value, or a derivative of it.
 
         Args:
+          streams: those of its counter, if it has one.
           x: the value.
           token: its key data.
           role: what `x` is at the mark: `value`, `tangent` or `cotangent`.
@@ -62,7 +68,7 @@ class Site:
         x = jnp.asarray(x)
         if x.size == 0:
             return x
-        drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, role)
+        drop_one: Callable[[Token, Array], Array] = partial(self._drop_one, streams, role)
         pairs: list[tuple[int | None, int]] = []
         # The axes of a pair are counted without the axes of outer vmaps. So the
         # outermost axis is removed first.
@@ -77,10 +83,18 @@ class Site:
         with self._noted():
             return drop_one(token, x)
 
-    def _drop_one(self, role: str, token: Token, x: Array) -> Array:
+    def _of_run(self, streams: Streams) -> Drop:
+        """The drop with the rate of this run."""
+        rule = self.match.rule
+        for counter in self.counted:
+            stream = streams[counter]
+            return rule.at(stream.number(rule.share_loop), stream.runs)
+        return rule.at(0, 1)
+
+    def _drop_one(self, streams: Streams, role: str, token: Token, x: Array) -> Array:
         """Drops one example, or applies the derivative of its drop to a derivative."""
         key = jax.random.wrap_key_data(token, impl="threefry2x32")
-        drop = partial(_checked, self.match.rule.drop)
+        drop = partial(_checked, self._of_run(streams))
         if role == "value":
             return drop(key, x)
         if not _is_affine(drop, key, x):

@@ -38,6 +38,7 @@ class Frame(NamedTuple):
     """A Python function that was running when an equation was traced, and where it was."""
 
     function: str
+    qualified: str  # with its class, as "Attention.__call__"
     position: tuple[CodeType, int]  # its code object, and the position of the instruction
     is_internal: bool
 
@@ -130,9 +131,10 @@ class Equation:
             # Outer frames belong to the call around this jaxpr; the equation of that call has them.
             if frame.function_name.startswith("trace_to_jaxpr"):
                 break
-            name = frame.function_name.rpartition(".")[2]
+            qualified = frame.function_name.rpartition("<locals>.")[2]
+            name = qualified.rpartition(".")[2]
             is_internal = bool(_INTERNAL.search(frame.file_name))
-            frames.append(Frame(name, tuple(position), is_internal))
+            frames.append(Frame(name, qualified, tuple(position), is_internal))
         return frames[::-1]
 
     @cached_property

@@ -14,15 +14,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import groupby
 from operator import or_
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
 from jaxdrop.planting.equations import Equation, Frame
 from jaxdrop.planting.jaxprs import AnyJaxpr, opened, unique_variables
+from jaxdrop.planting.mark import token_p
+from jaxdrop.planting.matchers import Candidate, Named
 from jaxdrop.planting.outputs import Leaving, outputs_of
 from jaxdrop.planting.reach import may_follow
-from jaxdrop.planting.rules import Candidate, Matcher
 
 DERIVATIVES = frozenset({"jvp", "transpose"})
 
@@ -37,9 +40,9 @@ class Surroundings:
     in_rule: bool = False  # whether the jaxpr is the rule of a custom derivative
     # Matchers that already match an outer call or function. Only the outermost match
     # counts, so they find nothing here.
-    taken: frozenset[Matcher] = frozenset()
+    taken: frozenset[Named] = frozenset()
 
-    def inside(self, equation: Equation, matchers: Sequence[Matcher]) -> "Surroundings":
+    def inside(self, equation: Equation, matchers: Sequence[Named]) -> "Surroundings":
         """What is around the bodies of an equation.
 
         It has only what these matchers depend on. Equal bodies in equal surroundings
@@ -85,19 +88,38 @@ class Found:
     equation: Equation
     variable: Var
     candidate: Candidate
+    matcher: Named | None = None  # which alone may match this name; None if any may
     # Equations, by `id`, that read the value before it leaves its scope or function.
     insiders: frozenset[int] = frozenset()
+    problem: Exception | None = None  # why no rule can drop it
 
 
-def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
+def leaving(block: Block, matcher: Named, caller: str) -> Iterator[Found]:
     """The variables by which values leave a matching scope, function or call."""
     groups = [group_of(matcher, equation, block.around) for equation in block.equations]
-    if matcher.kind == "function":
-        _refuse_repeats(block.equations, groups, caller)
-    users: dict[Var, set[Group | None]] = defaultdict(set)
+    loops = _loops(block.equations, groups, caller) if matcher.kind == "function" else {}
     members: dict[Group | None, set[int]] = defaultdict(set)
     for equation, group in zip(block.equations, groups, strict=True):
         members[group].add(id(equation.eqn))
+    for group, leaves in _leaves(block, groups, matcher).items():
+        problem: Exception | None = loops.get(group)
+        inside = [one.equation.transforms | block.around.transforms for one in leaves]
+        if not any(transforms & DERIVATIVES for transforms in inside):
+            try:
+                leaves = outputs_of(leaves, matcher, group.candidate, caller)
+            except ValueError as error:
+                problem = problem or error
+        insiders = frozenset(members[group])
+        for one in leaves:
+            yield Found(one.equation, one.variable, group.candidate, matcher, insiders, problem)
+
+
+def _leaves(
+    block: Block, groups: Sequence[Group | None], matcher: Named
+) -> dict[Group, list[Leaving]]:
+    """The floating values that leave each group."""
+    users: dict[Var, set[Group | None]] = defaultdict(set)
+    for equation, group in zip(block.equations, groups, strict=True):
         for variable in unique_variables(equation.operands):
             users[variable].add(group)
     # The results of the jaxpr are used by its caller, which is in no group of this jaxpr.
@@ -110,12 +132,17 @@ def leaving(block: Block, matcher: Matcher, caller: str) -> Iterator[Found]:
                 # Calls of one function from one place, as in a list, are in one group.
                 alike = (equation.line, place) if matcher.kind == "function" else variable
                 values[group].append(Leaving(equation, variable, is_used, alike))
-    for group, leaves in values.items():
-        inside = [one.equation.transforms | block.around.transforms for one in leaves]
-        if not any(transforms & DERIVATIVES for transforms in inside):
-            leaves = outputs_of(leaves, matcher, group.candidate, caller)
-        for one in leaves:
-            yield Found(one.equation, one.variable, group.candidate, frozenset(members[group]))
+    return values
+
+
+def type_of(equation: Equation, variable: Var) -> jax.ShapeDtypeStruct:
+    """The shape and dtype that a drop gets: for a mark, those of one example of inner vmaps."""
+    # A token stands for the value that it was made from.
+    is_token = equation.primitive is token_p
+    axes: Sequence[int] = equation.params["axes"] if is_token else ()
+    value: Any = (equation.operands[0] if is_token else variable).aval
+    shape = tuple(n for axis, n in enumerate(value.shape) if axis not in axes)
+    return jax.ShapeDtypeStruct(shape, value.dtype)
 
 
 def is_floating(variable: Var) -> bool:
@@ -124,7 +151,7 @@ def is_floating(variable: Var) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
-def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Group | None:
+def group_of(matcher: Named, equation: Equation, around: Surroundings) -> Group | None:
     """The outermost scope or function that matches, around an equation and in its jaxpr."""
     if matcher.kind == "function":
         return _function_of(matcher, equation)
@@ -139,38 +166,65 @@ def group_of(matcher: Matcher, equation: Equation, around: Surroundings) -> Grou
     return None
 
 
+def is_inside(matcher: Named, equation: Equation, around: Surroundings) -> bool:
+    """Whether an equation is inside of a scope, function or call that matches, at any depth."""
+    if matcher in around.taken:
+        return True
+    if matcher.kind == "named_scope":
+        paths = paths_of(equation, around)
+        return any(matcher.matches(Candidate("named_scope", path)) for path in paths)
+    return matcher.kind == "function" and _function_of(matcher, equation) is not None
+
+
 def paths_of(equation: Equation, around: Surroundings) -> list[str]:
     """The paths of the scopes around an equation, outermost first."""
     names = [*around.scopes, *(name for name, _ in equation.scopes)]
     return ["/".join(names[: i + 1]) for i in range(len(names))]
 
 
-def _function_of(matcher: Matcher, equation: Equation) -> Group | None:
-    for depth, frame in enumerate(equation.frames):
-        candidate = Candidate("function", frame.function)
-        if matcher.matches(candidate) and not frame.is_internal:
-            # A call is identified by the places outside of the function that led to it.
-            return Group(candidate, tuple(frame.position for frame in equation.frames[:depth]))
+def functions_of(equation: Equation) -> list[list[str]]:
+    """The names of each function around an equation, outermost first: short and with its class."""
+    names = [
+        [] if frame.is_internal else list(dict.fromkeys([frame.function, frame.qualified]))
+        for frame in equation.frames
+    ]
+    # A function with a custom derivative is traced inside of its equation, which has no frame
+    # of it.
+    called = equation.called if equation.is_custom_derivative else None
+    return [*names, [called]] if called else names
+
+
+def _function_of(matcher: Named, equation: Equation) -> Group | None:
+    for depth, names in enumerate(functions_of(equation)):
+        for candidate in (Candidate("function", name) for name in names):
+            if matcher.matches(candidate):
+                if depth == len(equation.frames):
+                    return Group(candidate, id(equation))
+                # A call is identified by the places outside of the function that led to it.
+                return Group(candidate, tuple(frame.position for frame in equation.frames[:depth]))
     return None
 
 
-def _call_of(matcher: Matcher, equation: Equation) -> Group | None:
+def _call_of(matcher: Named, equation: Equation) -> Group | None:
     if equation.called is None:
         return None
     candidate = Candidate("jit", equation.called)
     return Group(candidate, id(equation)) if matcher.matches(candidate) else None
 
 
-def _takes(matcher: Matcher, equation: Equation) -> bool:
+def _takes(matcher: Named, equation: Equation) -> bool:
     """Whether everything inside of an equation is inside of a call or function that matches."""
     find = _function_of if matcher.kind == "function" else _call_of
     return find(matcher, equation) is not None
 
 
-def _refuse_repeats(
+def _loops(
     equations: Sequence[Equation], groups: Sequence[Group | None], caller: str
-) -> None:
-    """Refuses a group in which a line runs again on its own result: a loop, or a call in a loop."""
+) -> dict[Group, Exception]:
+    """An error for each group in which a line runs again on its own result: a loop, or a call
+    in a loop.
+    """
+    loops: dict[Group, Exception] = {}
     # For each variable: the lines of its group that it depends on, as the bits of an
     # integer. A function may have thousands of lines and variables, and sets would be
     # slow.
@@ -187,7 +241,7 @@ def _refuse_repeats(
         in_order = not any(equation.transforms & DERIVATIVES for equation in visit)
         apart = in_order and any(_in_another_call(made_in[one], frames) for one in read)
         if before & bit or apart:
-            raise NotImplementedError(
+            loops[group] = NotImplementedError(
                 f"{caller}: {group.candidate.text!r} runs the line at {visit[0].source}"
                 " again on its own result, so it loops or is called in a loop, and these cases look"
                 " the same. Mark the value by jaxdrop.site, or match a named_scope around it."
@@ -195,6 +249,7 @@ def _refuse_repeats(
         for equation in visit:
             for variable in equation.results:
                 behind[group, variable], made_in[group, variable] = before | bit, frames
+    return loops
 
 
 def _in_another_call(before: Sequence[Frame], after: Sequence[Frame]) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import UInt32
+from jaxtyping import Int32, UInt32
 
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.base.types import Key
@@ -92,24 +92,30 @@ class Place:
 @dataclass(frozen=True)
 class Stream:
     """The keys of one site: the place of its next run, and its place at the start of
-    the innermost loop.
+    the innermost loop. A stream without keys counts the runs of a rule.
     """
 
     # The data of the site's own key. Nothing is drawn with that key itself, because
     # each run first folds its number in.
-    data: UInt32[Array, "2"]
+    data: UInt32[Array, "2"] | None
     now: Place
     first: Place
     # Whether all runs have the same key. It is true if the user says so, and in the rule
     # of a custom derivative, which may run a site of its function again, at any place and
     # any number of times.
     fixed: bool = field(default=False, metadata={"static": True})
+    runs: int = field(default=0, metadata={"static": True})  # of all, for a counter
 
     @staticmethod
     def of(key: Key, name: str, *, fixed: bool = False) -> "Stream":
         """The stream of a site, from its first run on."""
         start = Place(0)
         return Stream(jax.random.key_data(fold_in_name(key, name)), start, start, fixed)
+
+    @staticmethod
+    def counting(runs: int) -> "Stream":
+        """A counter of the runs of a rule."""
+        return Stream(None, Place(0), Place(0), runs=runs)
 
     def after(self, runs: int) -> "Stream":
         """The stream after some more runs."""
@@ -124,7 +130,7 @@ class Stream:
             return self
         # The count continues over the steps of a scan: step i begins i * runs later. So
         # an unrolled scan has the same masks.
-        return Stream(self.data, self.now.plus(step * jnp.uint32(runs)), self.now)
+        return replace(self, now=self.now.plus(step * jnp.uint32(runs)), first=self.now)
 
     def in_iteration(self, iteration: Array) -> "Stream":
         """The stream in an iteration of a while loop."""
@@ -137,7 +143,7 @@ class Stream:
         def inside(number: Array) -> Place:
             return replace(self.now, iterations=(*self.now.iterations, number))
 
-        return Stream(self.data, inside(iteration), inside(jnp.zeros_like(iteration)))
+        return replace(self, now=inside(iteration), first=inside(jnp.zeros_like(iteration)))
 
     def as_operand(self) -> "Stream":
         """The same stream, of a type that does not depend on where it is."""
@@ -152,12 +158,21 @@ class Stream:
         """The key of the next run. If `locked`, it is the key of this run in the first
         step of the loop.
         """
+        assert self.data is not None
         place = self.first if locked else self.now
         name_key = jax.random.wrap_key_data(self.data, impl="threefry2x32")
         key = jax.random.fold_in(name_key, place.occurrence())
         for iteration in place.iterations:
             key = jax.random.fold_in(key, iteration)
         return key
+
+    def number(self, locked: bool) -> int | Int32[Array, ""]:
+        """The number of the next run. If `locked`, it is that of this run in the first step
+        of the loop.
+        """
+        number = (self.first if locked else self.now).occurrence()
+        # Signed, since a schedule may count down from the last run.
+        return number.astype(jnp.int32) if isinstance(number, Array) else number
 
 
 Streams: TypeAlias = Mapping[str, Stream]

@@ -8,7 +8,7 @@ from jax.extend.core import Var
 
 from jaxdrop.base.describe import describe
 from jaxdrop.planting.equations import Equation
-from jaxdrop.planting.rules import Candidate, Matcher
+from jaxdrop.planting.matchers import Candidate, Named
 
 
 class Leaving(NamedTuple):
@@ -27,7 +27,7 @@ class Leaving(NamedTuple):
 
 
 def outputs_of(
-    values: Sequence[Leaving], matcher: Matcher, candidate: Candidate, caller: str
+    values: Sequence[Leaving], matcher: Named, candidate: Candidate, caller: str
 ) -> list[Leaving]:
     """The values that the matcher's rule drops.
 
@@ -61,7 +61,7 @@ def outputs_of(
 def _undecided(
     values: Sequence[Leaving],
     kinds: Sequence[Hashable],
-    matcher: Matcher,
+    matcher: Named,
     candidate: Candidate,
     caller: str,
 ) -> ValueError:

@@ -4,7 +4,7 @@ Equations without a site are left to JAX, in runs as long as possible. The other
 steps are drops, and calls whose bodies are plans again.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Concatenate, TypeAlias
@@ -14,10 +14,11 @@ from jax.extend.core import Jaxpr, Literal, Var
 from jaxdrop.planting.drops import Site
 from jaxdrop.planting.jaxprs import Value, Values, unique_variables
 from jaxdrop.planting.keys import Streams
+from jaxdrop.planting.matchers import Matcher
 from jaxdrop.planting.table import SiteRow
 
 Runs: TypeAlias = Mapping[str, int]
-"""How many times each site runs."""
+"""How many times each site runs, and how far the counters of rules go."""
 Evaluate: TypeAlias = Callable[Concatenate[Streams, ...], Values]
 """A function of streams of keys and of values."""
 
@@ -58,6 +59,7 @@ class Plan:
         steps: Sequence[Step],
         results: Sequence[Name | Literal],
         rows: Sequence[SiteRow],
+        excluded: Set[Matcher],
     ) -> None:
         self.operands = [*jaxpr.constvars, *jaxpr.invars]
         self.consts = consts
@@ -65,6 +67,8 @@ class Plan:
         self.results = results
         self.rows = rows
         """For each site, at any depth, where it is in this jaxpr and how often it runs."""
+        self.excluded = excluded
+        """Matchers that keep other rules from values, at any depth."""
         self.runs = _total(step.runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
         # The calls with this plan as body, each built once for all equations that are alike.

@@ -11,8 +11,9 @@ from jaxdrop.planting.derivatives import DERIVATIVES, PlanRule
 from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.groups import Block, Surroundings
 from jaxdrop.planting.jaxprs import AnyJaxpr
+from jaxdrop.planting.matchers import Named
 from jaxdrop.planting.plan import Evaluate, Plan, Step
-from jaxdrop.planting.rules import Matcher, Rules
+from jaxdrop.planting.rules import Rules
 from jaxdrop.planting.steps import arranged, mark_step
 from jaxdrop.planting.table import SiteRow, row_of
 
@@ -25,7 +26,7 @@ class Planner:
       also: matchers whose values get a row in the table even if no rule matches.
     """
 
-    def __init__(self, rules: Rules, also: Sequence[Matcher] = ()) -> None:
+    def __init__(self, rules: Rules, also: Sequence[Named] = ()) -> None:
         self._rules = rules
         self._also = also
         # A planted function may live as long as the program, and each call traces new jaxprs.
@@ -43,19 +44,21 @@ class Planner:
         sites = sites_in(block, self._rules, self._also)
         steps: list[Step | None] = []
         rows: list[SiteRow] = []
+        excluded = set(sites.excluded)
         for equation in block.equations:
             bodies = self._bodies(equation, sites, block.around)
             plan_rule = partial(self._plan_rule, equation, block.around)
             steps.append(step_of(equation, sites, bodies, plan_rule, self._rules.caller))
             rows += rows_of(equation, sites, bodies)
+            excluded.update(*(plan.excluded for _, plan in _each(bodies)))
         in_order, results = arranged(block, steps, sites.matched)
-        return Plan(block.jaxpr, block.consts, in_order, results, rows)
+        return Plan(block.jaxpr, block.consts, in_order, results, rows, excluded)
 
     def _bodies(self, equation: Equation, sites: Sites, around: Surroundings) -> Bodies:
         """The plans of the bodies of an equation. None are needed if a rule takes its result."""
         if not equation.bodies or sites.take_all_of(equation):
             return {}
-        inside = around.inside(equation, self._rules.matchers)
+        inside = around.inside(equation, self._rules.named)
         return {
             parameter: [self.plan(jaxpr, inside) for jaxpr in jaxprs]
             for parameter, jaxprs in equation.bodies.items()
@@ -63,7 +66,7 @@ class Planner:
 
     def _plan_rule(self, equation: Equation, around: Surroundings, jaxpr: AnyJaxpr) -> Plan:
         """The plan of a rule for a custom derivative, once the rule is traced."""
-        inside = around.inside(equation, self._rules.matchers)
+        inside = around.inside(equation, self._rules.named)
         return self.plan(jaxpr, replace(inside, in_rule=True))
 
 
@@ -109,7 +112,7 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
             name = site.match.name
             # A rule for a custom derivative computes other values than its function does.
             # Only a mark says which of them is which.
-            if equation.is_custom_derivative and site.match.matcher.kind != "site":
+            if equation.is_custom_derivative and not site.match.is_marked:
                 raise NotImplementedError(
                     f"{caller}: {name!r} at {site.source} is inside of a function with a"
                     " custom derivative, where only marks of jaxdrop.site can be followed. Match"
@@ -119,6 +122,11 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
                 raise NotImplementedError(
                     f"{caller}: site {name!r} at {site.source} is in {call.siteless[parameter]}."
                     " Move it out, or leave it without a rule."
+                )
+            if call.times(equation.params) is None and site.match.rule.counts_runs:
+                raise NotImplementedError(
+                    f"{caller}: rate must be one number for site {name!r} at {site.source}, which"
+                    " is in a while_loop, so that the number of its runs is not known."
                 )
             if call.rebuild is None and equation.name not in DERIVATIVES:
                 raise NotImplementedError(

@@ -12,12 +12,15 @@ from jaxdrop.base.validate import Check
 from jaxdrop.core.words import as_threefry, mark_consumed
 from jaxdrop.planting.groups import Surroundings
 from jaxdrop.planting.jaxprs import ambient_unchecked_axes
-from jaxdrop.planting.keys import Stream
+from jaxdrop.planting.keys import Stream, Streams
+from jaxdrop.planting.plan import Plan
 from jaxdrop.planting.planner import Planner
 from jaxdrop.planting.report import LISTED, refuse_unmatched, table_of
-from jaxdrop.planting.rules import Rules, RulesLike
+from jaxdrop.planting.rules import COUNTER, Rules, RulesLike
 from jaxdrop.planting.table import SiteTable
 from jaxdrop.planting.tracing import PyTree, refuse_functions, refusing_changes, trace
+
+_KEY_FIRST = "The planted function takes a key first, and then what fn takes."
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -83,18 +86,27 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
 
     @wraps(fn, updated=())
     def planted(key: Key, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        key = Check("plant").one_key(key)
+        key = Check("plant").one_key(key, advice=_KEY_FIRST)
         mark_consumed(key)
         unchanging = _checked("plant", _unchanging(fn))
         jaxpr, unflatten, operands = trace("plant", unchanging, *args, **kwargs)
         plan = planner.plan(jaxpr, Surroundings(unchecked_axes=ambient_unchecked_axes()))
         refuse_unmatched(jaxpr, plan, checked_rules)
-        root = as_threefry(key)
-        shared = {site.match.name for site in plan.sites if site.match.rule.share_runs}
-        streams = {name: Stream.of(root, name, fixed=name in shared) for name in plan.runs}
+        streams = _streams(plan, as_threefry(key))
         return unflatten([jnp.asarray(result) for result in plan(streams, *operands)])
 
     return _with_signature(planted, fn)
+
+
+def _streams(plan: Plan, root: Key) -> Streams:
+    """The keys of all sites, and the counters of the rules whose rate depends on the run."""
+    shared = {site.match.name for site in plan.sites if site.match.rule.share_runs}
+    return {
+        name: Stream.counting(runs)
+        if name.startswith(COUNTER)
+        else Stream.of(root, name, fixed=name in shared)
+        for name, runs in plan.runs.items()
+    }
 
 
 def sites(

@@ -7,14 +7,15 @@ only to suggest names that a rule could match.
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from jaxdrop.planting.candidates import names_of
+from jaxdrop.planting.candidates import names_of, path_of
 from jaxdrop.planting.groups import Block, Surroundings
 from jaxdrop.planting.jaxprs import AnyJaxpr
+from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_by
 from jaxdrop.planting.plan import Plan
-from jaxdrop.planting.rules import Candidate, Matcher, Rules
+from jaxdrop.planting.rules import Rule, Rules
 from jaxdrop.planting.table import SiteTable, merged
 
-LISTED = (Matcher("site", "*"), Matcher("checkpoint_name", "*"))
+LISTED = (Named("site", "*"), Named("checkpoint_name", "*"))
 """What the table lists even if no rule matches it: what was named on purpose."""
 _UNMARKED = ("named_scope", "jit", "function", "primitive")
 _SHOWN = 8  # names in a message, so that it fits on a screen
@@ -29,23 +30,45 @@ def table_of(jaxpr: AnyJaxpr, plan: Plan) -> SiteTable:
 
 def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:
     """Raises an error if a rule matches nothing, with names that it may have meant."""
-    used = {site.match.matcher for site in plan.sites}
-    for matcher in rules.matchers:
-        if matcher in used:
-            continue
-        names = known_names(jaxpr, matcher.kind)
-        # The names exist, but none of them names a site: the values may be integers, for example.
-        if any(matcher.matches(Candidate(matcher.kind, name)) for name in names):
-            alone = len(rules.matchers) == 1
-            reason = "" if alone else ", or an earlier rule or one around it takes it"
-            raise KeyError(
-                f"{rules.caller}: the rule {matcher.as_written!r} is never used: what it matches is"
-                f" not floating{reason}."
-            )
-        near = get_close_matches(matcher.pattern, names, _SHOWN, _SIMILAR) or names[:_SHOWN]
-        more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
-        known = f"there are {', '.join(map(repr, near))}{more}" if names else "there is none"
-        raise KeyError(f"{rules.caller}: no {matcher.kind} matches {matcher.pattern!r}; {known}.")
+    used = {site.match.matcher for site in plan.sites} | plan.excluded
+    for matcher, rule in rules.pairs:
+        if matcher not in used:
+            named = _nameless(jaxpr, matcher)
+            reason = _no_such_name(jaxpr, named) if named else _never_used(matcher, rule, rules)
+            raise KeyError(f"{rules.caller}: {reason}")
+
+
+def _nameless(jaxpr: AnyJaxpr, matcher: Matcher) -> Named | None:
+    """A pattern in a matcher that fits no name."""
+    for named in named_by(matcher):
+        names = known_names(jaxpr, named.kind)
+        if not any(named.matches(Candidate(named.kind, name)) for name in names):
+            return named
+    return None
+
+
+def _no_such_name(jaxpr: AnyJaxpr, named: Named) -> str:
+    names = known_names(jaxpr, named.kind)
+    near = get_close_matches(named.pattern, names, _SHOWN, _SIMILAR) or names[:_SHOWN]
+    more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
+    known = f"there are {', '.join(map(repr, near))}{more}" if names else "there is none"
+    others = [Named(kind, named.pattern) for kind in ("checkpoint_name", *GROUPED)]
+    fits = [other for other in others if _nameless(jaxpr, other) is None]
+    hint = f" {fits[0]!r} matches a {fits[0].kind}." if named.kind == "site" and fits else ""
+    return f"no {named.kind} matches {named.pattern!r}; {known}.{hint}"
+
+
+def _never_used(matcher: Matcher, rule: Rule | None, rules: Rules) -> str:
+    what = f"the rule {matcher.as_written!r} is never used"
+    if rule is None:
+        return f"{what}: it leaves alone what no other rule matches."
+    # The names exist, but none of them names a site: the values may be integers, for example.
+    alone = "" if len(rules.pairs) == 1 else ", or an earlier rule or one around it takes it"
+    if not isinstance(matcher, Named):
+        return f"{what}: no floating value fulfils all of it{alone}."
+    if matcher.kind in GROUPED:
+        return f"{what}: no floating value leaves what it matches{alone}."
+    return f"{what}: what it matches is not floating{alone}."
 
 
 def known_names(jaxpr: AnyJaxpr, kind: str) -> list[str]:
@@ -55,9 +78,9 @@ def known_names(jaxpr: AnyJaxpr, kind: str) -> list[str]:
 
 def _names(block: Block, kind: str) -> Iterator[str]:
     for equation in block.equations:
-        yield from names_of(equation, block.around, kind)
+        yield from (name + path_of(equation) for name in names_of(equation, block.around, kind))
         # The matcher makes the surroundings keep the scopes, if names are paths of scopes.
-        inside = block.around.inside(equation, [Matcher(kind, "*")])
+        inside = block.around.inside(equation, [Named(kind, "*")])
         for jaxprs in equation.bodies.values():
             for jaxpr in jaxprs:
                 yield from _names(Block(jaxpr, inside), kind)

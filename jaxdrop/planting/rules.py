@@ -2,57 +2,36 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import cached_property
+from numbers import Real
 from typing import NamedTuple, TypeAlias, cast
 
-import jax
+import numpy as np
+from jax import Array
 
 from jaxdrop.base.types import Drop
+from jaxdrop.planting.matchers import Candidate, Matcher, Name, Named, Seen, named_by, named_in
 
-
-@dataclass(frozen=True)
-class Matcher:
-    """A pattern for names of one kind. The functions of `jaxdrop.match` make matchers."""
-
-    kind: str
-    pattern: str
-    # Which of several values that leave a scope, function or call is meant: an index, or a
-    # predicate over their types.
-    output: int | Callable[[jax.ShapeDtypeStruct], bool] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.pattern, str):
-            raise TypeError(f"match.{self.kind}: pattern must be a string; got {self.pattern!r}.")
-        is_index = isinstance(self.output, int) and not isinstance(self.output, bool)
-        if not (self.output is None or is_index or callable(self.output)):
-            raise TypeError(
-                f"match.{self.kind}: output must be an index or a function of shape and dtype;"
-                f" got {self.output!r}."
-            )
-
-    def __repr__(self) -> str:
-        output = "" if self.output is None else f", output={self.output!r}"
-        return f"match.{self.kind}({self.pattern!r}{output})"
-
-    @property
-    def as_written(self) -> str:
-        """The matcher as the user wrote it in a rule."""
-        return self.pattern if self.kind == "site" else repr(self)
-
-    def matches(self, candidate: "Candidate") -> bool:
-        """Whether the pattern fits a name of the same kind."""
-        if self.kind != candidate.kind:
-            return False
-        # `layer[0]` matches itself, though fnmatch takes it for a pattern that matches `layer0`.
-        return candidate.name == self.pattern or fnmatchcase(candidate.name, self.pattern)
+AnyDrop: TypeAlias = Callable[..., Array]
+"""`(key, x) -> y`, or `(key, x, rate) -> y` for a rule with a rate."""
+Schedule: TypeAlias = Callable[[int | Array, int], float | Array]
+"""The rate of a run, from its number and the number of all runs."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A drop, and which runs share its masks. A drop without a `Rule` shares nothing.
+    """A drop, its rate, and which runs share its masks. A drop without a `Rule` shares nothing.
 
     Args:
-      drop: a pure function `(key, x) -> y` that keeps the shape and dtype.
+      drop: a pure function `(key, x) -> y` that keeps the shape and dtype. With `rate`,
+        it is called as `drop(key, x, rate)`.
+      rate: the rate of each run. A pair (first, last) stands for a rate that changes
+        linearly from the first run of the rule to the last one, as in stochastic depth;
+        of a single run it is the last. A function `(run, runs) -> rate` is called with
+        the number of the run and the number of all runs. Runs are counted in program
+        order over all values that the rule matches, through calls, scans and
+        checkpoints; in a scan the number is traced. Arrays at different paths of a marked
+        pytree are counted separately. None means that the drop knows its rate.
       share_vmap: whether all examples of an inner `vmap` share a mask.
       share_loop: whether all steps of the innermost loop share a mask. In a recurrent
         network this is variational dropout.
@@ -66,7 +45,9 @@ class Rule:
         along an axis share a mask in any case.
 
     Raises:
-      TypeError: `drop` is not callable, or `mesh_axes` is a string.
+      TypeError: `drop` is not callable, `rate` is none of the above, or `mesh_axes` is a
+        string.
+      ValueError: there is a `rate` that depends on the run, and all runs share a mask.
 
     Example:
       >>> def rnn(x):
@@ -76,6 +57,17 @@ class Rule:
       >>> h = plant(rnn, {"state": locked})(jax.random.key(0), jnp.ones(8))
       >>> bool(jnp.all((h == 0) | (h == 2**5)))
       True
+
+      Stochastic depth, with a rate that rises from 0 to .2 over the layers:
+
+      >>> def model(x, layers):
+      ...     for w in layers:
+      ...         x = x + site(jnp.tanh(x @ w), "branch")
+      ...     return x
+      >>> rising = Rule(drop_path, rate=(0.0, 0.2))
+      >>> layers = jnp.ones((12, 4, 4))
+      >>> plant(model, {"branch": rising})(jax.random.key(0), jnp.ones((3, 4)), layers).shape
+      (3, 4)
 
       A neural differential equation, with one mask for the whole solution:
 
@@ -89,7 +81,8 @@ class Rule:
       True
     """
 
-    drop: Drop
+    drop: AnyDrop
+    rate: float | Array | tuple[float, float] | Schedule | None = None
     share_vmap: bool = False
     share_loop: bool = False
     share_runs: bool = False
@@ -100,41 +93,81 @@ class Rule:
             raise TypeError(f"Rule: drop must be a function (key, x) -> y; got {self.drop!r}.")
         if isinstance(self.mesh_axes, str):
             raise TypeError(f"Rule: mesh_axes must be a sequence of names; got {self.mesh_axes!r}.")
+        if not (self.rate is None or _is_rate(self.rate) or self.counts_runs):
+            raise TypeError(
+                "Rule: rate must be a number, a pair (first, last) or a function of the run and of"
+                f" the number of runs; got {self.rate!r}."
+            )
+        if self.counts_runs and self.share_runs:
+            raise ValueError(
+                "Rule: rate must be one number if share_runs; all runs share one mask, so they"
+                f" have one rate; got {self.rate!r}."
+            )
+
+    @property
+    def counts_runs(self) -> bool:
+        """Whether the rate depends on the number of the run."""
+        pair = (
+            isinstance(self.rate, tuple) and len(self.rate) == 2 and all(map(_is_rate, self.rate))
+        )
+        return pair or callable(self.rate)
+
+    def at(self, run: int | Array, runs: int) -> Drop:
+        """The drop `(key, x) -> y` of a run."""
+        rate = self.rate
+        if rate is None:
+            return self.drop
+        if isinstance(rate, tuple):
+            first, last = rate
+            share = run / (runs - 1) if runs > 1 else 1.0
+            rate = first + (last - first) * share
+        elif callable(rate):
+            rate = rate(run, runs)
+        return lambda key, x: self.drop(key, x, rate)
+
+
+def _is_rate(value: object) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number or isinstance(value, Array | np.ndarray)
 
 
 RulesLike: TypeAlias = (
     # `Mapping` is invariant in its keys, and a dict of strings is the usual one.
-    Mapping[str, Drop | Rule]
-    | Mapping[Matcher, Drop | Rule]
-    | Mapping[str | Matcher, Drop | Rule]
-    | Sequence[tuple[str | Matcher, Drop | Rule]]
+    Mapping[str, Drop | Rule | None]
+    | Mapping[Matcher, Drop | Rule | None]
+    | Mapping[str | Matcher, Drop | Rule | None]
+    | Sequence[tuple[str | Matcher, Drop | Rule | None]]
 )
 """What the user gives: a dict, or a list of pairs in which the first match wins."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A name by which a rule may match a value."""
-
-    kind: str
-    name: str
-
-    @property
-    def text(self) -> str:
-        """The name in keys and tables."""
-        return self.name if self.kind == "site" else f"{self.kind}:{self.name}"
-
-
 class Match(NamedTuple):
-    """The rule for a value, with its pattern and the name from which its keys are made."""
+    """The rule for a value, with the matcher, and the name from which its keys are made."""
 
     name: str
+    is_marked: bool  # by `site`
     matcher: Matcher
     rule: Rule
+    path: str  # in a marked pytree
+
+    @staticmethod
+    def of(candidate: Candidate, matcher: Matcher, rule: Rule) -> "Match":
+        """The match of a value that has this name."""
+        is_marked = candidate.kind == "site"
+        return Match(candidate.text, is_marked, matcher, rule, candidate.path)
+
+    @property
+    def counter(self) -> str:
+        """What the runs are counted by on which the rate depends."""
+        return f"{COUNTER}{self.matcher.as_written}{self.path}"
+
+
+COUNTER = "\0rate of "
+"""In front of the names of counters, among the names of sites."""
 
 
 class Rules:
-    """The user's rules, as pairs of a matcher and a rule."""
+    """The user's rules, as pairs of a matcher and a rule, which is None to leave values alone."""
 
     def __init__(self, caller: str, given: RulesLike) -> None:
         self.caller = caller  # "plant" or "sites"; all error messages begin with it
@@ -149,51 +182,81 @@ class Rules:
             (_as_matcher(caller, pattern), _as_rule(caller, pattern, drop))
             for pattern, drop in pairs
         ]
-        # A mark knows which axis is the batch; a value that a matcher finds does not.
         for matcher, rule in self.pairs:
-            if rule.share_vmap and matcher.kind != "site":
-                raise ValueError(
-                    f"{caller}: share_vmap must be left out for {matcher!r}; got True. In"
-                    " a vmap, a matcher finds the whole batch, which has one mask. Use a drop with"
-                    " broadcast_dims, or mark the value."
-                )
+            if rule:
+                _refuse_unfit(caller, matcher, rule)
+        if self.is_disjoint:
+            # Patterns of a dict do not overlap, except with those that leave values alone.
+            self.pairs.sort(key=lambda pair: pair[1] is not None)
 
     @property
     def matchers(self) -> list[Matcher]:
-        """The patterns, in the order of the rules."""
+        """The matchers, in the order of the rules."""
         return [matcher for matcher, _ in self.pairs]
 
-    def find(self, candidates: Sequence[Candidate], path: str, source: str) -> Match | None:
-        """The rule for a value that has several names.
+    @cached_property
+    def named(self) -> list[Named]:
+        """The patterns in all matchers, each once, also of what must be around."""
+        return list(dict.fromkeys(named for one in self.matchers for named in named_in(one)))
+
+    @cached_property
+    def naming(self) -> list[Named]:
+        """The patterns in all matchers of which a value may have the name, each once."""
+        return list(dict.fromkeys(named for one in self.matchers for named in named_by(one)))
+
+    def find(self, seen: Seen, source: str) -> tuple[Match, Name] | Matcher | None:
+        """The rule for a value, and the name of the value that it matches.
 
         Args:
-          candidates: the names.
-          path: the path of an array in a marked pytree; it is part of the name of the site.
+          seen: the value.
           source: the line that made the value.
 
         Returns:
-          The first rule that matches a name, or None.
+          The first rule that matches and the name; or the matcher, if this rule leaves
+          a value alone that another rule matches; or None.
 
         Raises:
           ValueError: two rules of a dict match.
         """
-        # The outer loop is over rules: in a list of pairs the first rule wins, not the first name.
-        found = [
-            Match(candidate.text + path, matcher, rule)
+        matching = [
+            (matcher, rule, names)
             for matcher, rule in self.pairs
-            for candidate in candidates
-            if matcher.matches(candidate)
+            if (names := matcher.find(seen)) is not None
         ]
-        # A pattern that fits two names of one value is still one rule.
-        matchers = dict.fromkeys(match.matcher for match in found)
-        if self.is_disjoint and len(matchers) > 1:
-            patterns = " and ".join(repr(matcher.as_written) for matcher in matchers)
+        found = [
+            (Match.of(names[0].candidate, matcher, rule), names[0])
+            for matcher, rule, names in matching
+            if rule
+        ]
+        if not found:
+            return None
+        matcher, rule, _ = matching[0]
+        if rule is None:
+            return matcher
+        if self.is_disjoint and len(found) > 1:
+            patterns = " and ".join(repr(match.matcher.as_written) for match, _ in found)
             raise ValueError(
-                f"{self.caller}: patterns must be disjoint; site {found[0].name!r} at {source} is"
-                f" matched by {patterns}. Narrow them, or pass a list of pairs, of which the first"
-                " match wins."
+                f"{self.caller}: patterns must be disjoint; site {found[0][0].name!r} at {source}"
+                f" is matched by {patterns}. Narrow them, or pass a list of pairs, of which the"
+                " first match wins."
             )
-        return found[0] if found else None
+        return found[0]
+
+
+def _refuse_unfit(caller: str, matcher: Matcher, rule: Rule) -> None:
+    if not matcher.names_values:
+        raise ValueError(
+            f"{caller}: a rule with a drop must match values that have a name; got {matcher!r}."
+            " Put & between it and a matcher of a site, a tag, a named_scope, a function, a jit or"
+            " a primitive."
+        )
+    # A mark knows which axis is the batch; a value that a matcher finds does not.
+    if rule.share_vmap and any(named.kind != "site" for named in named_by(matcher)):
+        raise ValueError(
+            f"{caller}: share_vmap must be left out for {matcher!r}; got True. In"
+            " a vmap, a matcher finds the whole batch, which has one mask. Use a drop with"
+            " broadcast_dims, or mark the value."
+        )
 
 
 def _is_pair(value: object) -> bool:
@@ -207,13 +270,15 @@ def _as_matcher(caller: str, pattern: object) -> Matcher:
         raise TypeError(
             f"{caller}: a pattern must be a string or from jaxdrop.match; got {pattern!r}."
         )
-    return Matcher("site", pattern)
+    return Named("site", pattern)
 
 
-def _as_rule(caller: str, pattern: object, drop: object) -> Rule:
-    if not (callable(drop) or isinstance(drop, Rule)):
+def _as_rule(caller: str, pattern: object, drop: object) -> Rule | None:
+    if drop is None or isinstance(drop, Rule):
+        return drop
+    if not callable(drop):
         raise TypeError(
-            f"{caller}: the rule for {pattern!r} must be a function (key, x) -> y or a Rule;"
+            f"{caller}: the rule for {pattern!r} must be a function (key, x) -> y, a Rule or None;"
             f" got {drop!r}."
         )
-    return drop if isinstance(drop, Rule) else Rule(cast(Drop, drop))
+    return Rule(cast(Drop, drop))

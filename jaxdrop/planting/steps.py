@@ -44,10 +44,11 @@ def _draw(equation: Equation, site: Site) -> Step:
 def _drop(equation: Equation, site: Site) -> Step:
     role, axes = equation.params["role"], equation.params["axes"]
 
-    def evaluate(_: Streams, x: Value, token: Value) -> Values:
-        return [site.drop(x, token, role, axes)]
+    def evaluate(streams: Streams, x: Value, token: Value) -> Values:
+        return [site.drop(streams, x, token, role, axes)]
 
-    return Step(evaluate, equation.operands, equation.results, {}, (site,), equation.context)
+    runs = dict.fromkeys(site.counted, 1)
+    return Step(evaluate, equation.operands, equation.results, runs, (site,), equation.context)
 
 
 def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
@@ -56,9 +57,10 @@ def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
 
     # The batch axis of an inner vmap looks like any other axis here, so one mask covers the batch.
     def evaluate(streams: Streams, x: Value) -> Values:
-        return [site.drop(x, site.draw(streams[name], x), "value", ())]
+        return [site.drop(streams, x, site.draw(streams[name], x), "value", ())]
 
-    return Step(evaluate, [variable], [Dropped(variable)], {name: 1}, (site,), equation.context)
+    runs = dict.fromkeys((name, *site.counted), 1)
+    return Step(evaluate, [variable], [Dropped(variable)], runs, (site,), equation.context)
 
 
 def arranged(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from jaxdrop.planting.equations import Equation
+from jaxdrop.planting.groups import type_of
 from jaxdrop.planting.mark import token_p
 
 
@@ -107,19 +108,24 @@ class SiteTable(Sequence[SiteRow]):
 
 def row_of(equation: Equation, variable: Var, name: str, rule: str | None) -> SiteRow:
     """The row of a site in its own jaxpr, in which it runs once."""
-    # A token stands for the value that it was made from, with the batches of inner vmaps.
-    is_token = equation.primitive is token_p
-    axes: Sequence[int] = equation.params["axes"] if is_token else ()
-    value: Any = (equation.operands[0] if is_token else variable).aval
+    value = type_of(equation, variable)
     return SiteRow(
         site=name,
-        shape=tuple(n for axis, n in enumerate(value.shape) if axis not in axes),
+        shape=value.shape,
         dtype=value.dtype,
         runs=1,
-        where="/".join(f"vmap[{value.shape[axis]}]" for axis in axes),
+        where="/".join(f"vmap[{n}]" for n in _batches(equation)),
         rule=rule,
         source=equation.source,
     )
+
+
+def _batches(equation: Equation) -> list[int]:
+    """The sizes of the inner vmaps around a mark."""
+    if equation.primitive is not token_p:
+        return []
+    value: Any = equation.operands[0].aval
+    return [value.shape[axis] for axis in equation.params["axes"]]
 
 
 def merged(rows: Sequence[SiteRow]) -> list[SiteRow]:
