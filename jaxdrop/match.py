@@ -19,7 +19,7 @@ is the whole batch, so one mask covers all examples.
 
 from typing import TypeAlias, cast
 
-from jaxdrop.planting.matchers import Matcher, Named, OfType, Predicate, Within
+from jaxdrop.planting.matchers import Inside, Matcher, Named, OfType, Predicate
 
 Output: TypeAlias = int | Predicate | None
 
@@ -197,7 +197,7 @@ def within(outer: Matcher) -> Matcher:
       >>> float(plant(model, {rule: drop})(jax.random.key(0), jnp.ones(3)).sum())
       3.0
     """
-    return Within(cast(Named, outer))
+    return Inside(cast(Named, outer))
 
 
 def value(predicate: Predicate) -> Matcher:

@@ -53,9 +53,7 @@ class Check:
                 raise TypeError(
                     f"{self}: {name} must be one key; got a batch of shape {batch}. Use jax.vmap."
                 )
-        raise TypeError(
-            f"{self}: {name} must be one key; got {describe(key)}. {advice}"
-        )
+        raise TypeError(f"{self}: {name} must be one key; got {describe(key)}. {advice}")
 
     def inexact_array(self, name: str, x: Any, advice: str | None = None) -> Array:
         """Returns `x` as a JAX array if it is floating or complex. The advice is for integers."""

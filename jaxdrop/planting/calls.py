@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from jaxdrop.planting import options
+from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.jaxprs import Params, Value, Values
 from jaxdrop.planting.keys import Streams, as_operands
 from jaxdrop.planting.plan import Evaluate, Plan, Runs
@@ -222,3 +223,15 @@ CALLS: Mapping[str, Call] = {
     "checkpoint": Call(rebuild_checkpoint),
     "shard_map": Call(rebuild_shard_map),
 }
+
+
+def call_of(equation: Equation) -> Call:
+    """What is known of an equation's primitive."""
+    return CALLS.get(equation.name, Call())
+
+
+def label_of(equation: Equation, index: int) -> tuple[str, int | None]:
+    """What the table of sites calls a body of an equation, and how often it runs in one call."""
+    call = call_of(equation)
+    label = call.label(equation.params, index) if call.label else equation.label
+    return label, call.times(equation.params)

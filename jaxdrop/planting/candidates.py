@@ -40,7 +40,7 @@ class Sites(NamedTuple):
     """Results of marks, and of their derivatives, that are dropped."""
     matched: Mapping[Var, Site]
     """All other values that are dropped."""
-    unmatched: Mapping[Var, str]
+    unmatched: Mapping[Var, Candidate]
     """The names of values that no rule matches, but that the table lists."""
     excluded: frozenset[Matcher]
     """What keeps other rules from values here."""
@@ -88,11 +88,12 @@ def sites_in(block: Block, rules: Rules, also: Sequence[Named]) -> Sites:
             excluded.add(found)
         elif found:
             match, one = found
+            assert isinstance(one, Found)
             # If a rule matches another name of a marked value, the mark is not used.
             # The value is dropped like a value without a mark.
             (drawn if match.is_marked else matched)[one.variable] = _site(match, one, block, rules)
     unmatched = {
-        one.variable: one.candidate.text
+        one.variable: one.candidate
         for one in candidates_in(block, also, rules.caller)
         if one.variable not in drawn and one.variable not in matched
     }
@@ -121,8 +122,7 @@ def _site(match: Match, one: Found, block: Block, rules: Rules) -> Site:
     if one.problem:
         raise one.problem
     site = Site(match, one.equation.source, block.around.unchecked_axes, one.insiders)
-    transforms = block.around.transforms | one.equation.transforms
-    _refuse_derivatives(site, transforms, block.around, rules.caller)
+    _refuse_derivatives(site, one.equation, block.around, rules.caller)
     return site
 
 
@@ -130,7 +130,9 @@ def _marked(
     block: Block, rules: Rules, drawn: Mapping[Var, Site], matched: Mapping[Var, Site]
 ) -> dict[Var, Site]:
     """The marked sites."""
-    tokens = {
+    # A token may be a literal too, by its type.
+    here: dict[object, Site] = {**drawn}
+    tokens: set[object] = {
         variable
         for equation in block.equations
         if equation.primitive is token_p
@@ -143,8 +145,8 @@ def _marked(
         token = equation.operands[1]
         # The token of a mark may have been drawn in another jaxpr: around a loop, or in the
         # forward pass of a derivative. Then only the name says which rule it is.
-        is_here = isinstance(token, Var) and token in tokens
-        site = drawn.get(token) if is_here else _by_name(equation, block, rules)
+        is_here = token in tokens
+        site = here.get(token) if is_here else _by_name(equation, block, rules)
         if site:
             _refuse_lost_run(site, equation, is_here, rules.caller)
             marked[equation.results[0]] = site
@@ -160,7 +162,7 @@ def _by_name(equation: Equation, block: Block, rules: Rules) -> Site | None:
             raise NotImplementedError(
                 f"{rules.caller}: site {name.candidate.text!r} at {equation.source} is inside of a"
                 f" derivative, where {matcher!r} cannot be decided. Differentiate the planted"
-                " function instead: grad(plant(f, rules))."
+                f" function instead: {equation.planted_inside}."
             )
     found = rules.find(_Value([name], block.around), equation.source)
     if found is None or isinstance(found, Matcher):
@@ -175,7 +177,7 @@ def _refuse_lost_run(site: Site, equation: Equation, is_here: bool, caller: str)
         raise NotImplementedError(
             f"{caller}: rate must be one number for site {site.match.name!r} at {equation.source},"
             " inside of a derivative, where the number of the run is not known. Differentiate the"
-            " planted function instead: grad(plant(f, rules))."
+            f" planted function instead: {equation.planted_inside}."
         )
 
 
@@ -223,11 +225,10 @@ def path_of(equation: Equation) -> str:
     return equation.params["path"] if equation.primitive in (token_p, site_p) else ""
 
 
-def _refuse_derivatives(
-    site: Site, transforms: frozenset[str], around: Surroundings, caller: str
-) -> None:
+def _refuse_derivatives(site: Site, equation: Equation, around: Surroundings, caller: str) -> None:
     """Refuses sites that need a mask of the forward pass which cannot be known."""
     name = site.match.name
+    transforms = around.transforms | equation.transforms
     if site.match.is_marked:
         # A token is made in the forward pass and carried to the backward pass. If the
         # backward pass makes a token, it computes the value again, and the value would
@@ -237,12 +238,12 @@ def _refuse_derivatives(
             raise NotImplementedError(
                 f"{caller}: site {name!r} at {site.source} runs again in a backward pass, where it"
                 " would draw another mask. Differentiate the planted function instead:"
-                " grad(plant(f, rules))."
+                f" {equation.planted_inside}."
             )
     elif transforms & DERIVATIVES:
         # Other equations compute the tangent of this value, and they have no token.
         raise NotImplementedError(
             f"{caller}: {name!r} at {site.source} is inside of a derivative, where only marks of"
             " jaxdrop.site can be followed. Differentiate the planted function instead:"
-            " grad(plant(f, rules)), or mark the value."
+            f" {equation.planted_inside}, or mark the value."
         )

@@ -29,6 +29,8 @@ _ONE_NAME = {
     "custom_vjp_call_jaxpr": "custom_vjp_call",
 }
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "CustomVJPTraced")
+# Functions of JAX that differentiate the function that they call.
+_DERIVATIVES = ("value_and_grad_f", "grad_f", "vjp", "jvp", "linearize")
 
 # The source line of a site is in the user's code.
 source_info_util.register_exclusion(_PACKAGE)
@@ -41,6 +43,11 @@ class Frame(NamedTuple):
     qualified: str  # with its class, as "Attention.__call__"
     position: tuple[CodeType, int]  # its code object, and the position of the instruction
     is_internal: bool
+
+    @property
+    def is_layer_of_jax(self) -> bool:
+        """Whether it is a function of JAX that users know, such as `jax.nn.softmax`."""
+        return not self.is_internal and "/jax/_src/" in self.position[0].co_filename
 
 
 class Equation:
@@ -100,7 +107,8 @@ class Equation:
     @cached_property
     def source(self) -> str:
         """The place in the user's code that made it, as `file:line (function)`."""
-        return source_info_util.summarize(self.eqn.source_info)
+        # Bodies of JAX's own functions are traced once, for all users.
+        return source_info_util.summarize(self.eqn.source_info) or "a line of JAX"
 
     @cached_property
     def scopes(self) -> list[tuple[str, int]]:
@@ -140,7 +148,24 @@ class Equation:
     @cached_property
     def line(self) -> tuple[Hashable, ...]:
         """Where all these functions were: equal for equations of one line, called from one line."""
-        return tuple(frame.position for frame in self.frames)
+        # By the identity of the code, since its hash takes long.
+        return tuple((id(code), offset) for code, offset in (f.position for f in self.frames))
+
+    @property
+    def planted_inside(self) -> str:
+        """What to write instead, if it was traced inside of a derivative: the planted function
+        is differentiated, by its name where that is known.
+        """
+        inner, caller = "f", ""
+        frames = iter(self.frames)
+        for frame in frames:
+            if frame.is_internal and frame.function in _DERIVATIVES:
+                inner = next((f.function for f in frames if not f.is_internal), inner)
+                break
+            if not frame.is_internal:
+                caller = f" in {frame.qualified}"
+        is_named = inner.isidentifier()
+        return f"grad(plant({inner if is_named else 'f'}, rules)){caller if is_named else ''}"
 
     @property
     def unchecked_axes(self) -> frozenset[str]:

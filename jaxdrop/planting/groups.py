@@ -97,11 +97,11 @@ class Found:
 def leaving(block: Block, matcher: Named, caller: str) -> Iterator[Found]:
     """The variables by which values leave a matching scope, function or call."""
     groups = [group_of(matcher, equation, block.around) for equation in block.equations]
-    loops = _loops(block.equations, groups, caller) if matcher.kind == "function" else {}
+    loops = loops_of(block.equations, groups, caller) if matcher.kind == "function" else {}
     members: dict[Group | None, set[int]] = defaultdict(set)
     for equation, group in zip(block.equations, groups, strict=True):
         members[group].add(id(equation.eqn))
-    for group, leaves in _leaves(block, groups, matcher).items():
+    for group, leaves in leaves_of(block, groups, matcher.kind).items():
         problem: Exception | None = loops.get(group)
         inside = [one.equation.transforms | block.around.transforms for one in leaves]
         if not any(transforms & DERIVATIVES for transforms in inside):
@@ -114,8 +114,8 @@ def leaving(block: Block, matcher: Named, caller: str) -> Iterator[Found]:
             yield Found(one.equation, one.variable, group.candidate, matcher, insiders, problem)
 
 
-def _leaves(
-    block: Block, groups: Sequence[Group | None], matcher: Named
+def leaves_of(
+    block: Block, groups: Sequence[Group | None], kind: str
 ) -> dict[Group, list[Leaving]]:
     """The floating values that leave each group."""
     users: dict[Var, set[Group | None]] = defaultdict(set)
@@ -130,7 +130,7 @@ def _leaves(
             is_used = bool(users[variable] - {group})
             if group and is_floating(variable) and (is_used or variable in returned):
                 # Calls of one function from one place, as in a list, are in one group.
-                alike = (equation.line, place) if matcher.kind == "function" else variable
+                alike = (equation.line, place) if kind == "function" else variable
                 values[group].append(Leaving(equation, variable, is_used, alike))
     return values
 
@@ -201,7 +201,7 @@ def _function_of(matcher: Named, equation: Equation) -> Group | None:
                 if depth == len(equation.frames):
                     return Group(candidate, id(equation))
                 # A call is identified by the places outside of the function that led to it.
-                return Group(candidate, tuple(frame.position for frame in equation.frames[:depth]))
+                return Group(candidate, equation.line[:depth])
     return None
 
 
@@ -218,7 +218,7 @@ def _takes(matcher: Named, equation: Equation) -> bool:
     return find(matcher, equation) is not None
 
 
-def _loops(
+def loops_of(
     equations: Sequence[Equation], groups: Sequence[Group | None], caller: str
 ) -> dict[Group, Exception]:
     """An error for each group in which a line runs again on its own result: a loop, or a call

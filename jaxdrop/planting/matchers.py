@@ -145,7 +145,7 @@ class Named(Matcher):
 
 
 @dataclass(frozen=True, repr=False)
-class Within(Matcher):
+class Inside(Matcher):
     """Values that are computed inside of a scope, a function or a call."""
 
     outer: Named
@@ -275,6 +275,6 @@ def named_by(matcher: Matcher) -> list[Named]:
     """The patterns in a matcher of which a value may have the name."""
     if isinstance(matcher, Named):
         return [matcher]
-    if isinstance(matcher, Within):
+    if isinstance(matcher, Inside):
         return []
     return [named for part in matcher.parts for named in named_by(part)]

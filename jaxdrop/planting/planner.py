@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
-from jaxdrop.planting.calls import CALLS, Bodies, Call
+from jaxdrop.planting.calls import Bodies, call_of, label_of
 from jaxdrop.planting.candidates import Sites, sites_in
 from jaxdrop.planting.derivatives import DERIVATIVES, PlanRule
 from jaxdrop.planting.equations import Equation
@@ -99,11 +99,6 @@ def step_of(
     return Step(evaluate, equation.operands, equation.results, runs, inside, equation.context)
 
 
-def call_of(equation: Equation) -> Call:
-    """What the table says of an equation's primitive."""
-    return CALLS.get(equation.name, Call())
-
-
 def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
     """Raises an error if there is a site in a body where no drop can be put."""
     call = call_of(equation)
@@ -151,17 +146,15 @@ def _rebuilt_once(equation: Equation, bodies: Bodies) -> Evaluate:
 
 def rows_of(equation: Equation, sites: Sites, bodies: Bodies) -> list[SiteRow]:
     """What the table says of the sites in the bodies of an equation, and of its results."""
-    call = call_of(equation)
     rows: list[SiteRow] = []
     for index, (_, plan) in enumerate(_each(bodies)):
-        label = call.label(equation.params, index) if call.label else equation.label
-        rows += [row.within(label, call.times(equation.params)) for row in plan.rows]
+        rows += [row.within(*label_of(equation, index)) for row in plan.rows]
     for variable in equation.results:
         if site := sites.drawn.get(variable) or sites.matched.get(variable):
             pattern = site.match.matcher.as_written
-            rows.append(row_of(equation, variable, site.match.name, pattern))
-        elif name := sites.unmatched.get(variable):
-            rows.append(row_of(equation, variable, name, None))
+            rows.append(row_of(equation, variable, site.match.candidate, pattern))
+        elif candidate := sites.unmatched.get(variable):
+            rows.append(row_of(equation, variable, candidate, None))
     return rows
 
 

@@ -118,7 +118,8 @@ def sites(
       fn: the function that `plant` would be given.
       *args: the arguments of `fn`. Arrays may be `jax.ShapeDtypeStruct`s.
       rules: the rules that `plant` would be given. With None, the table has all values
-        that are marked by `site` or tagged by `checkpoint_name`.
+        that are marked by `site` or tagged by `checkpoint_name`, and prints below what
+        else the matchers of `jaxdrop.match` can find.
       **kwargs: keyword arguments of `fn`.
 
     Returns:
@@ -142,7 +143,7 @@ def sites(
     jaxpr, _, _ = trace("sites", _checked("sites", fn), *args, **kwargs)
     plan = Planner(checked_rules, LISTED).plan(jaxpr, Surroundings())
     refuse_unmatched(jaxpr, plan, checked_rules)
-    return table_of(jaxpr, plan)
+    return table_of(jaxpr, plan, unmarked=rules is None)
 
 
 def _refuse_uncallable(caller: str, fn: object) -> None:

@@ -14,18 +14,21 @@ from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_
 from jaxdrop.planting.plan import Plan
 from jaxdrop.planting.rules import Rule, Rules
 from jaxdrop.planting.table import SiteTable, merged
+from jaxdrop.planting.unmarked import unmarked_rows
 
 LISTED = (Named("site", "*"), Named("checkpoint_name", "*"))
 """What the table lists even if no rule matches it: what was named on purpose."""
-_UNMARKED = ("named_scope", "jit", "function", "primitive")
 _SHOWN = 8  # names in a message, so that it fits on a screen
 _SIMILAR = 0.3  # of 1; low, since a wrong suggestion does no harm
 
 
-def table_of(jaxpr: AnyJaxpr, plan: Plan) -> SiteTable:
-    """The table of the sites of a plan. Sites that are alike share a row."""
-    rows = merged(plan.rows)
-    return SiteTable(rows, {kind: known_names(jaxpr, kind) for kind in _UNMARKED if not rows})
+def table_of(jaxpr: AnyJaxpr, plan: Plan, *, unmarked: bool) -> SiteTable:
+    """The table of the sites of a plan, with what nobody marked or without.
+
+    Sites that are alike share a row.
+    """
+    others = unmarked_rows(Block(jaxpr, Surroundings())) if unmarked else ()
+    return SiteTable(merged(plan.rows), others)
 
 
 def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:

@@ -142,24 +142,26 @@ RulesLike: TypeAlias = (
 
 
 class Match(NamedTuple):
-    """The rule for a value, with the matcher, and the name from which its keys are made."""
+    """The rule for a value, with its matcher, and the name of the value that it matches."""
 
-    name: str
-    is_marked: bool  # by `site`
+    candidate: Candidate
     matcher: Matcher
     rule: Rule
-    path: str  # in a marked pytree
 
-    @staticmethod
-    def of(candidate: Candidate, matcher: Matcher, rule: Rule) -> "Match":
-        """The match of a value that has this name."""
-        is_marked = candidate.kind == "site"
-        return Match(candidate.text, is_marked, matcher, rule, candidate.path)
+    @property
+    def name(self) -> str:
+        """The name from which the keys of the value are made."""
+        return self.candidate.text
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the value is matched by the name that `site` gave."""
+        return self.candidate.kind == "site"
 
     @property
     def counter(self) -> str:
         """What the runs are counted by on which the rate depends."""
-        return f"{COUNTER}{self.matcher.as_written}{self.path}"
+        return f"{COUNTER}{self.matcher.as_written}{self.candidate.path}"
 
 
 COUNTER = "\0rate of "
@@ -224,7 +226,7 @@ class Rules:
             if (names := matcher.find(seen)) is not None
         ]
         found = [
-            (Match.of(names[0].candidate, matcher, rule), names[0])
+            (Match(names[0].candidate, matcher, rule), names[0])
             for matcher, rule, names in matching
             if rule
         ]

@@ -5,9 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
 from programs import RULES, X, block, drop, new_key
 
 import jaxdrop
@@ -188,7 +190,7 @@ def test_rule_that_matches_integers_only_says_so():
         with jax.named_scope("net"):
             return jnp.argmax(x)
 
-    with pytest.raises(KeyError, match=r"never used: what it matches is not floating\."):
+    with pytest.raises(KeyError, match=r"never used: no floating value leaves what it matches\."):
         refused(model, {match.named_scope("net"): drop}, X)
 
 
@@ -379,3 +381,53 @@ def test_refusal_begins_with_the_function_that_was_called(fn, rules):
         begin, colon, messages[caller] = caught.value.args[0].partition(":")
         assert (begin, colon) == (caller, ":")
     assert messages["plant"] == messages["sites"]
+
+
+def test_a_string_that_is_the_name_of_a_scope_says_so():
+    def model(x):
+        with jax.named_scope("mlp"):
+            x = x * 2
+        return site(x + 1, "hidden")
+
+    with pytest.raises(KeyError, match=r"no site matches 'mlp'.* match\.named_scope\('mlp'\)"):
+        refused(model, {"mlp": drop}, X)
+
+
+def test_a_forgotten_key_is_told_in_a_few_words():
+    parameters = {f"layer_{i}": np.zeros((8, 8)) for i in range(100)}
+    with pytest.raises(TypeError, match="The planted function takes a key first") as caught:
+        plant(lambda params, x: site(x, "s"), {"s": drop})(parameters, X)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_forgotten_rate_names_the_site():
+    with pytest.raises(TypeError, match="rate") as caught:
+        plant(lambda x: site(x, "hidden"), {"hidden": jaxdrop.dropout})(new_key(), X)
+    assert "at site 'hidden'" in caught.value.__notes__[0]
+
+
+def test_a_kernel_that_writes_to_a_ref_is_not_called_integers():
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...] * 2
+
+    def model(x):
+        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+    with pytest.raises(KeyError, match="no floating value leaves what it matches"):
+        refused(model, {match.function("kernel"): drop}, X)
+
+
+def test_a_step_that_differentiates_inside_is_told_what_to_plant():
+    def loss(w):
+        return jnp.exp(w).sum()
+
+    def step(w):
+        return w - jax.grad(loss)(w)
+
+    with pytest.raises(NotImplementedError, match=r"grad\(plant\(loss, rules\)\) in step"):
+        plant(step, {match.primitive("exp"): drop})(new_key(), X)
+    with pytest.raises(NotImplementedError, match=r"grad\(plant\(loss, rules\)\),"):
+        plant(jax.jit(jax.grad(loss)), {match.primitive("exp"): drop})(new_key(), X)
+    lost = jax.grad(lambda w: jnp.exp(w).sum())
+    with pytest.raises(NotImplementedError, match=r"grad\(plant\(f, rules\)\),"):
+        plant(lost, {match.primitive("exp"): drop})(new_key(), X)

@@ -249,7 +249,7 @@ class TestPattern:
         assert found(model, "enc/*") == found(model, match.site("enc/*")) == [("enc/0/hidden", 1)]
         assert found(model, "*/hidden") == [("enc/0/hidden", 1), ("dec/0/hidden", 1)]
 
-    @pytest.mark.parametrize("kind", match.__all__)
+    @pytest.mark.parametrize("kind", sorted({*match.__all__} - {"value", "within"}))
     def test_must_be_a_string_and_is_shown_as_it_was_written(self, kind):
         matcher = getattr(match, kind)
         assert repr(matcher("a/*")) == f"match.{kind}('a/*')"

@@ -160,3 +160,151 @@ def test_sites_takes_what_the_function_takes():
     (row,) = sites(lambda x, *, function, caller: site(x, function), X, function="n", caller=0)
     assert row.site == "n"
     assert len(sites(jnp.sin, X, rules={})) == 0
+
+
+def attend(x):
+    with jax.named_scope("weights"):
+        weights = jax.nn.softmax(x)
+    return weights * 2
+
+
+def net(x):
+    with jax.named_scope("net"):
+        for i in range(12):
+            with jax.named_scope(f"layer_{i}"):
+                with jax.named_scope("attn"):
+                    y = attend(x)
+                x = x + y
+        with jax.named_scope("head"):
+            return x[:, :2] * 3
+
+
+class TestUnmarked:
+    def test_scopes_are_a_tree_with_one_line_for_all_layers(self):
+        lines = repr(sites(net, X)).splitlines()
+        assert lines[0] == "no marked sites; jaxdrop.match can find:"
+        texts = [line.split("  -  ")[0].rstrip() for line in lines[1:]]
+        assert texts == [
+            "named_scope:net   float32[4,2]  1",
+            "  layer_{0..11}   float32[4,6]  12",
+            "    attn          float32[4,6]  12",
+            "      weights     float32[4,6]  12",
+            "  head            float32[4,2]  1",
+            "function:softmax  float32[4,6]  12",
+        ]
+        assert all("test_report.py" in line for line in lines[1:])
+
+    def test_rows_are_found_by_name_and_by_shape_and_turned_into_rules(self):
+        table = sites(net, X)
+        assert len(table) == 0
+        (row,) = table.where("*attn")
+        assert row.site == "named_scope:net/layer_{0..11}/attn"
+        assert row.matcher == match.named_scope("net/layer_*/attn")
+        (head, whole) = reversed(table.where(lambda row: row.shape == (4, 2)))
+        assert (head.site, whole.site) == ("named_scope:net/head", "named_scope:net")
+        rules = {row.matcher: drop for row in table.where("*softmax")}
+        assert sum(row.runs for row in sites(net, X, rules=rules)) == 12
+
+    @pytest.mark.parametrize("index", range(5))
+    def test_the_matcher_of_each_row_matches_its_runs(self, index):
+        row = sites(net, X).unmarked[index]
+        found = sites(net, X, rules={row.matcher: drop})
+        assert {(one.shape, one.dtype) for one in found} == {(row.shape, row.dtype)}
+        assert sum(one.runs for one in found) == row.runs
+
+    def test_a_glob_that_would_match_more_is_spelled_out(self):
+        def model(x):
+            for name in ("a0", "a1", "ax"):
+                with jax.named_scope(name):
+                    x = jnp.exp(x) if name != "ax" else x[:2] * 2
+            return x
+
+        (row,) = sites(model, X).where("*a{0..1}")
+        assert row.matcher == match.named_scope("a0") | match.named_scope("a1")
+        assert len(sites(model, X, rules={row.matcher: drop})) == 2
+
+    def test_layers_with_a_gap_are_listed(self):
+        def model(x):
+            for i in (0, 2, 7):
+                with jax.named_scope(f"layer_{i}"):
+                    x = jnp.exp(x)
+            return x
+
+        assert [row.site for row in sites(model, X).unmarked] == ["named_scope:layer_{0,2,7}"]
+
+    def test_a_tag_does_not_hide_all_else(self):
+        table = sites(lambda x: checkpoint_name(net(x), "tag"), X)
+        assert [row.site for row in table] == ["checkpoint_name:tag"]
+        assert len(table.where("*attn")) == 1
+        assert "attn" in repr(table)
+
+    def test_values_inside_of_calls_and_loops_have_their_place(self):
+        def layer(x, _):
+            with jax.named_scope("layer"):
+                return jax.checkpoint(jax.nn.silu)(x) + 1, None
+
+        table = sites(lambda x: lax.scan(layer, x, length=3)[0], X)
+        rows = {row.site: (row.where, row.runs) for row in table.unmarked}
+        assert rows["named_scope:layer"] == ("scan[3]", 3)
+        assert rows["function:silu"][0].startswith("scan[3]/checkpoint")
+
+    def test_what_cannot_be_planted_is_not_offered(self):
+        def inner(x):
+            with jax.named_scope("lost"):
+                return jnp.exp(x) * 2
+
+        @jax.custom_jvp
+        def custom(x):
+            return inner(x)
+
+        custom.defjvp(lambda primals, tangents: (custom(*primals), tangents[0]))
+
+        def looping(x):
+            for _ in range(3):
+                x = jnp.exp(x)
+            return x
+
+        def model(x):
+            x = lax.while_loop(lambda x: inner(x).sum() < 0, lambda x: x, x)
+            x = jax.grad(lambda x: inner(x).sum())(x)
+            return looping(custom(x))
+
+        table = sites(model, X)
+        assert [row.site for row in table.where("*lost*")] == []
+        assert [row.site for row in table.where("*looping")] == []
+        assert [row.matcher for row in table.where("*custom")] == [match.jit("custom")]
+
+    def test_several_outputs_are_offered_one_by_one(self):
+        def model(x):
+            with jax.named_scope("two"):
+                a, b = x * 2, x[0] + 1
+            return a + b.sum() * 2
+
+        rows = sites(model, X).where("*two")
+        assert [(row.shape, row.matcher) for row in rows] == [
+            ((4, 6), match.named_scope("two", output=0)),
+            ((6,), match.named_scope("two", output=1)),
+        ]
+        assert [sites(model, X, rules={row.matcher: drop})[0].shape for row in rows] == [
+            (4, 6),
+            (6,),
+        ]
+
+    def test_a_line_is_never_a_dot(self):
+        lines = repr(sites(lambda x: jax.nn.relu6(x) + jax.nn.gelu(x), X)).splitlines()
+        assert not any(line.endswith(" .") for line in lines)
+
+    def test_rules_are_shown_alone(self):
+        assert sites(net, X, rules={match.function("softmax"): drop}).unmarked == ()
+
+    @pytest.mark.parametrize("wanted", [3, None])
+    def test_where_takes_a_glob_or_a_function(self, wanted):
+        with pytest.raises(TypeError, match="wanted must be a glob or a function"):
+            sites(net, X).where(wanted)
+
+
+def test_the_matcher_of_a_marked_value_has_its_path():
+    rows = sites(lambda x: site({"a": x, "b": x}, "s"), X)
+    assert [row.matcher for row in rows] == [match.site("s['a']"), match.site("s['b']")]
+    table = sites(lambda x: site({"a": x, "b": x}, "s"), X, rules={rows[1].matcher: drop})
+    assert [(row.site, row.rule) for row in table] == [("s['a']", None), ("s['b']", "s['b']")]
