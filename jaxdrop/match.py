@@ -8,13 +8,11 @@ and lower case letters are different.
 
 Matchers are combined by `&`, `|` and `~`. A rule of None leaves alone what it matches:
 
-    rules = {
-        match.function("softmax") & match.within(match.named_scope("encoder/*")): drop,
-        match.within(match.named_scope("encoder/layer_0/*")): None,
-    }
-
-A matcher finds the value that the compiled program has. In an inner `vmap` this value
-is the whole batch, so one mask covers all examples.
+>>> drop = partial(dropout, rate=0.1)
+>>> rules = {
+...     match.function("softmax") & match.within(match.named_scope("encoder/*")): drop,
+...     match.within(match.named_scope("encoder/layer_0/*")): None,
+... }
 """
 
 from typing import TypeAlias, cast

@@ -44,7 +44,8 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
     differ. First, JAX has moved values that are the same in all steps of a scan out of
     the scan, so a site on such a value has one mask for all steps. Second, if a rule of
     `jax.custom_jvp` runs a site twice, for the value and for the derivative, the two
-    runs have different masks. In either order, if the rule of a custom derivative runs
+    runs have different masks. A rate that depends on the run is refused there. In either
+    order, if the rule of a custom derivative runs
     a site but the function itself does not, `plant` puts no drop there.
 
     Args:
@@ -52,7 +53,8 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
       rules: a dict from patterns to drops `(key, x) -> y` or `Rule`s. A pattern
         is a glob over the names that `site` gave, or a matcher from
         `jaxdrop.match`. No two patterns of a dict may match one site. In a list
-        of pairs the first match wins.
+        of pairs the first match wins. A rule of None leaves alone what it matches, in a
+        dict before all others.
 
     Returns:
       A function `(key, *args, **kwargs)` with the results of `fn`.
