@@ -15,8 +15,7 @@ source .ci/tests_of_versions.sh
 which=$1
 python=${2:-python3}
 environment=.venv-jax-$which
-# First, since they take long: no process waits for the other at the end.
-more=(tests/processes)
+more=()
 "$python" -m venv --clear "$environment"
 pip=("$environment/bin/pip" --quiet)
 
@@ -25,7 +24,7 @@ case $which in
     "$environment/bin/python" .ci/lowest.py >"$environment/lowest.txt"
     "${pip[@]}" install '.[test]' --constraint "$environment/lowest.txt"
     # The texts run flax, and the example runs Orbax.
-    more+=(tests/test_docs.py tests/examples/test_resume_training.py "${few_laws[@]}")
+    more=(tests/test_docs.py tests/examples/test_resume_training.py "${few_laws[@]}")
     ;;
   next)
     "${pip[@]}" install '.[test]' --upgrade
@@ -38,6 +37,9 @@ case $which in
     ;;
   *)
     "${pip[@]}" install '.[test]' "jax==$which" "jaxlib==$which"
+    # First, since they take long: no process waits for the other at the end. CI runs them
+    # on the version that its own environment has.
+    more=(tests/processes)
     ;;
 esac
 

@@ -10,8 +10,8 @@ tests_of_versions=(
   planting/test_{derivatives,keys,mark,meshes,versions}.py
 )
 
-# For CI, which has half an hour for all versions: of the laws, those of two transforms.
-few_laws=(-k "not test_laws or jit or scan")
+# For CI, which has half an hour for all versions: of the laws, those of one transform.
+few_laws=(-k "not test_laws or scan")
 
 version_of() { # PACKAGE ENVIRONMENT
   "$2/bin/python" -c "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))" "$1"
