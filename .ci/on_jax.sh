@@ -15,7 +15,9 @@ source .ci/tests_of_versions.sh
 which=$1
 python=${2:-python3}
 environment=.venv-jax-$which
-more=()
+# First, since they take long: no process waits for the other at the end. On the lowest
+# versions CI has no time for them, and runs them on the version of its own environment.
+more=(tests/processes)
 "$python" -m venv --clear "$environment"
 pip=("$environment/bin/pip" --quiet)
 
@@ -37,9 +39,6 @@ case $which in
     ;;
   *)
     "${pip[@]}" install '.[test]' "jax==$which" "jaxlib==$which"
-    # First, since they take long: no process waits for the other at the end. CI runs them
-    # on the version that its own environment has.
-    more=(tests/processes)
     ;;
 esac
 

@@ -7,7 +7,7 @@ tests_of_versions=(
   test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
   test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
   transforms/test_policies.py frameworks
-  planting/test_{derivatives,keys,mark,meshes,versions}.py
+  planting/test_{combined,derivatives,keys,mark,meshes,rates,report,versions}.py
 )
 
 # For CI, which has half an hour for all versions: of the laws, those of one transform.
