@@ -56,19 +56,20 @@ class NnxLayer(nnx.Module):
 
 
 def of_nnx(scanned):
-    if scanned:
-        stack = nnx.vmap(NnxLayer)(nnx.Rngs(1).split(LAYERS))
-        run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        weights = zip(stack.dense.kernel[...], stack.dense.bias[...], strict=True)
-        return lambda layers, x: run(x, layers), stack, list(weights)
-    layers = nnx.List([NnxLayer(nnx.Rngs(i)) for i in range(LAYERS)])
+    layers = [NnxLayer(nnx.Rngs(i)) for i in range(LAYERS)]
+    weights = [(one.dense.kernel[...], one.dense.bias[...]) for one in layers]
+    run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
 
-    def apply(layers, x):
+    def unrolled(layers, x):
         for layer in layers:
             x = layer(x)
         return x
 
-    return apply, layers, [(one.dense.kernel[...], one.dense.bias[...]) for one in layers]
+    if scanned:
+        states = [nnx.state(layer) for layer in layers]
+        stack = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+        return lambda layers, x: run(x, layers), nnx.merge(nnx.graphdef(layers[0]), stack), weights
+    return unrolled, layers, weights
 
 
 def equinox(scanned):
