@@ -1,4 +1,28 @@
-"""Dropout for JAX as pure functions and function transforms."""
+"""Dropout for JAX as pure functions and function transforms.
+
+A method takes a key, an array and a rate, and is not called at test time:
+
+>>> y = jaxdrop.dropout(jax.random.key(0), jnp.ones((2, 8)), 0.25)
+
+Where to begin:
+
+  dropout                 the method that you know; `help(jaxdrop.dropout)`
+  drop_path, drop_block,  others, for vision, language, graphs, recurrent networks and
+  drop_connect, zoneout   weights; all have the form (key, x, rate, ...)
+  dot_product_attention   attention with dropped weights, which it never stores
+  plant, sites, match     dropout in a model that was written without it
+  per_sample, scheduled   who shares a mask, and rates that change in training
+  draw_mask, apply_mask   a mask that is drawn once and applied often
+  monte_carlo,            many samples of a prediction, and what they say
+  uncertainty
+  rescale                 what survivors are multiplied by, and why
+  checks                  assertions for your own dropout
+  jaxdrop.frameworks      layers for flax.linen, flax.nnx, equinox and haiku; import the
+                          module that you use
+
+A drop is a function (key, x) -> y, such as `functools.partial(dropout, rate=0.1)`. All
+combinators, layers and rules of `plant` take any drop. `dir(jaxdrop)` lists all names.
+"""
 
 from importlib.metadata import version as _version
 
@@ -118,3 +142,7 @@ _ROOMS = {"base", "core", "jaxdrop", "methods", "planting", "transforms"}
 __all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll] what is imported above
     name for name in globals() if not name.startswith("_") and name not in _ROOMS
 )
+
+
+def __dir__() -> list[str]:
+    return __all__

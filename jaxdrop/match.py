@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def site(pattern: str) -> Matcher:
     """Values marked by `jaxdrop.site`. A bare string in a rule means the same.
 

@@ -52,6 +52,11 @@ __all__ = [
     "realized",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Tree = TypeVar("Tree")
 
 

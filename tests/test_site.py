@@ -1,8 +1,12 @@
-"""The site in `docs`: what its pages show is run, its links lead somewhere, its API is complete."""
+"""The site in `docs`: its code runs, its links lead somewhere, its API is complete."""
 
 import doctest
 import importlib.util
+import json
+import pydoc
 import re
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -13,32 +17,160 @@ import jaxdrop
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+WITHOUT_CODE = {"changelog", "cite"}
 
 
-def _families():
+def load_families():
     spec = importlib.util.spec_from_file_location("families", DOCS / "families.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-families = _families()
-NAMES = families.public_names()
+families = load_families()
+API = {name: families.page(family) for name, family in families.FAMILIES.items()}
+NAMES = sorted(families.public_names())
 
 
-def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.S | re.M)
 
 
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```py" in text])
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - WITHOUT_CODE))
 def test_code_of_a_page_runs(page):
     """In order, in one namespace, so that a page reads like a notebook."""
+    assert blocks(page, "python")
     namespace = {}
     with jax.debug_key_reuse(False), jax.numpy_dtype_promotion("standard"):
-        for block in blocks(PAGES[page], "python"):
+        for block in blocks(page, "python"):
             exec(compile(block, f"docs/{page}.md", "exec"), namespace)
-        for session in blocks(PAGES[page], "pycon"):
+        for session in blocks(page, "pycon"):
             test = doctest.DocTestParser().get_doctest(session, namespace, page, None, 0)
             report = []
             doctest.DocTestRunner().run(test, out=report.append)
             assert not report, "".join(report)
+
+
+def test_every_block_of_python_is_found():
+    """A fence with a space or an option after its language would not be run."""
+    for page, text in PAGES.items():
+        fences = re.findall(r"^\s*(?:```+|~~~+|:::+)\s*\{?(?:py|python|pycon|ipython)", text, re.M)
+        assert len(fences) == len(blocks(page, "python")) + len(blocks(page, "pycon")), page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_is_in_one_family(name):
+    places = [p for p, family in families.FAMILIES.items() if name in families.names_of(family)]
+    assert len(places) == 1, (
+        f"{name} is in {places or 'no family'}; give it one in docs/families.py, and name it in"
+        " a guide."
+    )
+
+
+def test_api_describes_each_public_name_once_and_nothing_else():
+    described = Counter(
+        re.findall(
+            r"^\.\. (?:autofunction|autoclass|py:data):: jaxdrop\.(\S+)$",
+            "\n".join(API.values()),
+            re.M,
+        )
+    )
+    assert described == dict.fromkeys(NAMES, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_is_in_a_guide(name):
+    pattern = rf"(?<![\w.]){re.escape(name)}(?!\w)|jaxdrop\.{re.escape(name)}(?!\w)"
+    assert any(re.search(pattern, text) for page, text in PAGES.items() if page != "changelog"), (
+        f"no page of docs names `{name}`."
+    )
+
+
+def anchors(page):
+    """The slugs of the headings, as GitHub makes them, and the labels."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    slugs = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+    return slugs | set(re.findall(r"^\(([\w-]+)\)=$", text, re.M))
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_of_a_page_resolve(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = DOCS / path if path else DOCS / f"{page}.md"
+        assert target.is_file(), link
+        if anchor:
+            assert anchor in anchors(target.stem), link
+
+
+def test_every_page_is_in_one_table_of_contents():
+    contents = [PAGES["index"], (DOCS / "api/index.md").read_text()]
+    listed = Counter(
+        line
+        for text in contents
+        for toctree in re.findall(r"```\{toctree\}\n(.*?)```", text, re.S)
+        for line in toctree.splitlines()
+        if line and not line.startswith(":")
+    )
+    assert listed == dict.fromkeys([*PAGES.keys() - {"index"}, "api/index", *API], 1)
+
+
+def test_pictures_say_what_they_show():
+    for page, text in PAGES.items():
+        assert not re.search(r"!\[\s*\]", text), page
+
+
+def test_tables_of_the_site_are_those_of_the_readme():
+    """Which other tests compare with what was measured."""
+    readme = (ROOT / "README.md").read_text()
+    tables = {
+        "why": ("| promise |", "| 4096 x 4096 |", "| T = 2048"),
+        "accelerators": ("| compiled for",),
+    }
+    for page, heads in tables.items():
+        for head in heads:
+            table = re.search(rf"^{re.escape(head)}.*?(?=\n\n)", PAGES[page], re.S | re.M)
+            assert table, head
+            assert table[0] in readme, head
+
+
+def test_speed_in_short_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["dropout"]
+    fastest = [
+        min(
+            row[way]["over_jaxdrop"]
+            for row in measured
+            if (row["size"], row["dtype"], row["rate"]) == ("4096x4096", dtype, rate)
+            and row["candidate"] not in ("jaxdrop", "torch", "x * 2")
+        )
+        for dtype in ("float32", "bfloat16")
+        for rate in (0.1, 0.5)
+        for way in ("forward", "forward+backward")
+    ]
+    assert f"takes {min(fastest):.1f} to {max(fastest):.1f} times as long" in PAGES["why"]
+
+
+def test_citation_is_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in PAGES["cite"]
+
+
+SPACES = [jaxdrop, jaxdrop.checks, jaxdrop.match, jaxdrop.rescale, jaxdrop.uncertainty]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.__name__)
+def test_dir_lists_public_names_alone(space):
+    assert dir(space) == sorted(space.__all__)
+    assert not [name for name in dir(space) if name.startswith("_")]
+
+
+def test_help_says_in_a_screen_where_to_begin():
+    screen = pydoc.plain(pydoc.render_doc(jaxdrop)).splitlines()[:40]
+    text = "\n".join(screen)
+    for name in ("dropout", "plant", "monte_carlo", "rescale", "checks", "frameworks", "dir("):
+        assert name in text
+    assert "PACKAGE CONTENTS" in text  # so what stands above it is complete

@@ -34,3 +34,7 @@ __all__ = [
     "assert_same_under_jit",
     "assert_shape_and_dtype_kept",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

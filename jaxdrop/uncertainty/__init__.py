@@ -46,3 +46,7 @@ __all__ = [
     "regression",
     "variation_ratio",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
