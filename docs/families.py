@@ -141,6 +141,7 @@ def _about(namespace: str) -> Iterator[str]:
         title = f"jaxdrop.{namespace}"
         yield from (title, "-" * len(title), "")
     yield from (f".. automodule:: jaxdrop.{namespace}", "   :no-members:", "")
+    yield from (".. py:currentmodule:: None", "")  # names below are written in full
 
 
 def _entry(name: str) -> Iterator[str]:
