@@ -1,6 +1,7 @@
-"""Drops as layers of flax.linen, and attention with dropped weights for its layers."""
+"""Layers and attention for flax.linen, and marks for its models."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 from flax import linen as nn
@@ -9,8 +10,15 @@ from jax import Array
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.drops import (
+    AnyDrop,
+    at_test_time,
+    check_callable,
+    classes_of_layers,
+    drops_nothing,
+)
 from jaxdrop.methods.attention.dot_product import Implementation
+from jaxdrop.planting import site
 
 
 class Drop(nn.Module):
@@ -113,3 +121,50 @@ def _refuse_einsums(*einsums: Any) -> None:
                 f"attention_fn: {name} must be None; got {einsum!r}. Use flax's own attention, or"
                 " jaxdrop.dropout on its weights."
             )
+
+
+def dropout_sites(
+    fn: Callable[..., Any], *, layers: type | tuple[type, ...] = (nn.Dropout, Drop)
+) -> Callable[..., Any]:
+    """Marks what dropout layers give by `jaxdrop.site`, also where they are off.
+
+    The name of a site is the path of its layer in the model, such as `block_3/Dropout_0`.
+    So dropout can be planted where the author of a model wanted it, whether it has
+    `deterministic=True`, a rate of 0, or drops something itself. The weights that attention
+    layers drop are of no layer of dropout: match them by `match.function("softmax")`.
+
+    Args:
+      fn: a function that calls modules, such as `model.apply`.
+      layers: the classes of the layers that are marked. Other classes than those of
+        dropout do as well.
+
+    Returns:
+      A function with the arguments and the results of `fn`.
+
+    Raises:
+      TypeError: `fn` is not callable, or `layers` are no classes.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> from jaxdrop.frameworks import linen
+      >>> model = nn.Sequential([jnp.tanh, nn.Dropout(0.5, deterministic=True)])
+      >>> rules = {"layers_1": partial(dropout, rate=1.0)}
+      >>> train = plant(linen.dropout_sites(model.apply), rules)
+      >>> float(train(jax.random.key(1), {}, jnp.ones(3)).sum())
+      0.0
+    """
+    check_callable("dropout_sites", fn)
+    classes = classes_of_layers("dropout_sites", layers)
+
+    def mark(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        y, layer = call(*args, **kwargs), context.module
+        if context.method_name != "__call__" or not isinstance(layer, classes):
+            return y
+        return site(y, "/".join(layer.path) or type(layer).__name__)
+
+    @wraps(fn, updated=())
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(mark):
+            return fn(*args, **kwargs)
+
+    return marked

@@ -1,0 +1,121 @@
+"""Copies of modules of flax.nnx, in which some are variants of themselves.
+
+A copy shares its variables with its original, and what else is no module. What a
+function changes in it is written back, and no copy leaves the call.
+"""
+
+import operator
+import types
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxdrop.frameworks.copies import Applies, Copies, below
+from jaxdrop.frameworks.variants import PATHS, Variants, marking_results, opening_scopes
+
+
+def with_scopes() -> Copies:
+    """Copies whose methods open the scope of their path."""
+    return _SharingCopies(_SCOPED, _has_scope)
+
+
+def with_marks(classes: tuple[type, ...]) -> Copies:
+    """Copies in which modules of these classes mark what they return."""
+    return _SharingCopies(_MARKED, lambda module, path: isinstance(module, classes))
+
+
+def _has_scope(module: Any, path: str) -> bool:
+    containers = nnx.List, nnx.Dict  # whose methods compute nothing
+    return isinstance(module, nnx.Module) and path != "" and not isinstance(module, containers)
+
+
+def _subclass(cls: type, attributes: dict[str, Any]) -> type:
+    options = {"pytree": not jax.tree_util.all_leaves([object.__new__(cls)])}
+    return types.new_class(cls.__name__, (cls,), options, lambda space: space.update(attributes))
+
+
+_SCOPED = Variants(_subclass, opening_scopes(nnx.Module))
+_MARKED = Variants(_subclass, marking_results)
+
+
+class _SharingCopies(Copies):
+    def __init__(self, variants: Variants, applies: Applies) -> None:
+        super().__init__(variants, applies)
+        self._copies: dict[int, Any] = {}  # by the `id` of the original
+        self._originals: dict[int, Any] = {}  # by the `id` of the copy
+        self._open: set[int] = set()
+        self._settled: dict[int, Any] = {}
+
+    def is_node(self, value: object) -> bool:
+        return isinstance(value, nnx.Pytree)
+
+    def is_leaf(self, value: object) -> bool:
+        return isinstance(value, nnx.Pytree | nnx.Variable)
+
+    def is_open(self, node: Any) -> bool:
+        return isinstance(node, nnx.Module)
+
+    def copied(self, node: Any, path: str) -> Any:
+        if id(node) not in self._copies:
+            cls = self.variants.of(type(node)) if self.applies(node, path) else type(node)
+            copy: Any = object.__new__(cls)
+            self._copies[id(node)], self._originals[id(copy)] = copy, node
+            vars(copy).update(vars(node))
+            if cls is not type(node):
+                vars(copy)[PATHS] = ()
+        copy = self._copies[id(node)]
+        if id(node) not in self._open:  # or else a module inside refers to one around it
+            self._open.add(id(node))
+            if type(copy) is not type(node):
+                vars(copy)[PATHS] += (path,)
+            for name, value in sorted(vars(node).items(), key=_order):
+                if name != PATHS:
+                    vars(copy)[name] = self.copy(value, below(path, name))
+            self._open.remove(id(node))
+        return copy
+
+    def restored(self, tree: Any) -> Any:
+        nodes, structure = jax.tree.flatten(tree, is_leaf=self.is_leaf)
+        originals = [self._original(node) if self.is_node(node) else node for node in nodes]
+        if all(map(operator.is_, nodes, originals)):
+            return tree
+        return jax.tree.unflatten(structure, originals)
+
+    def write_back(self) -> None:
+        for copy in self._copies.values():
+            self._settle(self._originals[id(copy)], copy)
+
+    def _original(self, node: Any) -> Any:
+        if id(node) in self._originals:
+            return self._originals[id(node)]
+        if id(node) not in self._settled:  # made by `fn`, or put together anew in a jit
+            self._settled[id(node)] = node
+            if origin := self.variants.origin(type(node)):
+                del vars(node)[PATHS]
+                object.__setattr__(node, "__class__", origin)
+            self._settle(node, node)
+        return node
+
+    def _settle(self, node: Any, copy: Any) -> None:
+        """Gives a module what its copy holds, with originals in the places of copies."""
+        old = vars(node)
+        new = {name: self.restored(value) for name, value in vars(copy).items() if name != PATHS}
+        for name in old.keys() - new.keys() - {PATHS}:
+            del old[name]
+        for name, value in new.items():
+            if name not in old or not self._is_same(old[name], value):
+                old[name] = value
+
+    def _is_same(self, one: Any, other: Any) -> bool:
+        """Whether two values hold the same objects: a list that was copied is another list."""
+        if one is other:
+            return True
+        (ones, structure), (others, same) = (
+            jax.tree.flatten(tree, is_leaf=self.is_leaf) for tree in (one, other)
+        )
+        return structure == same and bool(ones) and all(map(operator.is_, ones, others))
+
+
+def _order(item: tuple[str, Any]) -> tuple[int, str]:
+    return len(item[0]) if item[0].isdigit() else 0, item[0]

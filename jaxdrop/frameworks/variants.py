@@ -1,0 +1,127 @@
+"""Modules of nnx and equinox whose methods do more: they open a scope, or mark what they return.
+
+A variant is a subclass with changed methods, and an instance of it knows its paths in
+the model. Both frameworks keep class and paths when they take a module apart, to compile
+it for example, and put it together again. No class is changed, so other threads and
+other models see nothing.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeAlias
+
+import jax
+
+from jaxdrop.planting import site
+
+Method: TypeAlias = Callable[..., Any]
+Subclass: TypeAlias = Callable[[type, dict[str, Any]], type]
+"""Makes a subclass with these attributes, whose instances keep the attribute `PATHS`."""
+
+PATHS = "_jaxdrop_paths"
+
+
+class Variants:
+    """A variant of each class, made when it is first needed.
+
+    Args:
+      subclass: how the framework makes a subclass.
+      methods: the changed methods of a class.
+    """
+
+    def __init__(self, subclass: Subclass, methods: Callable[[type], dict[str, Method]]) -> None:
+        self._subclass, self._methods = subclass, methods
+        self._made: dict[type, type] = {}
+        self._origins: dict[type, type] = {}
+        self._lock = threading.Lock()
+
+    def of(self, cls: type) -> type:
+        """The variant of a class: always the same, so that compiled programs are found again."""
+        with self._lock:
+            if cls not in self._made:
+                like = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+                variant = self._subclass(cls, {**like, **self._methods(cls)})
+                self._made[cls], self._origins[variant] = variant, cls
+            return self._made[cls]
+
+    def origin(self, cls: type) -> type | None:
+        """The class of which this is a variant, or None."""
+        return self._origins.get(cls)
+
+
+def opening_scopes(
+    base: type, bare: Callable[[Method], Method] = lambda method: method
+) -> Callable[[type], dict[str, Method]]:
+    """All methods that a class adds to the base class of modules, each in a scope.
+
+    `bare` takes scopes of its own from a method.
+    """
+
+    def methods(cls: type) -> dict[str, Method]:
+        return {name: _in_scope(bare(method)) for name, method in _methods_of(cls, base)}
+
+    return methods
+
+
+def marking_results(cls: type) -> dict[str, Method]:
+    """`__call__` of a class, with its results marked by `site`."""
+    call: Any = cls.__call__
+
+    @wraps(call, updated=())
+    def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        y = call.__get__(self, type(self))(*args, **kwargs)
+        return site(y, _paths_of(self)[0] or cls.__name__)
+
+    return {"__call__": marked}
+
+
+def _methods_of(cls: type, base: type) -> Iterable[tuple[str, Method]]:
+    fields = getattr(cls, "__dataclass_fields__", {})  # a default may be a function
+    found: dict[str, Any] = {}
+    for parent in reversed(cls.__mro__):
+        if parent not in base.__mro__:
+            found |= vars(parent)
+    for name, value in found.items():
+        is_method = callable(value) and hasattr(type(value), "__get__")
+        is_other = isinstance(value, type | staticmethod | classmethod)
+        is_magic = name.startswith("__") and name != "__call__"
+        if is_method and not (is_other or is_magic or name in fields):
+            yield name, value
+
+
+def _in_scope(method: Any) -> Method:
+    @wraps(method, updated=())
+    def scoped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _entered(_paths_of(self)):
+            return method.__get__(self, type(self))(*args, **kwargs)
+
+    return scoped
+
+
+def _paths_of(module: Any) -> tuple[str, ...]:
+    return getattr(module, PATHS, ("",))
+
+
+# The path of the module that is running. A module may be called by the module above it, or by
+# one further above, and in both cases the scopes around it must spell its path once.
+_running: ContextVar[str] = ContextVar("_running", default="")
+
+
+@contextmanager
+def _entered(paths: tuple[str, ...]) -> Generator[None]:
+    around = _running.get()
+    if around in paths or paths == ("",):  # its scope is open, or it is the whole model
+        yield
+        return
+    start = f"{around}/" if around else ""
+    # A module of nnx may have several paths. The caller means one that lies below its own.
+    path = next((path for path in paths if path.startswith(start)), paths[0])
+    token = _running.set(path)
+    try:
+        with jax.named_scope(path.removeprefix(start)):
+            yield
+    finally:
+        _running.reset(token)
