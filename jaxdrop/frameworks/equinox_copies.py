@@ -5,7 +5,6 @@ written back. In the results, originals are made of copies.
 """
 
 import dataclasses
-import inspect
 import types
 from collections.abc import Callable
 from functools import partial
@@ -35,13 +34,9 @@ def _subclass(cls: type, attributes: dict[str, Any]) -> type:
     return types.new_class(cls.__name__, (cls,), {}, lambda space: space.update(attributes))
 
 
-def _without_own_scope(method: Any) -> Any:
-    """A method of a layer of `eqx.nn` without the scope of its class, which would be in paths."""
-    is_own = getattr(method, "__module__", "").startswith("equinox.nn.")
-    return inspect.unwrap(method) if is_own else method
-
-
-_SCOPED = Variants(_subclass, opening_scopes(eqx.Module, _without_own_scope))
+_SCOPED = Variants(
+    _subclass, opening_scopes(eqx.Module, lambda cls: cls.__module__.startswith("equinox.nn."))
+)
 _MARKED = Variants(_subclass, marking_results)
 
 

@@ -71,7 +71,7 @@ class _SharingCopies(Copies):
                 vars(copy)[PATHS] += (path,)
             for name, value in sorted(vars(node).items(), key=_order):
                 if name != PATHS:
-                    vars(copy)[name] = self.copy(value, below(path, name))
+                    vars(copy)[name] = self.copy(value, below(path, str(name)))
             self._open.remove(id(node))
         return copy
 
@@ -117,5 +117,6 @@ class _SharingCopies(Copies):
         return structure == same and bool(ones) and all(map(operator.is_, ones, others))
 
 
-def _order(item: tuple[str, Any]) -> tuple[int, str]:
-    return len(item[0]) if item[0].isdigit() else 0, item[0]
+def _order(item: tuple[Any, Any]) -> tuple[int, str]:
+    name = str(item[0])  # lists of older versions of nnx have numbers
+    return len(name) if name.isdigit() else 0, name

@@ -6,6 +6,7 @@ it for example, and put it together again. No class is changed, so other threads
 other models see nothing.
 """
 
+import inspect
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -53,15 +54,26 @@ class Variants:
 
 
 def opening_scopes(
-    base: type, bare: Callable[[Method], Method] = lambda method: method
+    base: type, own_scopes: Callable[[type], bool] = lambda cls: False
 ) -> Callable[[type], dict[str, Method]]:
     """All methods that a class adds to the base class of modules, each in a scope.
 
-    `bare` takes scopes of its own from a method.
+    Args:
+      base: the base class.
+      own_scopes: whether the methods of a class are decorated with scopes of its own, which
+        would be in the paths of modules inside.
     """
 
     def methods(cls: type) -> dict[str, Method]:
-        return {name: _in_scope(bare(method)) for name, method in _methods_of(cls, base)}
+        parents = [parent for parent in reversed(cls.__mro__) if parent not in base.__mro__]
+        found: dict[str, Method] = {}
+        for parent in parents:
+            has_own = own_scopes(parent) and PATHS not in vars(parent)
+            found = {name: found[name] for name in found.keys() - vars(parent).keys()}
+            for name, method in _methods_of(parent):
+                found[name] = inspect.unwrap(method) if has_own else method
+        fields = getattr(cls, "__dataclass_fields__", {})  # a default may be a function
+        return {name: _in_scope(found[name]) for name in found.keys() - fields.keys()}
 
     return methods
 
@@ -78,17 +90,12 @@ def marking_results(cls: type) -> dict[str, Method]:
     return {"__call__": marked}
 
 
-def _methods_of(cls: type, base: type) -> Iterable[tuple[str, Method]]:
-    fields = getattr(cls, "__dataclass_fields__", {})  # a default may be a function
-    found: dict[str, Any] = {}
-    for parent in reversed(cls.__mro__):
-        if parent not in base.__mro__:
-            found |= vars(parent)
-    for name, value in found.items():
+def _methods_of(cls: type) -> Iterable[tuple[str, Method]]:
+    for name, value in vars(cls).items():
         is_method = callable(value) and hasattr(type(value), "__get__")
         is_other = isinstance(value, type | staticmethod | classmethod)
         is_magic = name.startswith("__") and name != "__call__"
-        if is_method and not (is_other or is_magic or name in fields):
+        if is_method and not (is_other or is_magic):
             yield name, value
 
 

@@ -282,6 +282,30 @@ def test_equinox_compiles_once_for_all_calls():
     assert issubclass(traced[0], EqxNet)
 
 
+def test_what_is_no_method_of_an_instance_stays():
+    class Other(EqxAttention):
+        @staticmethod
+        def twice(x):  # a method of the class above
+            return 3 * x
+
+        @classmethod
+        def name(cls):
+            return cls.__name__
+
+        @property
+        def doubled(self):
+            return 2 * self.weight
+
+    def use(parts, x):
+        (one,) = parts
+        assert isinstance(one, Other)
+        assert one.name() == "Other"
+        return one.twice(x) @ one.doubled
+
+    run = equinox.named_scopes(use)
+    np.testing.assert_array_equal(run((Other(0),), X), 3 * X @ (2 * Other(0).weight))
+
+
 # Layers that are stacked, under a scan
 
 
