@@ -60,10 +60,9 @@ class _ValueCopies(Copies):
             args = (self.copy(arg, path) for arg in node.args)
             more = {name: self.copy(arg, below(path, name)) for name, arg in node.keywords.items()}
             return eqx.Partial(self.copy(node.func, path), *args, **more)
-        applies, cls = self.applies(node, path), type(node)
-        cls = self.variants.of(cls) if applies else cls
+        cls = self.variants.of(type(node)) if self.applies(node, path) else type(node)
         copy = _rebuilt(node, cls, lambda name, value: self.copy(value, below(path, name)))
-        if applies:
+        if cls is not type(node):
             object.__setattr__(copy, PATHS, (path,))
         return copy
 

@@ -40,13 +40,16 @@ class Variants:
         self._lock = threading.Lock()
 
     def of(self, cls: type) -> type:
-        """The variant of a class: always the same, so that compiled programs are found again."""
+        """The variant of a class: always the same, so that compiled programs are found again.
+
+        A class without methods, which a framework may ask for by `is`, is its own variant.
+        """
         with self._lock:
-            if cls not in self._made:
+            if cls not in self._made and (methods := self._methods(cls)):
                 like = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-                variant = self._subclass(cls, {**like, **self._methods(cls)})
+                variant = self._subclass(cls, {**like, **methods})
                 self._made[cls], self._origins[variant] = variant, cls
-            return self._made[cls]
+            return self._made.get(cls, cls)
 
     def origin(self, cls: type) -> type | None:
         """The class of which this is a variant, or None."""

@@ -380,7 +380,8 @@ def test_errors_leave_nothing_behind(net, named_scopes):
     assert {cls: dict(vars(cls)) for cls in before} == before
     assert [type(model), type(model.blocks[0]), type(model.blocks[0].attn)] == list(before)
     assert paths_in(model, X) == set()
-    assert "blocks/0/attn" in paths_in(named_scopes(model), X)
+    last = named_scopes(lambda model, x: model.blocks[1].attn(x))
+    assert paths_in(partial(last, model), X) == {"blocks/1/attn"}  # where it failed
 
 
 @in_both
@@ -522,6 +523,31 @@ def test_equinox_modules_that_are_returned_have_their_class_again():
     assert type(more["method"].__self__) is EqxNet
     np.testing.assert_array_equal(more["method"](X), model.encode(X))
     assert paths_in(more["method"], X) == set()
+
+
+def test_equinox_state_goes_through_and_is_not_dropped():
+    class Normed(eqx.Module):
+        norm: eqx.nn.BatchNorm
+
+        def __call__(self, x, state):
+            y, state = self.norm(x, state)
+            return y + 1, state
+
+    def batched(model, xs, state):
+        run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        return run(xs, state)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        make = eqx.nn.make_with_state(lambda: Normed(eqx.nn.BatchNorm(SIZE, "batch", mode="batch")))
+        model, state = make()
+        expected, after = batched(model, X, state)
+        scoped = equinox.named_scopes(batched)
+        y, same = scoped(model, X, state)
+        chex.assert_trees_all_equal((y, jax.tree.leaves(same)), (expected, jax.tree.leaves(after)))
+        rules = {match.named_scope("norm"): lambda key, x: 0 * x}
+        y, same = plant(scoped, rules)(a_key(), model, X, state)
+    np.testing.assert_array_equal(y, jnp.ones_like(X))
+    chex.assert_trees_all_close(jax.tree.leaves(same), jax.tree.leaves(after), rtol=1e-6)
 
 
 def test_equinox_methods_that_are_jitted_or_passed_or_partial():
