@@ -51,7 +51,10 @@ class Copies(ABC):
     def restored(self, tree: PyTree) -> PyTree:
         """The same pytree, with modules in the places of their copies."""
 
-    def write_back(self) -> None:  # noqa: B027 - modules of equinox do not change
+    def remember(self) -> None:  # noqa: B027 - modules of equinox do not change
+        """Takes note of what copies hold before the call."""
+
+    def write_back(self) -> None:  # noqa: B027 - the same
         """Gives modules the changes of their copies."""
 
     def holds(self, tree: PyTree) -> bool:
@@ -90,6 +93,7 @@ def on_copies(caller: str, fn: Any, begin: Callable[[], Copies]) -> Callable[...
     def run(*args: Any, **kwargs: Any) -> Any:
         copies = begin()
         copied, places, names = _copied_call(caller, copies, fn, args, kwargs)
+        copies.remember()
         try:
             results = copied(*places, **names)
         finally:
@@ -112,8 +116,8 @@ def _copied_call(
     if not (has_owner or holders):
         raise TypeError(
             f"{caller}: fn must be a module, a method of one, or a function with modules among its"
-            f" arguments; got {describe(fn)}. Pass a module as an argument, where a function closes"
-            " over it, and put jit around the result."
+            f" arguments; got {describe(fn)}. Where a function closes over a module or makes one,"
+            f" call {caller}(module)(...) inside of it, and put jit around the result."
         )
     # A module that is alone is the root. Next to others, paths begin with the argument's name.
     alone = not has_owner and holders == 1

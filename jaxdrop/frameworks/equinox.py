@@ -77,8 +77,9 @@ def named_scopes(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       A function with the arguments and the results of `fn`. The modules of the caller are
-      not changed, and neither are their classes. While it runs, modules at different paths
-      are pytrees of different structure: stack layers before, and not in `fn`.
+      not changed, and neither are their classes. While it runs, a module is a pytree of
+      another structure, by its path. So stack layers before, and where `fn` itself puts a
+      module together, by `eqx.combine`, call `named_scopes(module)(x)` inside.
 
     Raises:
       TypeError: `fn` is not callable; when called, if no module is seen.

@@ -5,7 +5,6 @@ written back. In the results, originals are made of copies.
 """
 
 import dataclasses
-import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -14,7 +13,13 @@ import equinox as eqx
 import jax
 
 from jaxdrop.frameworks.copies import Copies, below, of_owner
-from jaxdrop.frameworks.variants import PATHS, Variants, marking_results, opening_scopes
+from jaxdrop.frameworks.variants import (
+    PATHS,
+    Variants,
+    marking_results,
+    opening_scopes,
+    quiet_subclass,
+)
 
 
 def with_scopes() -> Copies:
@@ -31,7 +36,7 @@ def _subclass(cls: type, attributes: dict[str, Any]) -> type:
     # A field, since equinox keeps nothing else of a module that it takes apart.
     paths = eqx.field(static=True, default=("",), repr=False)
     attributes = {**attributes, "__annotations__": {PATHS: tuple[str, ...]}, PATHS: paths}
-    return types.new_class(cls.__name__, (cls,), {}, lambda space: space.update(attributes))
+    return quiet_subclass(cls, attributes, eqx.Module)
 
 
 _SCOPED = Variants(

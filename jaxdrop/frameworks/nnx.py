@@ -199,7 +199,8 @@ def named_scopes(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       A function with the arguments and the results of `fn`. What `fn` changes in modules
-      is changed in those of the caller. Their classes are not changed.
+      is changed in those of the caller. Their classes are not changed. Where `fn` itself
+      puts a module together, by `nnx.merge`, call `named_scopes(module)(x)` inside.
 
     Raises:
       TypeError: `fn` is not callable; when called, if no module is seen.

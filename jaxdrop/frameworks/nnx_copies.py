@@ -5,14 +5,19 @@ function changes in it is written back, and no copy leaves the call.
 """
 
 import operator
-import types
 from typing import Any
 
 import jax
 from flax import nnx
 
 from jaxdrop.frameworks.copies import Applies, Copies, below
-from jaxdrop.frameworks.variants import PATHS, Variants, marking_results, opening_scopes
+from jaxdrop.frameworks.variants import (
+    PATHS,
+    Variants,
+    marking_results,
+    opening_scopes,
+    quiet_subclass,
+)
 
 
 def with_scopes() -> Copies:
@@ -22,7 +27,11 @@ def with_scopes() -> Copies:
 
 def with_marks(classes: tuple[type, ...]) -> Copies:
     """Copies in which modules of these classes mark what they return."""
-    return _SharingCopies(_MARKED, lambda module, path: isinstance(module, classes))
+
+    def is_layer(node: Any, path: str) -> bool:
+        return isinstance(node, nnx.Module) and isinstance(node, classes)
+
+    return _SharingCopies(_MARKED, is_layer)
 
 
 def _has_scope(module: Any, path: str) -> bool:
@@ -31,8 +40,8 @@ def _has_scope(module: Any, path: str) -> bool:
 
 
 def _subclass(cls: type, attributes: dict[str, Any]) -> type:
-    options = {"pytree": not jax.tree_util.all_leaves([object.__new__(cls)])}
-    return types.new_class(cls.__name__, (cls,), options, lambda space: space.update(attributes))
+    is_pytree = not jax.tree_util.all_leaves([object.__new__(cls)])
+    return quiet_subclass(cls, attributes, nnx.Module, pytree=is_pytree)
 
 
 _SCOPED = Variants(_subclass, opening_scopes(nnx.Module))
@@ -46,6 +55,7 @@ class _SharingCopies(Copies):
         self._originals: dict[int, Any] = {}  # by the `id` of the copy
         self._open: set[int] = set()
         self._settled: dict[int, Any] = {}
+        self._before: dict[int, dict[str, Any]] = {}  # what a copy holds when the call begins
 
     def is_node(self, value: object) -> bool:
         return isinstance(value, nnx.Pytree)
@@ -82,9 +92,28 @@ class _SharingCopies(Copies):
             return tree
         return jax.tree.unflatten(structure, originals)
 
+    def remember(self) -> None:
+        self._before = {id(copy): dict(vars(copy)) for copy in self._copies.values()}
+
     def write_back(self) -> None:
         for copy in self._copies.values():
-            self._settle(self._originals[id(copy)], copy)
+            original, before, after = self._originals[id(copy)], self._before[id(copy)], vars(copy)
+            # Only what `fn` has changed: others may change the original at the same time.
+            for name in before.keys() - after.keys():
+                vars(original).pop(name, None)
+            for name, value in after.items():
+                is_other = name not in before or before[name] is not value
+                if is_other or self._grew(vars(original).get(name), value):
+                    vars(original)[name] = self.restored(value)
+
+    def _grew(self, old: Any, copy: Any) -> bool:
+        """Whether a copied list or dict of modules has other modules than its original."""
+        if not isinstance(copy, list | dict) or not self.holds(copy):
+            return False
+        (ones, structure), (others, same) = (
+            jax.tree.flatten(tree, is_leaf=self.is_leaf) for tree in (old, self.restored(copy))
+        )
+        return structure != same or not all(map(operator.is_, ones, others))
 
     def _original(self, node: Any) -> Any:
         if id(node) in self._originals:
@@ -94,27 +123,9 @@ class _SharingCopies(Copies):
             if origin := self.variants.origin(type(node)):
                 del vars(node)[PATHS]
                 object.__setattr__(node, "__class__", origin)
-            self._settle(node, node)
+            for name, value in list(vars(node).items()):
+                vars(node)[name] = self.restored(value)
         return node
-
-    def _settle(self, node: Any, copy: Any) -> None:
-        """Gives a module what its copy holds, with originals in the places of copies."""
-        old = vars(node)
-        new = {name: self.restored(value) for name, value in vars(copy).items() if name != PATHS}
-        for name in old.keys() - new.keys() - {PATHS}:
-            del old[name]
-        for name, value in new.items():
-            if name not in old or not self._is_same(old[name], value):
-                old[name] = value
-
-    def _is_same(self, one: Any, other: Any) -> bool:
-        """Whether two values hold the same objects: a list that was copied is another list."""
-        if one is other:
-            return True
-        (ones, structure), (others, same) = (
-            jax.tree.flatten(tree, is_leaf=self.is_leaf) for tree in (one, other)
-        )
-        return structure == same and bool(ones) and all(map(operator.is_, ones, others))
 
 
 def _order(item: tuple[Any, Any]) -> tuple[int, str]:

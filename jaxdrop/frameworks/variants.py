@@ -8,6 +8,7 @@ other models see nothing.
 
 import inspect
 import threading
+import types
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,6 +57,23 @@ class Variants:
         return self._origins.get(cls)
 
 
+def quiet_subclass(cls: type, attributes: dict[str, Any], base: type, **options: Any) -> type:
+    """A subclass that is made without the `__init_subclass__` of a user's class.
+
+    Such a method may enter each subclass into a register, or need arguments. Instead of it
+    runs that of the base class of modules, with these options.
+    """
+
+    def quietly(new: type, **options: Any) -> None:
+        last = new.__mro__[new.__mro__.index(base) - 1]
+        super(last, new).__init_subclass__(**options)
+
+    quiet = type("Quiet", (), {"__slots__": (), "__init_subclass__": classmethod(quietly)})
+    return types.new_class(
+        cls.__name__, (quiet, cls), options, lambda made: made.update(attributes)
+    )
+
+
 def opening_scopes(
     base: type, own_scopes: Callable[[type], bool] = lambda cls: False
 ) -> Callable[[type], dict[str, Method]]:
@@ -83,7 +101,11 @@ def opening_scopes(
 
 def marking_results(cls: type) -> dict[str, Method]:
     """`__call__` of a class, with its results marked by `site`."""
-    call: Any = cls.__call__
+    # Not `cls.__call__`: that of a class without one is the constructor.
+    calls = [vars(parent)["__call__"] for parent in cls.__mro__ if "__call__" in vars(parent)]
+    if not calls:
+        return {}
+    call = calls[0]
 
     @wraps(call, updated=())
     def marked(self: Any, *args: Any, **kwargs: Any) -> Any:

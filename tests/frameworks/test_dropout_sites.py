@@ -265,6 +265,27 @@ def test_any_class_of_modules_can_be_marked():
     np.testing.assert_array_equal(plant(run, rules)(a_key(), X), 0 * X)
 
 
+@pytest.mark.parametrize("base", [nnx.Module, eqx.Module])
+def test_a_class_that_cannot_be_called_has_no_mark(base):
+    class Other(base):
+        def use(self, x):
+            return x + 1
+
+    class Net(base):
+        other: Other = Other() if base is eqx.Module else None
+
+        def __call__(self, x):
+            return self.other.use(x)
+
+    model = Net()
+    if base is nnx.Module:
+        model.other = nnx.data(Other())
+    module = nnx_layers if base is nnx.Module else equinox
+    run = module.dropout_sites(model, layers=Other)
+    np.testing.assert_array_equal(run(X), X + 1)
+    assert len(sites(run, X)) == 0
+
+
 def test_a_layer_of_nnx_that_is_shared_has_one_name_and_several_runs():
     model = NNXNet()
     for index in (1, 2):

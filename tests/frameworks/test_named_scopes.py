@@ -306,6 +306,42 @@ def test_what_is_no_method_of_an_instance_stays():
     np.testing.assert_array_equal(run((Other(0),), X), 3 * X @ (2 * Other(0).weight))
 
 
+@in_both
+def test_it_may_be_called_inside_where_a_module_is_put_together(net, named_scopes):
+    model = net()
+    if net is NNXNet:
+        graph, params = nnx.split(model)
+        put_together = partial(nnx.merge, graph)
+    else:
+        params, rest = eqx.partition(model, eqx.is_array)
+
+        def put_together(params):
+            return eqx.combine(params, rest)
+
+    train = plant(lambda params, x: named_scopes(put_together(params))(x), BRANCHES)
+    np.testing.assert_array_equal(train(a_key(), params, X), by_hand(a_key(), model, X))
+
+
+@in_both
+def test_users_do_not_learn_of_subclasses(net, named_scopes):
+    known = []
+
+    class Registered(net):
+        def __init_subclass__(cls, known_as, **options):  # an argument that is needed
+            known.append(known_as)
+            super().__init_subclass__(**options)
+
+    class Named(Registered, known_as="named"):
+        pass
+
+    model = Named()
+    assert "blocks/0/attn" in paths_in(partial(named_scopes(call), {"a": model}["a"]), X)
+    assert "a/blocks/0/attn" in paths_in(
+        partial(named_scopes(lambda d, x: d["a"](x)), {"a": model}), X
+    )
+    assert known == ["named"]
+
+
 # Layers that are stacked, under a scan
 
 
@@ -440,6 +476,21 @@ def test_nnx_modules_are_changed_as_without():
     assert parts[2] == pair
     assert model.twin is model.parts[0]
     assert model.norm.mean[...].any()
+
+
+def test_changes_of_others_are_kept():
+    model = NNXNet()
+    model.flag, model.parts = "old", nnx.data([model.blocks[0]])
+
+    def changing(copy, x):
+        model.flag = "of another thread"
+        copy.mine = "new"
+        copy.parts.append(copy.blocks[1])
+        return copy(x)
+
+    nnx_layers.named_scopes(changing)(model, X)
+    assert (model.flag, model.mine) == ("of another thread", "new")
+    assert [id(part) for part in model.parts] == [id(block) for block in model.blocks][:2]
 
 
 def test_nnx_modules_that_a_jit_returns_have_their_class_again():
