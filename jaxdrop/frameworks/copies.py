@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import jax
 
 from jaxdrop.base.describe import describe
-from jaxdrop.frameworks.drops import check_callable
+from jaxdrop.frameworks.marks import check_callable
 from jaxdrop.frameworks.variants import Variants
 
 PyTree: TypeAlias = Any

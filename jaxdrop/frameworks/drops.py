@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
-from jaxdrop.base.describe import describe
 from jaxdrop.base.validate import Check
 from jaxdrop.methods.recurrent import zoneout
 from jaxdrop.methods.structured import shake_drop
@@ -37,20 +36,6 @@ def drops_nothing(drop: AnyDrop) -> bool:
     """Whether the rate of a drop is known to be 0, so that it needs no key."""
     rate = drop.keywords.get("rate") if isinstance(drop, partial) else None
     return isinstance(rate, int | float) and rate == 0
-
-
-def check_callable(caller: str, fn: Any) -> None:
-    """Refuses what cannot be called."""
-    if not callable(fn):
-        raise TypeError(f"{caller}: fn must be callable; got {describe(fn)}.")
-
-
-def classes_of_layers(caller: str, layers: Any) -> tuple[type, ...]:
-    """Classes of layers as a tuple; refuses what is no class."""
-    classes = layers if isinstance(layers, tuple) else (layers,)
-    if not classes or not all(isinstance(one, type) for one in classes):
-        raise TypeError(f"{caller}: layers must be a class or a tuple of classes; got {layers!r}.")
-    return classes
 
 
 def _unchanged(x: Any, /, **_: Any) -> Any:

@@ -8,8 +8,9 @@ import equinox as eqx
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.copies import on_copies
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, classes_of_layers, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.frameworks.equinox_copies import with_marks, with_scopes
+from jaxdrop.frameworks.marks import classes_of_layers
 
 
 class Drop(eqx.Module):

@@ -1,19 +1,12 @@
 """Drops as modules of haiku, and marks for its models."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import haiku as hk
 
-from jaxdrop.frameworks.drops import (
-    AnyDrop,
-    at_test_time,
-    check_callable,
-    classes_of_layers,
-    drops_nothing,
-)
-from jaxdrop.planting import site
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import on_interceptor
 
 
 class Drop(hk.Module):
@@ -85,20 +78,9 @@ def dropout_sites(
       >>> float(train(jax.random.key(1), {}, jnp.ones(3)).sum())
       0.0
     """
-    check_callable("dropout_sites", fn)
-    classes = classes_of_layers("dropout_sites", layers)
+    return on_interceptor(fn, layers, _name_of, hk.intercept_methods)
 
-    def mark(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        y, module = call(*args, **kwargs), context.module
-        if context.method_name != "__call__" or not isinstance(module, classes):
-            return y
-        # A module that another one makes in its constructor has a "~" in its path.
-        parts = [part for part in module.module_name.split("/") if part != "~"]
-        return site(y, "/".join(parts))
 
-    @wraps(fn, updated=())
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        with hk.intercept_methods(mark):
-            return fn(*args, **kwargs)
-
-    return marked
+def _name_of(module: hk.Module) -> str:
+    # A module that another one makes in its constructor has a "~" in its path.
+    return "/".join(part for part in module.module_name.split("/") if part != "~")

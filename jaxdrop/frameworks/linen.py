@@ -1,7 +1,7 @@
 """Layers and attention for flax.linen, and marks for its models."""
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
@@ -10,15 +10,9 @@ from jax import Array
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
-from jaxdrop.frameworks.drops import (
-    AnyDrop,
-    at_test_time,
-    check_callable,
-    classes_of_layers,
-    drops_nothing,
-)
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import on_interceptor
 from jaxdrop.methods.attention.dot_product import Implementation
-from jaxdrop.planting import site
 
 
 class Drop(nn.Module):
@@ -153,18 +147,8 @@ def dropout_sites(
       >>> float(train(jax.random.key(1), {}, jnp.ones(3)).sum())
       0.0
     """
-    check_callable("dropout_sites", fn)
-    classes = classes_of_layers("dropout_sites", layers)
+    return on_interceptor(fn, layers, _name_of, nn.intercept_methods)
 
-    def mark(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        y, layer = call(*args, **kwargs), context.module
-        if context.method_name != "__call__" or not isinstance(layer, classes):
-            return y
-        return site(y, "/".join(layer.path) or type(layer).__name__)
 
-    @wraps(fn, updated=())
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(mark):
-            return fn(*args, **kwargs)
-
-    return marked
+def _name_of(layer: nn.Module) -> str:
+    return "/".join(layer.path) or type(layer).__name__

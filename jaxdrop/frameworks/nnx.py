@@ -12,7 +12,8 @@ from jax import Array
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
 from jaxdrop.frameworks.copies import on_copies
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, classes_of_layers, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import classes_of_layers
 from jaxdrop.frameworks.nnx_copies import with_marks, with_scopes
 from jaxdrop.methods.attention.dot_product import Implementation
 from jaxdrop.planting import plant as plant_in_pure

@@ -103,7 +103,8 @@ class _SharingCopies(Copies):
                 vars(original).pop(name, None)
             for name, value in after.items():
                 is_other = name not in before or before[name] is not value
-                if is_other or self._grew(vars(original).get(name), value):
+                is_other = is_other or self._grew(vars(original).get(name), value)
+                if is_other and name != PATHS:
                     vars(original)[name] = self.restored(value)
 
     def _grew(self, old: Any, copy: Any) -> bool:

@@ -206,6 +206,34 @@ def test_drop_of_this_library_is_a_dropout_layer(framework):
     assert [row.site for row in sites(model, X)] == [name]
 
 
+@pytest.mark.parametrize("framework", ["linen", "haiku"])
+def test_what_was_jitted_and_traced_before_is_traced_again(framework):
+    make, dropout_sites = MODELS[framework]
+    model = make()
+    jitted = jax.jit(lambda x: model(x))
+    marked = dropout_sites(jitted)
+    for _ in range(2):
+        assert len(sites(jitted, X)) == 0
+        assert [row.site for row in sites(marked, X)] == names_of(framework)
+
+
+def test_linen_modules_that_are_jitted_or_checkpointed():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=True)(jnp.tanh(x))
+
+    for wrap in (nn.jit, nn.remat):
+
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, x, wrap=wrap):
+                return wrap(Layer)(name="second")(wrap(Layer)(name="first")(x))
+
+        run = linen.dropout_sites(partial(Net().apply, {}))
+        assert [row.site for row in sites(run, X)] == ["first/Dropout_0", "second/Dropout_0"]
+
+
 def test_layers_under_linen_scan_have_the_key_of_their_step():
     class Layer(nn.Module):
         @nn.compact
