@@ -25,11 +25,11 @@ class Copies(ABC):
       applies: which modules get one.
     """
 
-    def __init__(self, variants: Variants, applies: Applies) -> None:
-        self.variants, self.applies = variants, applies
-
     partials: ClassVar[tuple[type, ...]] = (partial,)
     """Classes of functions with some of their arguments."""
+
+    def __init__(self, variants: Variants, applies: Applies) -> None:
+        self.variants, self.applies = variants, applies
 
     @abstractmethod
     def is_node(self, value: object) -> bool:
@@ -41,7 +41,7 @@ class Copies(ABC):
 
     @abstractmethod
     def is_open(self, node: Any) -> bool:
-        """Whether there may be a module with methods of its own in a node, or it is one."""
+        """Whether it is a module with methods of its own, or there is one inside."""
 
     @abstractmethod
     def copied(self, node: Any, path: str) -> Any:

@@ -64,7 +64,9 @@ class _SharingCopies(Copies):
         return isinstance(value, nnx.Pytree | nnx.Variable)
 
     def is_open(self, node: Any) -> bool:
-        return isinstance(node, nnx.Module)
+        if isinstance(node, nnx.Module):
+            return True
+        return any(isinstance(inner, nnx.Module) for _, inner in nnx.iter_graph(node))
 
     def copied(self, node: Any, path: str) -> Any:
         if id(node) not in self._copies:

@@ -120,6 +120,7 @@ def names_of(framework):
     return [NAMES[framework].format(index) for index in range(LAYERS)]
 
 
+@pytest.mark.quick
 @in_every_framework
 def test_planted_layers_give_what_they_give_when_they_are_on(framework):
     make, dropout_sites = MODELS[framework]

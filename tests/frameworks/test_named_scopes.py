@@ -145,6 +145,7 @@ def planted(function, *args, rules):
     return [(row.site, row.runs) for row in sites(function, *args, rules=rules) if row.rule]
 
 
+@pytest.mark.quick
 @in_both
 def test_residual_branches_have_drop_path_with_the_keys_of_their_paths(net, named_scopes):
     model = net()
@@ -476,6 +477,23 @@ def test_nnx_modules_are_changed_as_without():
     assert parts[2] == pair
     assert model.twin is model.parts[0]
     assert model.norm.mean[...].any()
+
+
+def test_nnx_objects_that_are_no_modules_may_hold_some():
+    class Holder(nnx.Pytree):
+        def __init__(self):
+            self.net, self.rngs = NNXNet(), nnx.Rngs(0)
+
+    def held(holder, x, rngs):
+        assert isinstance(rngs, nnx.Rngs)
+        return holder.net(x)
+
+    holder = Holder()
+    run = nnx_layers.named_scopes(held)
+    assert "net/blocks/0/attn" in paths_in(lambda x: run(holder, x, nnx.Rngs(1)), X)
+    assert type(holder.net) is NNXNet
+    with pytest.raises(TypeError, match="named_scopes: fn must be a module"):
+        nnx_layers.named_scopes(lambda rngs: 0)(nnx.Rngs(0))
 
 
 def test_changes_of_others_are_kept():
