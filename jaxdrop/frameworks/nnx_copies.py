@@ -127,7 +127,8 @@ class _SharingCopies(Copies):
                 del vars(node)[PATHS]
                 object.__setattr__(node, "__class__", origin)
             for name, value in list(vars(node).items()):
-                vars(node)[name] = self.restored(value)
+                if (restored := self.restored(value)) is not value:
+                    vars(node)[name] = restored
         return node
 
 
