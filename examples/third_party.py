@@ -1,7 +1,7 @@
 """Dropout in models of packages that nobody here wrote, and that know nothing of this library.
 
 Four models of three packages, tiny and with random weights, get dropout of attention
-weights, stochastic depth of residual branches and dropout of embeddings by rules alone:
+weights, stochastic depth with a rising rate and dropout of embeddings by rules alone:
 a BERT and a ResNet of transformers (flax.linen), a vision transformer of equimo
 (equinox) and a graph attention network of jraphx (flax.nnx). For each model the program
 checks what a user relies on, prints a table and writes it, with all versions.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdrop import drop_path, dropout, match, plant, sites
+from jaxdrop import Rule, drop_path, dropout, match, plant, sites
 from jaxdrop.frameworks import equinox, linen, nnx as nnx_layers
 
 RESULT = Path(__file__).parent / "third_party.json"
@@ -53,11 +53,8 @@ class Case(NamedTuple):
 
 
 def branch_rules(*patterns: str, **options: Any) -> Rules:
-    """Stochastic depth of the residual branches in these scopes.
-
-    All rules for branches are made here, so this is the place for another rate by depth.
-    """
-    rule = partial(drop_path, rate=0.25, **options)
+    """Stochastic depth of the residual branches in these scopes, with a rate that rises."""
+    rule = Rule(partial(drop_path, **options), rate=(0.0, 0.5))
     return {match.named_scope(pattern): rule for pattern in patterns}
 
 
