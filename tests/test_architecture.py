@@ -41,7 +41,9 @@ MOST_LINES_OF_A_FUNCTION = 30  # without its docstring
 FRAMEWORKS = {
     "frameworks/linen.py": {"flax"},
     "frameworks/nnx.py": {"flax"},
+    "frameworks/nnx_copies.py": {"flax"},
     "frameworks/equinox.py": {"equinox"},
+    "frameworks/equinox_copies.py": {"equinox"},
     "frameworks/haiku.py": {"haiku"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))

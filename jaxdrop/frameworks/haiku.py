@@ -1,10 +1,12 @@
-"""Drops as modules of haiku."""
+"""Drops as modules of haiku, and marks for its models."""
 
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
 
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import on_interceptor
 
 
 class Drop(hk.Module):
@@ -44,3 +46,41 @@ class Drop(hk.Module):
         if not is_training or drops_nothing(self.drop):
             return self.at_test(x, **arguments)
         return self.drop(hk.next_rng_key(), x, **arguments)
+
+
+def dropout_sites(
+    fn: Callable[..., Any], *, layers: type | tuple[type, ...] = Drop
+) -> Callable[..., Any]:
+    """Marks what dropout modules give by `jaxdrop.site`, also at test time.
+
+    The name of a site is the path of its module, as named scopes have it, such as
+    `mlp/drop`. `hk.dropout` is a function and no module, so what it gives cannot be marked,
+    and where it is not called nothing can. A module that calls it can be named in `layers`.
+
+    Args:
+      fn: a function that calls modules, such as `hk.transform(net).apply`.
+      layers: the classes of the modules that are marked. Other classes than those of
+        dropout do as well.
+
+    Returns:
+      A function with the arguments and the results of `fn`.
+
+    Raises:
+      TypeError: `fn` is not callable, or `layers` are no classes.
+
+    Example:
+      >>> import haiku as hk
+      >>> from jaxdrop.frameworks import haiku
+      >>> layer = lambda x: haiku.Drop(partial(dropout, rate=0.5))(x, is_training=False)
+      >>> model = hk.without_apply_rng(hk.transform(layer))
+      >>> rules = {"drop": partial(dropout, rate=1.0)}
+      >>> train = plant(haiku.dropout_sites(model.apply), rules)
+      >>> float(train(jax.random.key(1), {}, jnp.ones(3)).sum())
+      0.0
+    """
+    return on_interceptor(fn, layers, _name_of, hk.intercept_methods)
+
+
+def _name_of(module: hk.Module) -> str:
+    # A module that another one makes in its constructor has a "~" in its path.
+    return "/".join(part for part in module.module_name.split("/") if part != "~")

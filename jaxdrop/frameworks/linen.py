@@ -1,5 +1,6 @@
-"""Drops as layers of flax.linen, and attention with dropped weights for its layers."""
+"""Layers and attention for flax.linen, and marks for its models."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import Array
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import on_interceptor
 from jaxdrop.methods.attention.dot_product import Implementation
 
 
@@ -113,3 +115,40 @@ def _refuse_einsums(*einsums: Any) -> None:
                 f"attention_fn: {name} must be None; got {einsum!r}. Use flax's own attention, or"
                 " jaxdrop.dropout on its weights."
             )
+
+
+def dropout_sites(
+    fn: Callable[..., Any], *, layers: type | tuple[type, ...] = (nn.Dropout, Drop)
+) -> Callable[..., Any]:
+    """Marks what dropout layers give by `jaxdrop.site`, also where they are off.
+
+    The name of a site is the path of its layer in the model, such as `block_3/Dropout_0`.
+    So dropout can be planted where the author of a model wanted it, whether it has
+    `deterministic=True`, a rate of 0, or drops something itself. The weights that attention
+    layers drop are of no layer of dropout: match them by `match.function("softmax")`.
+
+    Args:
+      fn: a function that calls modules, such as `model.apply`.
+      layers: the classes of the layers that are marked. Other classes than those of
+        dropout do as well.
+
+    Returns:
+      A function with the arguments and the results of `fn`.
+
+    Raises:
+      TypeError: `fn` is not callable, or `layers` are no classes.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> from jaxdrop.frameworks import linen
+      >>> model = nn.Sequential([jnp.tanh, nn.Dropout(0.5, deterministic=True)])
+      >>> rules = {"layers_1": partial(dropout, rate=1.0)}
+      >>> train = plant(linen.dropout_sites(model.apply), rules)
+      >>> float(train(jax.random.key(1), {}, jnp.ones(3)).sum())
+      0.0
+    """
+    return on_interceptor(fn, layers, _name_of, nn.intercept_methods)
+
+
+def _name_of(layer: nn.Module) -> str:
+    return "/".join(layer.path) or type(layer).__name__

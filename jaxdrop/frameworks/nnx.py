@@ -1,4 +1,4 @@
-"""Drops as layers of flax.nnx, attention for its layers, and `plant` for its modules."""
+"""Layers and attention for flax.nnx, and `plant`, named scopes and marks for its modules."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -11,7 +11,10 @@ from jax import Array
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
+from jaxdrop.frameworks.copies import on_copies
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.marks import classes_of_layers
+from jaxdrop.frameworks.nnx_copies import with_marks, with_scopes
 from jaxdrop.methods.attention.dot_product import Implementation
 from jaxdrop.planting import plant as plant_in_pure
 
@@ -180,3 +183,71 @@ def plant(fn: Callable[..., Any], rules: Any) -> Callable[..., Any]:
         return result
 
     return planted
+
+
+def named_scopes(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs each module of a model in a named scope of its path, such as `blocks/3/attn`.
+
+    `match.named_scope("blocks/*/attn")` then matches what a residual branch gives. All
+    methods of a module open its scope. The path of a module is that of its attribute in
+    the model, with slashes in it, whatever module calls it. A module that has several
+    paths has the one below the module that calls it, if there is one. The scope of a module
+    that is called by one elsewhere lies below the scope of that one.
+
+    Args:
+      fn: a module, a method of one, or a function with modules among its arguments. If
+        several arguments hold modules, paths begin with the name of the argument.
+
+    Returns:
+      A function with the arguments and the results of `fn`. What `fn` changes in modules
+      is changed in those of the caller. Their classes are not changed. Where `fn` itself
+      puts a module together, by `nnx.merge`, call `named_scopes(module)(x)` inside.
+
+    Raises:
+      TypeError: `fn` is not callable; when called, if no module is seen.
+
+    Example:
+      >>> from flax.nnx import Linear, Rngs, Sequential
+      >>> from jaxdrop.frameworks import nnx
+      >>> model = Sequential(Linear(3, 8, rngs=Rngs(0)), Linear(8, 2, rngs=Rngs(1)))
+      >>> rules = {match.named_scope("layers/0"): partial(dropout, rate=0.5)}
+      >>> train = plant(nnx.named_scopes(model), rules)
+      >>> train(jax.random.key(1), jnp.ones((4, 3))).shape
+      (4, 2)
+    """
+    return on_copies("named_scopes", fn, with_scopes)
+
+
+def dropout_sites(
+    fn: Callable[..., Any], *, layers: type | tuple[type, ...] = (nnx.Dropout, Drop)
+) -> Callable[..., Any]:
+    """Marks what dropout layers give by `jaxdrop.site`, also where they are off.
+
+    The name of a site is the path of its layer in the model, such as `blocks/3/dropout`.
+    So dropout can be planted where the author of a model wanted it, whether it is in
+    `eval` mode, has a rate of 0, or drops something itself.
+
+    Args:
+      fn: a module, a method of one, or a function with modules among its arguments. If
+        several arguments hold modules, paths begin with the name of the argument.
+      layers: the classes of the layers that are marked. Other classes than those of
+        dropout do as well.
+
+    Returns:
+      A function with the arguments and the results of `fn`. What `fn` changes in modules
+      is changed in those of the caller.
+
+    Raises:
+      TypeError: `fn` is not callable, or `layers` are no classes; when called, if no
+        module is seen.
+
+    Example:
+      >>> from flax.nnx import Dropout, Sequential
+      >>> from jaxdrop.frameworks import nnx
+      >>> model = Sequential(jnp.tanh, Dropout(0.5, deterministic=True))
+      >>> train = plant(nnx.dropout_sites(model), {"layers/1": partial(dropout, rate=1.0)})
+      >>> float(train(jax.random.key(1), jnp.ones(3)).sum())
+      0.0
+    """
+    classes = classes_of_layers("dropout_sites", layers)
+    return on_copies("dropout_sites", fn, partial(with_marks, classes))

@@ -11,7 +11,7 @@ from jax import lax
 from logs import Compilations
 from programs import RULES, drop, new_key
 
-from jaxdrop import plant, site
+from jaxdrop import Rule, dropout, plant, site
 from jaxdrop.base.names import fold_in_name
 from jaxdrop.planting.groups import Surroundings
 from jaxdrop.planting.plan import Plan
@@ -46,7 +46,19 @@ def scanned(params, x, mark):
     return (lax.scan(step, x, (params, steps))[0] ** 2).mean()
 
 
-def by_hand(model):
+def constant(key, x, run):
+    """`drop` at every run."""
+    del run
+    return drop(key, x)
+
+
+def rising(key, x, run):
+    """`dropout` with a rate that rises from .1 to .4 over the layers."""
+    share = run / 2 if isinstance(run, int) else run.astype(jnp.int32) / 2
+    return dropout(key, x, 0.1 + (0.4 - 0.1) * share)
+
+
+def by_hand(model, drop):
     """The model with the documented keys, as one would write it: a key a name, then one a run."""
 
     def dropped(key, params, x):
@@ -54,7 +66,7 @@ def by_hand(model):
         keys = {name: fold_in_name(jax.random.wrap_key_data(data), name) for name in NAMES}
 
         def mark(x, name, run):
-            return drop(jax.random.fold_in(keys[name], run), x)
+            return drop(jax.random.fold_in(keys[name], run), x, run)
 
         return model(params, x, mark)
 
@@ -65,14 +77,18 @@ def operations(compiled):
     return len(re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = ", compiled.as_text(), re.MULTILINE))
 
 
+RISING = dict.fromkeys(NAMES, Rule(dropout, rate=(0.1, 0.4)))
+
+
+@pytest.mark.parametrize(("rules", "drop"), [(DROPS, constant), (RISING, rising)])
 @pytest.mark.parametrize("model", [unrolled, scanned])
 @pytest.mark.parametrize("transform", [lambda f: f, lambda f: jax.value_and_grad(f, argnums=1)])
-def test_planted_program_has_the_operations_of_the_one_by_hand(model, transform):
+def test_planted_program_has_the_operations_of_the_one_by_hand(model, transform, rules, drop):
     def marked(params, x):
         return model(params, x, lambda x, name, _: site(x, name))
 
-    planted = jax.jit(transform(plant(marked, DROPS)))
-    written = jax.jit(transform(by_hand(model)))
+    planted = jax.jit(transform(plant(marked, rules)))
+    written = jax.jit(transform(by_hand(model, drop)))
     compiled = [f.lower(new_key(), PARAMS, X).compile() for f in (planted, written)]
     assert operations(compiled[0]) == operations(compiled[1])
     chex.assert_trees_all_equal(planted(new_key(), PARAMS, X), written(new_key(), PARAMS, X))

@@ -34,6 +34,9 @@ assert_type(planted(key, x, scale=2.0), Array)
 plant(model, {"h": Rule(drop, share_runs=True), "g": drop})(key, x, scale=2.0)
 plant(model, {match.jit("f"): drop})
 plant(model, [("h", drop), (match.jit("f"), Rule(drop))])
+plant(model, {"h": Rule(dropout, rate=(0.0, 0.2)), "g": None})
+plant(model, {"h": Rule(dropout, rate=lambda run, runs: 0.1 * run / runs)})
+plant(model, {match.jit("f") & ~match.within(match.function("g")): drop})
 
 # NumPy arrays and Python numbers are arrays here too.
 p, labels = np.ones((3, 2)), np.ones(3, int)
