@@ -7,6 +7,7 @@ that each public name is in exactly one family.
 import importlib
 import inspect
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jaxdrop
@@ -93,18 +94,19 @@ FAMILIES = {
 
 def public_names() -> dict[str, Any]:
     """Each public object by its name without `jaxdrop.`."""
-    spaces = {"": jaxdrop} | {f"{name}.": getattr(jaxdrop, name) for name in NAMESPACES}
-    found = {
+    return {
         prefix + name: getattr(space, name)
-        for prefix, space in spaces.items()
+        for prefix, space in spaces().items()
         for name in space.__all__
         if not inspect.ismodule(getattr(space, name))
     }
-    for framework in FRAMEWORKS:
-        module = importlib.import_module(f"jaxdrop.frameworks.{framework}")
-        for name, value in vars(module).items():
-            if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__:
-                found[f"frameworks.{framework}.{name}"] = value
+
+
+def spaces() -> dict[str, ModuleType]:
+    """Each module with public names, by what stands before them."""
+    found = {"": jaxdrop} | {f"{name}.": getattr(jaxdrop, name) for name in NAMESPACES}
+    for name in FRAMEWORKS:
+        found[f"frameworks.{name}."] = importlib.import_module(f"jaxdrop.frameworks.{name}")
     return found
 
 

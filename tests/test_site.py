@@ -158,10 +158,7 @@ def test_citation_is_of_this_version():
     assert f"version = {{{version}}}" in PAGES["cite"]
 
 
-SPACES = [jaxdrop, jaxdrop.checks, jaxdrop.match, jaxdrop.rescale, jaxdrop.uncertainty]
-
-
-@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.__name__)
+@pytest.mark.parametrize("space", families.spaces().values(), ids=lambda space: space.__name__)
 def test_dir_lists_public_names_alone(space):
     assert dir(space) == sorted(space.__all__)
     assert not [name for name in dir(space) if name.startswith("_")]

@@ -12,6 +12,12 @@ from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.frameworks.equinox_copies import with_marks, with_scopes
 from jaxdrop.frameworks.marks import classes_of_layers
 
+__all__ = ["Drop", "dropout_sites", "named_scopes"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Drop(eqx.Module):
     """Any drop in the place of `eqx.nn.Dropout`.

@@ -8,6 +8,12 @@ import haiku as hk
 from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.frameworks.marks import on_interceptor
 
+__all__ = ["Drop", "dropout_sites"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Drop(hk.Module):
     """Any drop, with the key that `hk.dropout(hk.next_rng_key(), ...)` would have in its place.

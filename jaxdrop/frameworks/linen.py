@@ -14,6 +14,12 @@ from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
 from jaxdrop.frameworks.marks import on_interceptor
 from jaxdrop.methods.attention.dot_product import Implementation
 
+__all__ = ["Drop", "attention_fn", "dropout_sites"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Drop(nn.Module):
     """Any drop in the place of `nn.Dropout`.

@@ -18,6 +18,12 @@ from jaxdrop.frameworks.nnx_copies import with_marks, with_scopes
 from jaxdrop.methods.attention.dot_product import Implementation
 from jaxdrop.planting import plant as plant_in_pure
 
+__all__ = ["Drop", "attention_fn", "dropout_sites", "named_scopes", "plant"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Drop(nnx.Module):
     """Any drop in the place of `nnx.Dropout`, with the keys that it would draw.
