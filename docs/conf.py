@@ -16,19 +16,25 @@ from sphinx.transforms import SphinxTransform
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-import families  # noqa: E402 beside this file
-
 import jaxdrop  # noqa: E402
 from jaxdrop.frameworks import linen  # noqa: E402
 
-linen.Drop.__name__ = "Drop"  # which linen must not see; autodoc would call it an alias
+import families  # noqa: E402 beside this file
+
+# The layer has the name of linen's own, which autodoc would take for an alias.
+linen.Drop.__name__ = "Drop"
 
 project = "jaxdrop"
 author = "The jaxdrop authors"
 copyright = author  # noqa: A001 Sphinx reads this name
 version = release = jaxdrop.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"
@@ -40,6 +46,8 @@ python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 copybutton_exclude = ".linenos, .gp, .go"
 toc_object_entries_show_parents = "hide"
+
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = f"jaxdrop {version}"
@@ -78,15 +86,26 @@ def _as_literals(text: str) -> str:
 
 
 def _as_list_table(found: re.Match[str]) -> str:
-    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in found[1].splitlines()]
+    rows = [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in found[1].splitlines()
+    ]
     out = [".. list-table::", "   :header-rows: 1", ""]
     for row in [rows[0], *rows[2:]]:
-        out += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
+        out += [
+            f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)
+        ]
     return "\n".join([*out, "", ""])
 
 
 def as_written(
-    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: Any, returned: Any
+    app: Sphinx,
+    what: str,
+    name: str,
+    value: Any,
+    options: Any,
+    signature: Any,
+    returned: Any,
 ) -> Any:
     """Signatures with the annotations and defaults as the source has them."""
     function = value.__init__ if inspect.isclass(value) else inspect.unwrap(value)
@@ -95,7 +114,11 @@ def as_written(
     try:
         source = textwrap.dedent(inspect.getsource(function))
         definition = ast.parse(source).body[0]
-    except (OSError, SyntaxError, TypeError):  # made by a decorator, as of a dataclass
+    except (
+        OSError,
+        SyntaxError,
+        TypeError,
+    ):  # made by a decorator, as of a dataclass
         return None
     if not isinstance(definition, ast.FunctionDef):
         return None
@@ -122,9 +145,15 @@ class _QualifyNames(ast.NodeTransformer):
         return ast.parse(f"jaxdrop.{types[node.id]}", mode="eval").body
 
 
-def skip_fields(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> Any:
+def skip_fields(
+    app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any
+) -> Any:
     """Fields of tuples have no docstring of their own; the class describes them."""
-    return True if (inspect.getdoc(value) or "").startswith("Alias for field") else None
+    return (
+        True
+        if (inspect.getdoc(value) or "").startswith("Alias for field")
+        else None
+    )
 
 
 class LinkNames(SphinxTransform):
@@ -138,7 +167,9 @@ class LinkNames(SphinxTransform):
         for literal in list(self.document.findall(nodes.literal)):
             name = literal.astext().removeprefix("jaxdrop.").removesuffix("()")
             inside = literal.parent
-            if name not in names or isinstance(inside, addnodes.pending_xref | nodes.reference):
+            if name not in names or isinstance(
+                inside, addnodes.pending_xref | nodes.reference
+            ):
                 continue
             if isinstance(inside, nodes.title):
                 continue
@@ -158,7 +189,9 @@ class LinkNames(SphinxTransform):
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("config-inited", write_api_pages)
-    app.connect("autodoc-process-docstring", as_restructured, priority=400)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", as_restructured, priority=400
+    )  # before napoleon
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-skip-member", skip_fields)
     app.add_transform(LinkNames)

@@ -57,7 +57,9 @@ FAMILIES = {
         "Methods for states and for sequences over time.",
         "locked_dropout zoneout",
     ),
-    "graphs": Family("Graphs", "Methods for edges and nodes of a graph.", "drop_edges drop_nodes"),
+    "graphs": Family(
+        "Graphs", "Methods for edges and nodes of a graph.", "drop_edges drop_nodes"
+    ),
     "attention": Family(
         "Attention",
         "Attention with dropped weights, and methods that drop heads or keys.",
@@ -104,9 +106,13 @@ def public_names() -> dict[str, Any]:
 
 def spaces() -> dict[str, ModuleType]:
     """Each module with public names, by what stands before them."""
-    found = {"": jaxdrop} | {f"{name}.": getattr(jaxdrop, name) for name in NAMESPACES}
+    found = {"": jaxdrop} | {
+        f"{name}.": getattr(jaxdrop, name) for name in NAMESPACES
+    }
     for name in FRAMEWORKS:
-        found[f"frameworks.{name}."] = importlib.import_module(f"jaxdrop.frameworks.{name}")
+        found[f"frameworks.{name}."] = importlib.import_module(
+            f"jaxdrop.frameworks.{name}"
+        )
     return found
 
 
@@ -154,7 +160,12 @@ def _entry(name: str) -> Iterator[str]:
         yield from (f".. autofunction:: jaxdrop.{name}", "")
     else:
         module = apply if name == "rescale.Rescale" else types
-        yield from (f".. py:data:: jaxdrop.{name}", "", f"   {_comment(module, name)}", "")
+        yield from (
+            f".. py:data:: jaxdrop.{name}",
+            "",
+            f"   {_comment(module, name)}",
+            "",
+        )
 
 
 def _comment(module: Any, name: str) -> str:

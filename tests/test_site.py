@@ -117,6 +117,12 @@ def test_every_page_is_in_one_table_of_contents():
     assert list(listed_in_contents((DOCS / "api/index.md").read_text())) == list(API)
 
 
+def test_lines_of_code_fit_into_the_page():
+    for page in PAGES:
+        for line in "".join(blocks(page, "python")).splitlines():
+            assert len(line) <= 84, f"{page}: {line}"
+
+
 def test_pictures_say_what_they_show():
     for page, text in PAGES.items():
         assert not re.search(r"!\[\s*\]", text), page
