@@ -59,6 +59,9 @@ html_show_sphinx = False
 def write_api_pages(app: Sphinx, _: Any) -> None:
     """Writes one page for each family, if it has changed."""
     folder = DOCS / "api"
+    for path in folder.glob("*.rst"):
+        if path.stem not in families.FAMILIES:
+            path.unlink()
     for name, family in families.FAMILIES.items():
         path, text = folder / f"{name}.rst", families.page(family)
         if not path.exists() or path.read_text() != text:
