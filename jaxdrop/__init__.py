@@ -43,6 +43,12 @@ from jaxdrop.methods.elementwise import (
     gaussian_dropout as gaussian_dropout,
 )
 
+# Fixed masks of an ensemble.
+from jaxdrop.methods.ensembles import (
+    draw_masksembles as draw_masksembles,
+    masksembles as masksembles,
+)
+
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 

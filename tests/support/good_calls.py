@@ -36,6 +36,7 @@ GOOD = {
     "draw_fixed_count_mask": {
         "key": KEY, "shape": (3,), "count": 1, "axis": 0, "broadcast_dims": ()
     },
+    "draw_masksembles": {"key": KEY, "features": 8, "num_masks": 2, "scale": 2.0},
     "draw_mask": {
         "key": KEY, "shape": (3,), "rate": 0.5, "broadcast_dims": (), "out_sharding": None,
         "part": None,
@@ -58,6 +59,10 @@ GOOD = {
     "gaussian_dropout": METHOD | {"broadcast_dims": ()},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
+    "masksembles": {
+        "masks": jnp.ones((2, 5), bool), "x": X, "index": LABELS, "batch_axis": 0,
+        "feature_axis": -1,
+    },
     "mixout": {"key": KEY, "params": X, "rate": 0.5, "target": X, "where": None},
     "monte_carlo": {"fn": DROP, "num_samples": 2, "batch_size": 1, "start": 0, "progress": None},
     "monte_carlo_moments": {

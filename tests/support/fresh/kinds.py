@@ -87,6 +87,11 @@ def fixed_count(record, rate, over=0):
     return _masks(record, rate, _fixed_count(shape, over, count))
 
 
+def given_count(record, rate, count):
+    """So many that are kept of all elements of a slice, whatever the rate."""
+    return _masks(record, rate, _fixed_count(slice_shape(record), 0, count))
+
+
 def blocks(record, rate, over, edges, exact):
     """Blocks with these edges along the axes from `over` on."""
     return _masks(record, rate, _blocks(record.shape, over, edges, rate, exact))
