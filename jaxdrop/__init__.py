@@ -49,6 +49,13 @@ from jaxdrop.methods.ensembles import (
     masksembles as masksembles,
 )
 
+# Gates that learn to be exactly 0 or 1.
+from jaxdrop.methods.gates import (
+    hard_concrete as hard_concrete,
+    hard_concrete_gate as hard_concrete_gate,
+    hard_concrete_penalty as hard_concrete_penalty,
+)
+
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 

@@ -112,6 +112,7 @@ BY_NAME = (
         NUMBERS,
     )
     | {"drop": DROPS, "drops": DROPS, "where": LEAVES, "rescale": RULE, "fn": CALLED}
+    | {"stretch": "must be two numbers; got '?'."}
     | {"progress": PROGRESS, "rules": RULES, "part": "must be a Part; got '?'."}
 )
 HERE = {

@@ -57,6 +57,12 @@ GOOD = {
     "embedding_dropout": {"key": KEY, "table": X, "rate": 0.5, "axis": 0, "rescale": rescale.none},
     "fixed_count_dropout": METHOD | {"axis": None, "broadcast_dims": ()},
     "gaussian_dropout": METHOD | {"broadcast_dims": ()},
+    "hard_concrete": {
+        "key": KEY, "x": X, "log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2),
+        "broadcast_dims": (),
+    },
+    "hard_concrete_gate": {"log_alpha": 0.0, "stretch": (-1, 2)},
+    "hard_concrete_penalty": {"log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2)},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
     "masksembles": {

@@ -121,6 +121,13 @@ def concrete_noise(record, rate):
     return Kind(laws, size, 1 - rate, share_of_one)
 
 
+def hard_gates(record, rate):
+    """Gates that are exactly 0 with the chance of a temperature of 2/3, stretched to (-.1, 1.1)."""
+    odds = (1 - rate) / rate * 11 ** (2 / 3)
+    laws = independent(slice_shape(record), odds / (1 + odds), 8 * FLOAT)
+    return _masks(record, rate, laws)
+
+
 def _shared(axes, laws):
     """The laws of the first slice along `axes`, with which all others agree in every draw."""
     if not axes:
