@@ -79,8 +79,10 @@ RECORDS = [
         fresh=Fresh(kinds.hard_gates),
         gallery=Gallery(
             keeps="no mean; many exact zeros and ones",
+            fate="partly zeroed",
             survivor=None,
-            note="each on its own, or softly",
+            asked="alpha 7/3",
+            note="each on its own, some in part",
         ),
     ),
 ]
