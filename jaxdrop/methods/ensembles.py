@@ -224,7 +224,10 @@ def _log_factorials(most: int) -> np.ndarray:
 
 @lru_cache
 def _log_covers(features: int, count: int, left: int) -> np.ndarray:
-    """The logarithms of the probabilities that `left` masks cover u given features, for all u."""
+    """The logarithms of the probabilities that `left` masks cover u given features.
+
+    For each u that the masks before them can leave uncovered.
+    """
     logs = np.full(features + 1, -np.inf)
     if left == 0:
         logs[0] = 0
@@ -234,7 +237,7 @@ def _log_covers(features: int, count: int, left: int) -> np.ndarray:
     def log_choose(n: int, k: np.ndarray) -> np.ndarray:
         return factorials[n] - factorials[k] - factorials[n - k]
 
-    for u in range(min(features, left * count) + 1):
+    for u in range(min(features - count, left * count) + 1):
         new = np.arange(max(0, u + count - features), min(count, u) + 1)
         terms = log_choose(u, new) + log_choose(features - u, count - new) + fewer[u - new]
         logs[u] = np.logaddexp.reduce(terms) - log_choose(features, np.array(count))

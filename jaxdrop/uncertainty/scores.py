@@ -142,7 +142,7 @@ def classwise_brier_score(
       Monthly Weather Review 78 (1950).
     """
     squares = _squared_distances(Check("classwise_brier_score"), probabilities, labels)
-    return jnp.mean(squares, range(squares.ndim - 1))
+    return jnp.mean(squares, tuple(range(squares.ndim - 1)))
 
 
 def _squared_distances(check: Check, probabilities: Any, labels: Any) -> Array:
