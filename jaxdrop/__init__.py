@@ -43,6 +43,19 @@ from jaxdrop.methods.elementwise import (
     gaussian_dropout as gaussian_dropout,
 )
 
+# Fixed masks of an ensemble.
+from jaxdrop.methods.ensembles import (
+    draw_masksembles as draw_masksembles,
+    masksembles as masksembles,
+)
+
+# Gates that learn to be exactly 0 or 1.
+from jaxdrop.methods.gates import (
+    hard_concrete as hard_concrete,
+    hard_concrete_gate as hard_concrete_gate,
+    hard_concrete_penalty as hard_concrete_penalty,
+)
+
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 

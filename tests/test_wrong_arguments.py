@@ -34,6 +34,8 @@ BY_NAME = (
         [
             "rate",
             "gamma",
+            "alpha",
+            "scale",
             "temperature",
             "tolerance",
             "weight_regularizer",
@@ -49,12 +51,15 @@ BY_NAME = (
             "batch_axis",
             "channel_axis",
             "head_axis",
+            "feature_axis",
             "time_axis",
             "broadcast_dims",
             "shape",
             "size",
             "block_size",
             "num_features",
+            "features",
+            "num_masks",
             "num_samples",
             "batch_size",
             "start",
@@ -98,11 +103,16 @@ BY_NAME = (
             "labels",
             "targets",
             "variances",
+            "masks",
+            "index",
+            "lower",
+            "upper",
             "old",
         ],
         NUMBERS,
     )
     | {"drop": DROPS, "drops": DROPS, "where": LEAVES, "rescale": RULE, "fn": CALLED}
+    | {"stretch": "must be two numbers; got '?'."}
     | {"progress": PROGRESS, "rules": RULES, "part": "must be a Part; got '?'."}
 )
 HERE = {
@@ -123,12 +133,24 @@ HERE = {
     "scheduled schedule": "must be a function of the step; got '?'.",
     "sites fn": "must be callable; got '?'.",
     "variational_dropout_kl approximation": 'must be "molchanov" or "kingma"; got \'?\'.',
+    "uncertainty.crps_ensemble estimator": 'must be "fair" or "plain"; got \'?\'.',
+    "uncertainty.crps_normal means": NUMBERS,
+    "uncertainty.crps_normal targets": ARRAY,
+    "uncertainty.interval_coverage targets": ARRAY,
+    "uncertainty.interval_score targets": ARRAY,
     "checks.assert_shape_and_dtype_kept x": NUMBERS,
     "checks.assert_expectation_kept x": ARRAY,
 }
 # A text is a leaf like any other, which these pass unchanged, and a name.
 TAKE_IT = {"drop_connect params", "mixout params", "site x", "site name", "site_key name"}
-FLAGS = {"exact", "linear", "args", "kwargs"}  # booleans, and arguments of another function
+FLAGS = {
+    "exact",
+    "linear",
+    "adaptive",
+    "probabilistic",
+    "args",
+    "kwargs",
+}  # booleans, and arguments of another function
 ELSEWHERE = {"dot_product_attention", "rescale.expected", "rescale.none"}  # the last two are rules
 PLACES = [
     (name, argument)

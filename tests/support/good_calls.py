@@ -36,6 +36,7 @@ GOOD = {
     "draw_fixed_count_mask": {
         "key": KEY, "shape": (3,), "count": 1, "axis": 0, "broadcast_dims": ()
     },
+    "draw_masksembles": {"key": KEY, "features": 8, "num_masks": 2, "scale": 2.0},
     "draw_mask": {
         "key": KEY, "shape": (3,), "rate": 0.5, "broadcast_dims": (), "out_sharding": None,
         "part": None,
@@ -56,8 +57,18 @@ GOOD = {
     "embedding_dropout": {"key": KEY, "table": X, "rate": 0.5, "axis": 0, "rescale": rescale.none},
     "fixed_count_dropout": METHOD | {"axis": None, "broadcast_dims": ()},
     "gaussian_dropout": METHOD | {"broadcast_dims": ()},
+    "hard_concrete": {
+        "key": KEY, "x": X, "log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2),
+        "broadcast_dims": (),
+    },
+    "hard_concrete_gate": {"log_alpha": 0.0, "stretch": (-1, 2)},
+    "hard_concrete_penalty": {"log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2)},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
+    "masksembles": {
+        "masks": jnp.ones((2, 5), bool), "x": X, "index": LABELS, "batch_axis": 0,
+        "feature_axis": -1,
+    },
     "mixout": {"key": KEY, "params": X, "rate": 0.5, "target": X, "where": None},
     "monte_carlo": {"fn": DROP, "num_samples": 2, "batch_size": 1, "start": 0, "progress": None},
     "monte_carlo_moments": {
@@ -86,12 +97,21 @@ GOOD = {
     "rescale.realized": {"axis": -1},
     "uncertainty.brier_score": {"probabilities": P, "labels": LABELS},
     "uncertainty.classification": {"samples": P},
+    "uncertainty.classwise_brier_score": {"probabilities": P, "labels": LABELS},
+    "uncertainty.classwise_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
+    "uncertainty.crps_ensemble": {"targets": ROW, "samples": P, "estimator": "fair"},
+    "uncertainty.crps_mixture": {"targets": ROW, "means": P, "variances": P},
+    "uncertainty.crps_normal": {"targets": ROW, "means": ROW, "variances": ROW},
     "uncertainty.expected_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
+    "uncertainty.interval_coverage": {"targets": ROW, "lower": ROW, "upper": ROW},
+    "uncertainty.interval_score": {"targets": ROW, "lower": ROW, "upper": ROW, "alpha": 0.1},
     "uncertainty.mutual_information": {"samples": P},
     "uncertainty.negative_log_likelihood": {"probabilities": P, "labels": LABELS},
     "uncertainty.predictive_entropy": {"probabilities": P},
     "uncertainty.predictive_log_likelihood": {"targets": ROW, "means": P, "variances": P},
+    "uncertainty.probability_integral_transform": {"targets": ROW, "means": P, "variances": P},
     "uncertainty.regression": {"means": P, "variances": P},
+    "uncertainty.top_label_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
     "uncertainty.variation_ratio": {"samples": P},
     "checks.assert_expectation_kept": CHECKED | {"num_samples": 9, "false_alarm_rate": 0.1},
     "checks.assert_gradient_uses_same_mask": CHECKED,

@@ -87,6 +87,11 @@ def fixed_count(record, rate, over=0):
     return _masks(record, rate, _fixed_count(shape, over, count))
 
 
+def given_count(record, rate, count):
+    """So many that are kept of all elements of a slice, whatever the rate."""
+    return _masks(record, rate, _fixed_count(slice_shape(record), 0, count))
+
+
 def blocks(record, rate, over, edges, exact):
     """Blocks with these edges along the axes from `over` on."""
     return _masks(record, rate, _blocks(record.shape, over, edges, rate, exact))
@@ -114,6 +119,13 @@ def normal_noise(record, rate, chance_of):
 def concrete_noise(record, rate):
     laws, size = _concrete_noise(record.shape, 1 - rate), math.prod(record.shape)
     return Kind(laws, size, 1 - rate, share_of_one)
+
+
+def hard_gates(record, rate):
+    """Gates that are exactly 0 with the chance of a temperature of 2/3, stretched to (-.1, 1.1)."""
+    odds = (1 - rate) / rate * 11 ** (2 / 3)
+    laws = independent(slice_shape(record), odds / (1 + odds), 8 * FLOAT)
+    return _masks(record, rate, laws)
 
 
 def _shared(axes, laws):

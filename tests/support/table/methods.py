@@ -3,6 +3,7 @@
 from table import (
     attention,
     elementwise,
+    ensembles,
     graph,
     learned,
     recurrent,
@@ -11,6 +12,16 @@ from table import (
     weights,
 )
 
-FAMILIES = (elementwise, learned, structured, tokens, weights, recurrent, graph, attention)
+FAMILIES = (
+    elementwise,
+    learned,
+    ensembles,
+    structured,
+    tokens,
+    weights,
+    recurrent,
+    graph,
+    attention,
+)
 RECORDS = [record for family in FAMILIES for record in family.RECORDS]
 METHODS = [record for record in RECORDS if record.takes_rate]

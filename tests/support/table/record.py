@@ -75,7 +75,7 @@ class Gallery:
     columns: tuple[str, ...] = ()  # axes from left to right, outermost first; default: the last
     alike: tuple[str, ...] | None = None  # axes that share a decision; default: by `shared`
     keeps: str = "the mean"
-    fate: str = "zeroed"  # of what is hit: "replaced", "disturbed", "nearly zeroed"
+    fate: str = "zeroed"  # of what is hit: "replaced", "disturbed", "nearly" or "partly zeroed"
     # What survivors of ones become, by the probability of keeping; None where they differ.
     survivor: Callable[[float], float] | None = lambda keep_prob: 1 / keep_prob
     asked: str = ""  # what the method is asked for; default: the rate
