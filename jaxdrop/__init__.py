@@ -56,6 +56,9 @@ from jaxdrop.methods.learned import (
 
 # Recurrent networks.
 from jaxdrop.methods.recurrent import locked_dropout as locked_dropout, zoneout as zoneout
+
+# Spans of time, frequency or tokens.
+from jaxdrop.methods.spans import drop_spans as drop_spans
 from jaxdrop.methods.structured import (
     cutout as cutout,
     drop_path as drop_path,

@@ -56,6 +56,8 @@ BY_NAME = (
             "block_size",
             "num_features",
             "num_samples",
+            "num_spans",
+            "width",
             "batch_size",
             "start",
             "steps",
@@ -116,6 +118,8 @@ HERE = {
         " got '?'."
     ),
     "drop_key where": NUMBERS,
+    "drop_spans where": NUMBERS,
+    "drop_spans x": NUMBERS,
     "drop_tokens x": NUMBERS,
     "plant fn": "must be callable; got '?'.",
     "replace_tokens where": NUMBERS,

@@ -50,6 +50,11 @@ GOOD = {
     "drop_nodes": METHOD | {"axis": -2, "rescale": rescale.none},
     "drop_path": METHOD | {"batch_axis": 0, "rescale": rescale.none},
     "drop_path_rates": {"rate": 0.5, "depth": 3},
+    "drop_spans": METHOD
+    | {
+        "width": 2, "num_spans": None, "axis": 1, "batch_axis": 0, "fill": 0, "where": None,
+        "rescale": rescale.none,
+    },
     "drop_tokens": METHOD | {"axis": -2, "prefix": 0},
     "dropout": METHOD | {"broadcast_dims": (), "rescale": rescale.none, "part": None},
     "early_dropout_schedule": {"rate": 0.5, "steps": 3},

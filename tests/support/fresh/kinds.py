@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from fresh.laws import Law, by_place, independent, never, viewed
 from reference.masks import keep_prob
-from scipy import stats
+from scipy import optimize, stats
 
 import jaxdrop
 
@@ -101,6 +101,17 @@ def squares(record, rate, edge):
     """One square for each sample, alike along the last axis."""
     kind = _masks(record, rate, _squares(record.shape, edge))
     return replace(kind, decisions=2 * record.shape[0])  # the coordinates of its centre
+
+
+def spans(record, rate, width):
+    """Spans that begin anywhere, along the last axis that is not shared."""
+    return _masks(record, rate, _spans(slice_shape(record), rate, width))
+
+
+def spans_of_number(record, rate, width, number):
+    """So many spans that lie inside of this axis."""
+    kind = _masks(record, rate, _spans_of_number(slice_shape(record), width, number))
+    return replace(kind, decisions=2 * number * slice_shape(record)[0])
 
 
 def normal_noise(record, rate, chance_of):
@@ -229,6 +240,50 @@ def _squares(shape, edge):
     position = by_place("each position", np.broadcast_to(chance, (batch, *sizes)), 4 * ONE_WORD)
     pair = by_place("each position and the next sample", agree, 8 * ONE_WORD)
     return [position, *viewed([pair], _agree_along(1))]
+
+
+def _spans(shape, rate, width):
+    """A position survives if no span that begins at it or before reaches it; so do pairs."""
+    least, most = width
+    wider = np.array([np.mean(np.arange(least, most + 1) > d) for d in range(most)])
+    goal = partial(_missed, wider=wider, rate=rate)
+    begin = round(optimize.brentq(goal, 0, 1, xtol=1e-15) * 2**32) / 2**32
+    spared = 1 - begin * wider
+    alone, size = spared.prod(), shape[-1]
+    laws = [by_place("each position", np.full(shape, alone), most * ONE_WORD)]
+    for apart in range(1, min(size, most + 2)):
+        both = np.full(shape, alone * spared[:apart].prod())
+        both[..., :apart] = alone * spared[: size - apart].prod()  # around the border
+        pairs = by_place(f"each pair {apart} apart", both, 2 * most * ONE_WORD)
+        laws += viewed([pairs], _both_along(len(shape), apart))
+    return [*laws, *_apart_from_the_next_sample(np.full(shape, alone), most * ONE_WORD)]
+
+
+def _missed(begin, wider, rate):
+    return 1 - np.prod(1 - begin * wider) - rate
+
+
+def _spans_of_number(shape, width, number):
+    """Positions, and neighbours, by going through all widths and places of one span."""
+    size, chances = shape[-1], {0: 0.0, 1: 0.0}
+    widths = [min(each, size) for each in width]
+    widths = range(widths[0], widths[1] + 1)
+    for each in widths:
+        for start in range(size - each + 1):
+            inside = (np.arange(size) >= start) & (np.arange(size) < start + each)
+            share = 1 / (len(widths) * (size - each + 1))
+            for apart in chances:
+                chances[apart] = chances[apart] + share * ~(inside | np.roll(inside, apart))
+    alone, both = (np.broadcast_to(chance**number, shape) for chance in chances.values())
+    slack = 4 * number * len(widths) * ONE_WORD
+    pairs = viewed([by_place("neighbours", both, slack)], _both_along(len(shape), 1))
+    laws = [by_place("each position", alone, slack), *pairs]
+    return [*laws, *_apart_from_the_next_sample(alone, slack)]
+
+
+def _apart_from_the_next_sample(chance, slack):
+    agree = (chance**2 + (1 - chance) ** 2)[1:]
+    return viewed([by_place("the next sample", agree, 2 * slack)], _agree_along(1))
 
 
 def _keys_left(shape, chance):

@@ -6,11 +6,22 @@ from table import (
     graph,
     learned,
     recurrent,
+    spans,
     structured,
     tokens,
     weights,
 )
 
-FAMILIES = (elementwise, learned, structured, tokens, weights, recurrent, graph, attention)
+FAMILIES = (
+    elementwise,
+    learned,
+    structured,
+    spans,
+    tokens,
+    weights,
+    recurrent,
+    graph,
+    attention,
+)
 RECORDS = [record for family in FAMILIES for record in family.RECORDS]
 METHODS = [record for record in RECORDS if record.takes_rate]
