@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int32, Shaped
 
@@ -22,7 +21,7 @@ from jaxdrop.core.apply import Rescale, poisoned, rescale_and_select, select
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.threshold import Threshold, checked_rate, fine_threshold
-from jaxdrop.core.words import below, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import Words, below, draw_pair, grid_address, threefry_key
 from jaxdrop.rescale import checked_rule, is_own_rule, none
 
 _NEWTON_STEPS = 10  # 8 reach the last digit, for widths of 1 to 100,000 and rates of 1e-9 to 1
@@ -42,7 +41,7 @@ class Spans(NamedTuple):
     samples: tuple[int, ...]
 
 
-class Starts(NamedTuple):
+class SpanStarts(NamedTuple):
     """How likely a span is to begin at a position.
 
     Attributes:
@@ -84,8 +83,8 @@ def drop_spans(
     `num_spans` spans, each wholly inside of the axis, with all places equally likely, as
     in SpecAugment and wav2vec 2.0. A position near a border is dropped less often. A
     position i that c_w(i) of the n - w + 1 spans of width w cover is kept with the
-    probability (1 - E_w[c_w(i) / (n - w + 1)])^num_spans. Wider spans than the axis are
-    cut to it.
+    probability (1 - E_w[c_w(i) / (n - w + 1)])^num_spans. Both ends of `width` are cut
+    to the length of the axis.
 
     Nothing is scaled by default. With `rescale.expected` and a fill of 0, each position
     is divided by its own probability of being kept, and E[y] = x.
@@ -145,31 +144,27 @@ def drop_spans(
     key, rate, number = _amount(check, key, x, rate, num_spans)
     rule = checked_rule(check, rescale)
     x = check.any_array("x", x) if rule is none else check.inexact_array("x", x)
-    spans = _spans(check, x, width, 1 if number is None else 0, axis, batch_axis)
+    least = 1 if num_spans is None else 0
+    spans = _spans(check, x, width, least, axis, batch_axis)
     fill = check.like("fill", fill, x, "x")
     flags = None if where is None else check.flags("where", where, x, "x")
-    known = not isinstance(rate, Array)
-    if number == 0 or x.size == 0 or (known and rate == 0):
+    if number == 0 or x.size == 0:
         return x
-    if known and rate == 1:
+    if isinstance(rate, float) and rate == 1.0:
         return fill if flags is None else jnp.where(flags, fill, x)
-    if number is None:
-        starts = _known_starts(rate, spans.widths) if known else rate
-        mask = _mask_of_rate(key, x, starts, spans)
-    else:
-        mask = _mask_of_number(key, x, number, spans)
     # A rule of the user is not part of a cached program, as in `masked.drop_on_grid`.
-    apply = _apply if is_own_rule(rule) else _apply.__wrapped__
-    return apply(mask, x, fill, flags, rule)
+    apply = _apply if is_own_rule(rule) else _applied
+    return apply(_mask(key, x, rate, number, spans), x, fill, flags, rule)
 
 
 def _amount(
     check: Check, key: Any, x: Any, rate: Any, num_spans: Any
 ) -> tuple[Key, KnownOrTraced | None, int | None]:
-    """The key, and a rate or a number of spans."""
+    """The key, and a rate or a number of spans, which is 0 for a known rate of 0."""
     number = None if num_spans is None else check.whole_number("num_spans", num_spans, least=0)
     if number is None and rate is not None:
-        return *key_and_rate(check, key, x, rate), None
+        key, rate = key_and_rate(check, key, x, rate)
+        return key, rate, 0 if isinstance(rate, float) and rate == 0.0 else None
     if number is None or rate is not None:
         given = "none of them" if number is None else f"{describe(rate)} and {number}"
         raise ValueError(f"{check}: rate or num_spans must be given, and not both; got {given}.")
@@ -204,15 +199,20 @@ def _spans(
     return Spans((low, high), line, samples)
 
 
+def _mask(key: Key, x: Array, rate: Any, number: int | None, spans: Spans) -> Mask:
+    if number is not None:
+        return _mask_of_number(key, x, number, spans)
+    starts = rate if isinstance(rate, Array) else _known_starts(rate, spans.widths)
+    return _mask_of_rate(key, x, starts, spans)
+
+
 @partial(jax.jit, static_argnames="spans")
-def _mask_of_rate(key: Key, x: Array, starts: Starts | Array, spans: Spans) -> Mask:
-    if not isinstance(starts, Starts):
+def _mask_of_rate(key: Key, x: Array, starts: SpanStarts | Array, spans: Spans) -> Mask:
+    if not isinstance(starts, SpanStarts):
         starts = _starts(checked_rate(starts), spans.widths, jnp)
-    (least, most), number = spans.widths, x.shape[spans.axis]
-    shape, sharding = _compact(x, spans, number + most - 1)
-    first, second = draw_pair(threefry_key(key), grid_address(shape, sharding), jnp.uint32(0))
-    begins = (first >= starts.threshold.digits) & (starts.threshold.start == 0)
-    width = least + below(second, np.uint32(most - least + 1)).astype(jnp.int32)
+    most = spans.widths[1]
+    word, width = _drawn(key, x, spans, x.shape[spans.axis] + most - 1)
+    begins = (word >= starts.threshold.digits) & (starts.threshold.start == 0)
     # How far a span that begins here reaches, itself included; 0 if none does. Without the
     # barrier XLA would draw the words again for each position that they cover.
     reach = lax.optimization_barrier(jnp.where(begins, width, 0))
@@ -223,26 +223,29 @@ def _mask_of_rate(key: Key, x: Array, starts: Starts | Array, spans: Spans) -> M
 @partial(jax.jit, static_argnames=("number", "spans"))
 def _mask_of_number(key: Key, x: Array, number: int, spans: Spans) -> Mask:
     size = x.shape[spans.axis]
-    least, most = (min(width, size) for width in spans.widths)
-    shape, sharding = _compact(x, spans, number)
-    first, second = draw_pair(threefry_key(key), grid_address(shape, sharding), jnp.uint32(0))
-    width = least + below(second, np.uint32(most - least + 1)).astype(jnp.int32)
-    start = below(first, (size - width + 1).astype(jnp.uint32)).astype(jnp.int32)
+    spans = spans._replace(widths=tuple(min(width, size) for width in spans.widths))
+    word, width = _drawn(key, x, spans, number)
+    start = below(word, (size - width + 1).astype(jnp.uint32)).astype(jnp.int32)
     start, width = lax.optimization_barrier((start[..., None], width[..., None]))
-    behind = lax.broadcasted_iota(jnp.int32, (*(1,) * len(shape), size), len(shape)) - start
+    behind = lax.broadcasted_iota(jnp.int32, (1,) * word.ndim + (size,), word.ndim) - start
     covered = jnp.any((behind >= 0) & (behind < width), axis=-2)
     line = tuple(size if axis == spans.axis else 1 for axis in range(x.ndim))
-    kept = _kept_of_number(size, (least, most), number).reshape(line)
+    kept = _kept_of_number(size, spans.widths, number).reshape(line)
     return _packed(~covered, x, spread_to(jnp.asarray(kept, jnp.result_type(float)), x), spans)
 
 
-def _compact(x: Array, spans: Spans, last: Size) -> tuple[tuple[Size, ...], NamedSharding | None]:
-    """The sizes of the samples and one more, and how such an array is split."""
+def _drawn(
+    key: Key, x: Array, spans: Spans, places: Size
+) -> tuple[Words, Int32[Array, "*samples places"]]:
+    """A word and the width of a span for each of so many places in each sample."""
     sharding = explicit_sharding(x)
     if sharding is not None:
         spec = (*sharding.spec, *[None] * (x.ndim - len(sharding.spec)))
         sharding = with_spec(sharding, (*[spec[axis] for axis in spans.samples], None))
-    return (*(x.shape[axis] for axis in spans.samples), last), sharding
+    shape = (*(x.shape[axis] for axis in spans.samples), places)
+    word, other = draw_pair(threefry_key(key), grid_address(shape, sharding), jnp.uint32(0))
+    least, most = spans.widths
+    return word, least + below(other, np.uint32(most - least + 1)).astype(jnp.int32)
 
 
 def _spread(reach: Int32[Array, "..."], most: int) -> Int32[Array, "..."]:
@@ -271,20 +274,22 @@ def _packed(
     return Mask(words, keep_prob, layout, layout.unsplit(explicit_sharding(x)))
 
 
-@partial(jax.jit, static_argnames="rule")
-def _apply(mask: Mask, x: Array, fill: Array, where: Array | None, rule: Rescale) -> Array:
+def _applied(mask: Mask, x: Array, fill: Array, where: Array | None, rule: Rescale) -> Array:
     y = select(mask, x if rule is none else rescale_and_select(mask, x, rule), fill)
     return y if where is None else poisoned(mask, jnp.where(where, y, x))
 
 
+_apply = partial(jax.jit, static_argnames="rule")(_applied)
+
+
 @lru_cache(maxsize=1024)  # eager loops ask for the same few
-def _known_starts(rate: float, widths: tuple[int, int]) -> Starts:
+def _known_starts(rate: float, widths: tuple[int, int]) -> SpanStarts:
     """In NumPy's float64, so that masks of known rates are the same everywhere."""
     threshold, keep_prob = _starts(np.float64(rate), widths, np)
-    return Starts(threshold, float(keep_prob))
+    return SpanStarts(threshold, float(keep_prob))
 
 
-def _starts(rate: Any, widths: tuple[int, int], xp: ModuleType) -> Starts:
+def _starts(rate: Any, widths: tuple[int, int], xp: ModuleType) -> SpanStarts:
     """The starts at which a share `rate` is dropped.
 
     They are found by t = -log(1 - gamma). The sum of -log(1 - gamma s_d) over d, which must
@@ -302,8 +307,8 @@ def _starts(rate: Any, widths: tuple[int, int], xp: ModuleType) -> Starts:
         t = t + xp.maximum(goal - found, 0) / slope
     gamma = xp.where(rate == 1, 1, -xp.expm1(-t))
     threshold = fine_threshold(float(gamma) if xp is np else gamma)
-    begins = 1 - threshold.keep_prob
-    return Starts(threshold, (1 - begins) ** least * xp.prod(1 - begins * wider))
+    spared = 1 - (1 - xp.asarray(threshold.keep_prob)) * xp.asarray(_wider(widths))
+    return SpanStarts(threshold, xp.prod(spared))
 
 
 def _wider(widths: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ Each kind is made for a record of the table and a rate; `Fresh` of the record na
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp

@@ -67,7 +67,7 @@ def cut_out(key, rate, shape, unit, size, batch_axis, channel_axis):
 def spans(key, rate, shape, unit, width, axis, batch_axis, loss):
     """`loss` as in `block`."""
     (least, most), (line, own), n = width, _span_axes(shape, axis, batch_axis), shape[axis]
-    if rate in (0, 1) and not loss or 0 in shape:
+    if (rate in (0, 1) and not loss) or 0 in shape:
         return Diagonal(np.ones(shape, bool) if rate == 0 or 0 in shape else np.zeros(shape, bool))
     wider = [sum(w > d for w in range(least, most + 1)) / (most - least + 1) for d in range(most)]
     begin = start_rate(rate, wider)
