@@ -46,6 +46,9 @@ from jaxdrop.methods.elementwise import (
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 
+# Layers that are not computed.
+from jaxdrop.methods.layers import layer_drop as layer_drop
+
 # Rates that are trained, `(key, x, parameter) -> y`, and the term that each adds to the loss.
 from jaxdrop.methods.learned import (
     concrete_dropout as concrete_dropout,

@@ -121,6 +121,8 @@ HERE = {
     "drop_spans where": NUMBERS,
     "drop_spans x": NUMBERS,
     "drop_tokens x": NUMBERS,
+    "layer_drop layer": "must be a function of x; got '?'.",
+    "layer_drop x": NUMBERS,
     "plant fn": "must be callable; got '?'.",
     "replace_tokens where": NUMBERS,
     "scheduled method": "must be a function of (key, x, rate); got '?'.",

@@ -62,6 +62,7 @@ GOOD = {
     "fixed_count_dropout": METHOD | {"axis": None, "broadcast_dims": ()},
     "gaussian_dropout": METHOD | {"broadcast_dims": ()},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
+    "layer_drop": METHOD | {"layer": jnp.tanh, "rescale": rescale.none},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
     "mixout": {"key": KEY, "params": X, "rate": 0.5, "target": X, "where": None},
     "monte_carlo": {"fn": DROP, "num_samples": 2, "batch_size": 1, "start": 0, "progress": None},
