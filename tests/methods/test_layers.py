@@ -182,6 +182,13 @@ def test_pytrees_of_any_dtype_and_a_rule_of_the_user():
     assert low.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("x", [jnp.arange(3), {"a": X, "b": jnp.array(True)}])
+def test_what_cannot_be_scaled_is_refused(x):
+    place = r"\['b'\]" if isinstance(x, dict) else ""
+    with pytest.raises(TypeError, match=rf"^layer_drop: x{place} must be floating or complex"):
+        layer_drop(KEPT, x, RATE, layer=lambda x: x)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("changed", "returned"),
