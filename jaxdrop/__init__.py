@@ -43,6 +43,9 @@ from jaxdrop.methods.elementwise import (
     gaussian_dropout as gaussian_dropout,
 )
 
+# Rectangles of images.
+from jaxdrop.methods.erasing import random_erasing as random_erasing
+
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
 

@@ -73,6 +73,8 @@ GOOD = {
     "per_leaf": {"drop": DROP, "where": None},
     "per_sample": {"drop": DROP, "axis": 0},
     "plant": {"fn": jnp.tanh, "rules": {}},
+    "random_erasing": METHOD
+    | {"area": (0.1, 0.3), "aspect": (0.5, 2), "fill": 0, "batch_axis": 0, "channel_axis": -1},
     "replace_tokens": {"key": KEY, "ids": X, "rate": 0.5, "replacement": 0, "where": None},
     "restore_tokens": {"tokens": ROW, "positions": jnp.arange(3), "length": 5, "fill": 0},
     "scheduled": {"method": jaxdrop.dropout, "schedule": lambda step: 0.5},

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from fresh.laws import Law, by_place, independent, never, viewed
 from reference.masks import keep_prob
+from reference.regions import erased_size
 from scipy import optimize, stats
 
 import jaxdrop
@@ -101,6 +102,28 @@ def squares(record, rate, edge):
     """One square for each sample, alike along the last axis."""
     kind = _masks(record, rate, _squares(record.shape, edge))
     return replace(kind, decisions=2 * record.shape[0])  # the coordinates of its centre
+
+
+def rectangles(record, rate, area, aspect):
+    """A rectangle in some samples, alike along the last axis."""
+    batch, *sizes, _ = record.shape
+    drawn = [erased_size(which, *sizes, area, aspect) for which in range(2**14)]
+    chances = [_one_rectangle(sizes, size) for size in drawn]
+    chance = 1 - (1 - keep_prob(rate)) * np.mean(chances, axis=0)
+    chance = np.broadcast_to(chance, (batch, *sizes))
+    laws = [by_place("each position", chance, 4 * ONE_WORD)]
+    return _masks(record, rate, [*laws, *_apart_from_the_next_sample(chance, 4 * ONE_WORD)])
+
+
+@cache
+def _one_rectangle_of(n, side):
+    """The share of places along an axis at which a side covers each position."""
+    starts = np.arange(n - side + 1)[:, None]
+    return ((np.arange(n) >= starts) & (np.arange(n) < starts + side)).mean(0)
+
+
+def _one_rectangle(sizes, sides):
+    return np.multiply.outer(*map(_one_rectangle_of, sizes, sides))
 
 
 def spans(record, rate, width):

@@ -64,6 +64,34 @@ def cut_out(key, rate, shape, unit, size, batch_axis, channel_axis):
     return Diagonal(~inside)
 
 
+def erased(key, rate, shape, unit, area, aspect, batch_axis, channel_axis):
+    down, across = all_but(shape, (batch_axis, channel_axis))
+    if 0 in shape:
+        return Diagonal(np.ones(shape, bool))
+    rows, columns = shape[down], shape[across]
+    samples = 1 if batch_axis is None else shape[batch_axis]
+    spared = reference.mask(key.words, (samples,), rate)
+    key = key.fold_in_name("rectangles")
+    (which, _), (top, left) = (key.pair((samples,), number) for number in (0, 1))
+    keep = np.ones((samples, rows, columns), bool)
+    for i in np.flatnonzero(~spared):
+        h, w = erased_size(int(which[i]) >> 18, rows, columns, area, aspect)
+        start = int(top[i]) * (rows - h + 1) >> 32, int(left[i]) * (columns - w + 1) >> 32
+        keep[i, start[0] : start[0] + h, start[1] : start[1] + w] = False
+    axes = (*(() if batch_axis is None else (batch_axis % len(shape),)), down, across)
+    return Diagonal(_in_place(keep if batch_axis is not None else keep[0], shape, axes))
+
+
+def erased_size(which, rows, columns, area, aspect):
+    """Height and width of one of 128 x 128 rectangles, the aspects of an area together."""
+    first, second = ((part + 0.5) / 128 for part in divmod(which, 128))
+    pixels = (area[0] + (area[1] - area[0]) * first) * rows * columns
+    ends = [min(max(end, pixels / columns**2), rows**2 / pixels) for end in aspect]
+    tall = math.exp(math.log(ends[0]) * (1 - second) + math.log(ends[1]) * second)
+    height = min(max(round(math.sqrt(pixels * tall)), 1), rows)
+    return height, min(max(round(pixels / height), 1), columns)
+
+
 def spans(key, rate, shape, unit, width, axis, batch_axis, loss):
     """`loss` as in `block`."""
     (least, most), (line, own), n = width, _span_axes(shape, axis, batch_axis), shape[axis]

@@ -83,6 +83,14 @@ def spans(x, starts_and_widths, keep_prob):
     return cut
 
 
+def rectangles(x, found, keep_prob):
+    """Sets `x[..., i : i + h, j : j + w]` to 0 for the i, j, h, w of each sample."""
+    cut = np.array(x)
+    for image, (i, j, h, w) in zip(cut, found, strict=True):
+        image[..., i : i + h, j : j + w] = 0
+    return cut
+
+
 def weights_of(query):
     """Attention weights of `query` (heads before positions) with itself for keys."""
     logits = query @ np.swapaxes(query, -1, -2) / np.sqrt(query.shape[-1])
@@ -150,6 +158,18 @@ def _starts(ones, width):
 def _spans(key, x, rate, **options):
     del rate
     return jaxdrop.drop_spans(key, x, **options)
+
+
+def _rectangles(ones):
+    """The i, j, h, w of what is 0 in each sample; h and w are 0 where nothing is."""
+    zero = ones[:, 0] == 0
+    sides = [zero.any(2), zero.any(1)]
+    starts, lengths = ([f(side) for side in sides] for f in (lambda s: s.argmax(1), _count))
+    return np.stack([*starts, *lengths], axis=1)
+
+
+def _count(side):
+    return side.sum(1)
 
 
 def _weights(key, query, rate, **options):
@@ -403,6 +423,16 @@ COMPARISONS = (
         formula=partial(blocks, margins=True),
         reason=_OVER_THE_BATCH,
         **_BATCH,
+    ),
+    Comparison(
+        "random_erasing(channel_axis=1)",
+        {"the rule of erase of torchvision.transforms.v2.functional": {}},
+        partial(jaxdrop.random_erasing, channel_axis=1),
+        shape=(32, 3, 12, 10),
+        decisions=_rectangles,
+        formula=rectangles,
+        how="Its rule, restated in NumPy, for the rectangles that we erase",
+        rate=0.75,
     ),
     Comparison(
         "drop_spans(num_spans=1, width=(0, 9))",
