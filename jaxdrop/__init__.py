@@ -98,6 +98,7 @@ from jaxdrop.planting import (
 
 # Several masks in one training step.
 from jaxdrop.transforms.consistency import (
+    complementary_views as complementary_views,
     multi_sample as multi_sample,
     symmetric_kl as symmetric_kl,
     two_views as two_views,

@@ -114,6 +114,7 @@ HERE = {
     "Rule drop": "must be a function (key, x) -> y; got '?'.",
     "Rule mesh_axes": "must be a sequence of names; got '?'.",
     "apply_mask mask": "must be a Mask; got '?'. Use Mask.pack.",
+    "complementary_views fn": "must be a function of (masks, ...); got '?'.",
     "cutout x": NUMBERS,
     "draw_mask out_sharding": (
         "must be a NamedSharding, or a PartitionSpec in a mesh context, with Explicit axes;"

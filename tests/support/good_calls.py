@@ -24,6 +24,7 @@ GOOD = {
     "alpha_dropout": METHOD | {"broadcast_dims": ()},
     "apply_mask": {"mask": MASK, "x": ROW, "rescale": rescale.expected},
     "chain": {"drops": DROP},
+    "complementary_views": {"fn": DROP},
     "concrete_dropout": {
         "key": KEY, "x": X, "rate_logit": 0.0, "temperature": 0.1, "broadcast_dims": ()
     },
