@@ -24,6 +24,7 @@ GOOD = {
     "alpha_dropout": METHOD | {"broadcast_dims": ()},
     "apply_mask": {"mask": MASK, "x": ROW, "rescale": rescale.expected},
     "chain": {"drops": DROP},
+    "complementary_views": {"fn": DROP},
     "concrete_dropout": {
         "key": KEY, "x": X, "rate_logit": 0.0, "temperature": 0.1, "broadcast_dims": ()
     },
@@ -51,6 +52,11 @@ GOOD = {
     "drop_nodes": METHOD | {"axis": -2, "rescale": rescale.none},
     "drop_path": METHOD | {"batch_axis": 0, "rescale": rescale.none},
     "drop_path_rates": {"rate": 0.5, "depth": 3},
+    "drop_spans": METHOD
+    | {
+        "width": 2, "num_spans": None, "axis": 1, "batch_axis": 0, "fill": 0, "where": None,
+        "rescale": rescale.none,
+    },
     "drop_tokens": METHOD | {"axis": -2, "prefix": 0},
     "dropout": METHOD | {"broadcast_dims": (), "rescale": rescale.none, "part": None},
     "early_dropout_schedule": {"rate": 0.5, "steps": 3},
@@ -64,6 +70,7 @@ GOOD = {
     "hard_concrete_gate": {"log_alpha": 0.0, "stretch": (-1, 2)},
     "hard_concrete_penalty": {"log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2)},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
+    "layer_drop": METHOD | {"layer": jnp.tanh, "rescale": rescale.none},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
     "masksembles": {
         "masks": jnp.ones((2, 5), bool), "x": X, "index": LABELS, "batch_axis": 0,
@@ -78,6 +85,8 @@ GOOD = {
     "per_leaf": {"drop": DROP, "where": None},
     "per_sample": {"drop": DROP, "axis": 0},
     "plant": {"fn": jnp.tanh, "rules": {}},
+    "random_erasing": METHOD
+    | {"area": (0.1, 0.3), "aspect": (0.5, 2), "fill": 0, "batch_axis": 0, "channel_axis": -1},
     "replace_tokens": {"key": KEY, "ids": X, "rate": 0.5, "replacement": 0, "where": None},
     "restore_tokens": {"tokens": ROW, "positions": jnp.arange(3), "length": 5, "fill": 0},
     "scheduled": {"method": jaxdrop.dropout, "schedule": lambda step: 0.5},

@@ -139,6 +139,7 @@ class Method:
     rate_learns: bool = False  # is given by its logit, which has a gradient
     monotone: bool = True  # with one key, a higher rate only drops more
     keeps_words_alone: bool = True  # for the backward pass
+    compiles_anew: bool = False  # in each eager call, for a function that is made in each
     cumulative: bool = False  # calls `jnp.cumsum`
     argument: str | None = "x"  # the name of x in errors; None if any dtype will do
 
