@@ -10,8 +10,8 @@ their own.
 
     python examples/learned_rate.py
 
-prints three tables and writes `figures/learned_rate.png` beside this file, in a minute
-or two on two CPU cores; the seeds train side by side under `vmap`. This is what comes
+prints five tables and writes `figures/learned_rate.png` beside this file, in two or
+three minutes on two CPU cores; the seeds train side by side under `vmap`. This is what comes
 out; ± is one standard error over 5 seeds, and spread and error are medians over x in
 [-2, 2].
 
@@ -24,11 +24,18 @@ out; ± is one standard error over 5 seeds, and spread and error are medians ove
   examples and 0.85 ± 0.03 for 10,000. The noise is overrated then (1.33), and the
   mean is off by 0.189, where with a learned rate it is by 0.032.
 
+- On fresh examples the 90 % intervals of the learned rates hold 85.5 to 94.6 % of the
+  targets, and 90.2 ± 0.9 for 10,000, at a CRPS of 0.568 ± 0.007, where the line and
+  the noise themselves have 0.564. Those of the fixed rate are too narrow for 10
+  examples (82.7) and too wide from 100 on (95.9 to 98.1), and the CRPS ends at 0.608.
+  For 10 examples the fixed rate scores better, 0.88 ± 0.07 against 1.5 ± 0.7.
+
 How far the rates fall below 0.01 says how long the network trained rather than what
 the data ask for: the gradient of a logit vanishes with its rate.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -57,6 +64,9 @@ BATCH = 128
 CHUNK = 500  # most steps in one call
 SAMPLES = 200
 TEST_INPUTS = np.linspace(-2, 2, 41, dtype=np.float32)[:, None]
+UNSEEN = 1000  # fresh examples, on which predictions are scored
+BEST_CRPS = 1 / math.pi**0.5  # on average, of the distribution that they are drawn from
+LEVEL = 0.9  # of the intervals that should hold so many of them
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 Params = list[dict[str, Array]]
@@ -147,12 +157,24 @@ def train_chunk(
     return jax.lax.scan(step, state, numbers)[0]
 
 
-def measure(key: Array, params: Params) -> dict[str, Array]:
-    """The rates, and the median over test inputs of the predictions' spread and error."""
+def score(key: Array, params: Params, unseen: tuple[Array, Array]) -> dict[str, Array]:
+    """How the predicted distributions, mixtures of normals, do on examples of their own."""
+    x, y = unseen
+    means, log_variances = monte_carlo(network, SAMPLES)(key, params, x)
+    pit = uncertainty.probability_integral_transform(y, means, jnp.exp(log_variances))
+    return {
+        "coverage": jnp.mean(jnp.abs(pit - 0.5) <= LEVEL / 2),
+        "CRPS": uncertainty.crps_mixture(y, means, jnp.exp(log_variances)).mean(),
+    }
+
+
+def measure(key: Array, params: Params, unseen: tuple[Array, Array]) -> dict[str, Array]:
+    """The rates, the median over test inputs of the predictions' spread and error, and scores."""
+    scores = score(jax.random.clone(key), params, unseen)
     means, log_variances = monte_carlo(network, SAMPLES)(key, params, TEST_INPUTS)
     parts = uncertainty.regression(means, jnp.exp(log_variances))
     line = 2 * TEST_INPUTS[:, 0] + 8
-    return {
+    return scores | {
         "rates": rates(params),
         "epistemic": jnp.sqrt(jnp.median(parts.epistemic)),
         "aleatoric": jnp.sqrt(jnp.median(parts.aleatoric)),
@@ -166,6 +188,8 @@ def train(seeds: int, steps: int, sizes: Sequence[int]) -> Results:
         jax.random.split(key, seeds) for key in jax.random.split(jax.random.key(0), 4)
     )
     first_params, lines = jax.vmap(init)(init_keys), jax.vmap(draw_line)(line_keys)
+    unseen_keys = jax.random.split(jax.random.key(1), seeds)
+    unseen = jax.tree.map(lambda a: a[:, :UNSEEN], jax.vmap(draw_line)(unseen_keys))
     results: Results = {}
     with tqdm(total=2 * len(sizes) * steps, unit="step") as progress:
         for name, speed in (("learned rate", 0.3), ("fixed rate", 0.0)):
@@ -179,13 +203,13 @@ def train(seeds: int, steps: int, sizes: Sequence[int]) -> Results:
                     numbers = np.arange(first, min(first + CHUNK, steps))
                     state = jax.block_until_ready(run(train_keys, lines, size, numbers, state))
                     progress.update(len(numbers))
-                found = jax.jit(jax.vmap(measure))(jax.random.clone(test_keys), state[0])
+                found = jax.jit(jax.vmap(measure))(jax.random.clone(test_keys), state[0], unseen)
                 results[name][size] = jax.device_get(found)
     return results
 
 
 def report(results: Results) -> None:
-    """Prints the learned rates and both networks' spread, for each size."""
+    """Prints the learned rates and both networks' spread and scores, for each size."""
 
     def text(values: np.ndarray, digits: int) -> str:
         return f"{values.mean():.{digits}f} ± {standard_error(values):.{digits}f}"
@@ -203,18 +227,25 @@ def report(results: Results) -> None:
         for size, found in runs.items():
             cells = (text(found[k], 3) for k in ("epistemic", "aleatoric", "error"))
             print(f"{size:>8}  " + "".join(f"{cell:<18}" for cell in cells))
+    for name, runs in results.items():
+        print(f"\n{UNSEEN} fresh examples with a {name}: the share in intervals of {LEVEL:.0%},")
+        print(f"and the CRPS, which is {BEST_CRPS:.3f} for the line and the noise themselves")
+        print(f"{'examples':>8}  {'coverage':<18}{'CRPS':<18}")
+        for size, found in runs.items():
+            cells = (text(found[k], 3) for k in ("coverage", "CRPS"))
+            print(f"{size:>8}  " + "".join(f"{cell:<18}" for cell in cells))
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draws rates and spread against the number of examples, with standard errors."""
+    """Draws rates, spread and scores against the number of examples, with standard errors."""
 
     def draw(panel: Axes, runs: dict[int, np.ndarray], **options: Any) -> None:
         means = [values.mean(axis=0) for values in runs.values()]
         errors = [standard_error(values) for values in runs.values()]
         panel.errorbar(list(runs), means, errors, capsize=2, marker="o", ms=3, **options)
 
-    figure = Figure(figsize=(7.4, 3.5), layout="constrained", facecolor="white")
-    rate_panel, spread_panel = figure.subplots(1, 2)
+    figure = Figure(figsize=(10.6, 3.5), layout="constrained", facecolor="white")
+    rate_panel, spread_panel, score_panel = figure.subplots(1, 3)
     learned = results["learned rate"]
     for i, (layer, color) in enumerate(zip(LAYERS, COLORS, strict=True)):
         draw(
@@ -228,7 +259,11 @@ def plot(results: Results, path: Path) -> None:
             draw(spread_panel, of_part, color=color, ls=style, label=f"{part}, {name}")
     spread_panel.axhline(1, color="grey", ls=":", lw=1, label="noise of the data")
     spread_panel.set(title="spread of predictions", ylim=(0, 2.4), ylabel="standard deviation of y")
-    for panel in (rate_panel, spread_panel):
+    for (name, runs), color in zip(results.items(), COLORS[2:], strict=True):
+        draw(score_panel, {n: m["CRPS"] for n, m in runs.items()}, color=color, label=name)
+    score_panel.axhline(BEST_CRPS, color="grey", ls=":", lw=1, label="the line and its noise")
+    score_panel.set(title="score of fresh examples", yscale="log", ylabel="CRPS")
+    for panel in (rate_panel, spread_panel, score_panel):
         panel.set(xscale="log", xlabel="training examples")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7.5)

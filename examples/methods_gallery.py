@@ -86,6 +86,8 @@ def hit(panel: Gallery, y: np.ndarray) -> np.ndarray:
         return np.minimum(abs(y - 1) / (2 * math.exp(LOG_ODDS / 2)), 1)
     if panel.fate == "nearly zeroed":
         return 1 - (1 - RATE) * y
+    if panel.fate == "partly zeroed":
+        return 1 - y
     return (y <= 0).astype(float)
 
 
@@ -160,7 +162,7 @@ def paint(cell: Axes, panel: Gallery, values: np.ndarray) -> None:
     """Draws one panel, with gaps between its blocks."""
     blocks = lay_out(panel, values)
     kept = np.array(to_rgb(COLORS["kept"]))
-    fate = np.array(to_rgb(COLORS[panel.fate.removeprefix("nearly ")]))
+    fate = np.array(to_rgb(COLORS[panel.fate.split()[-1]]))
     row_blocks, height, column_blocks, width = blocks.shape
     for row, column in np.ndindex(row_blocks, column_blocks):
         colors = kept + blocks[row, :, column, :, None] * (fate - kept)

@@ -67,8 +67,27 @@ from jaxdrop.methods.elementwise import (
     gaussian_dropout as gaussian_dropout,
 )
 
+# Fixed masks of an ensemble.
+from jaxdrop.methods.ensembles import (
+    draw_masksembles as draw_masksembles,
+    masksembles as masksembles,
+)
+
+# Rectangles of images.
+from jaxdrop.methods.erasing import random_erasing as random_erasing
+
+# Gates that learn to be exactly 0 or 1.
+from jaxdrop.methods.gates import (
+    hard_concrete as hard_concrete,
+    hard_concrete_gate as hard_concrete_gate,
+    hard_concrete_penalty as hard_concrete_penalty,
+)
+
 # Graphs.
 from jaxdrop.methods.graph import drop_edges as drop_edges, drop_nodes as drop_nodes
+
+# Layers that are not computed.
+from jaxdrop.methods.layers import layer_drop as layer_drop
 
 # Rates that are trained, `(key, x, parameter) -> y`, and the term that each adds to the loss.
 from jaxdrop.methods.learned import (
@@ -80,6 +99,9 @@ from jaxdrop.methods.learned import (
 
 # Recurrent networks.
 from jaxdrop.methods.recurrent import locked_dropout as locked_dropout, zoneout as zoneout
+
+# Spans of time, frequency or tokens.
+from jaxdrop.methods.spans import drop_spans as drop_spans
 from jaxdrop.methods.structured import (
     cutout as cutout,
     drop_path as drop_path,
@@ -113,6 +135,7 @@ from jaxdrop.planting import (
 
 # Several masks in one training step.
 from jaxdrop.transforms.consistency import (
+    complementary_views as complementary_views,
     multi_sample as multi_sample,
     symmetric_kl as symmetric_kl,
     two_views as two_views,

@@ -69,6 +69,28 @@ def test_benchmark_of_compile_time_runs(tmp_path):
     assert (tmp_path / "compile_time.png").exists()
 
 
+def test_benchmark_of_left_out_layers_runs(tmp_path):
+    printed = run(
+        *(ROOT / "benchmarks" / "layer_drop.py", "--quick", "--rounds", "2"),
+        *("--json", tmp_path / "layer_drop.json"),
+    ).stdout
+    cases = json.loads((tmp_path / "layer_drop.json").read_text())["cases"]
+    for case in cases:
+        assert f"| {case['case']} |" in printed
+        assert case["layer_drop"]["clock"] > 0
+
+
+def test_share_of_a_step_with_half_of_the_layers_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks/results/layer_drop.json").read_text())["cases"]
+    forward, checkpointed, plain = (case["ratio"] for case in measured)
+    assert forward["processors"] < checkpointed["processors"] < 0.6
+    readme = (ROOT / "benchmarks/README.md").read_text()
+    assert f"takes {forward['processors']} of the full one forward" in readme
+    assert f"and {checkpointed['processors']} with its gradient" in readme
+    assert f"on the clock {forward['clock']} and {checkpointed['clock']}, on" in readme
+    assert f"Without `jax.checkpoint` it is {plain['processors']}: " in readme
+
+
 PROGRAM = """
 %fused (p0: f32[8,4], p1: s32[]) -> f32[2,4] {
   %p0 = f32[8,4]{1,0} parameter(0)

@@ -13,6 +13,7 @@ from modes import make_key
 from jaxdrop import (
     dot_product_attention,
     drop_path,
+    drop_spans,
     dropout,
     gaussian_dropout,
     monte_carlo,
@@ -42,6 +43,8 @@ PROGRAMS = {
     "a traced rate": ("b, 8", lambda key, x: dropout(key, x, jnp.float32(0.3))),
     "another rule": ("b, 8", lambda key, x: drop(key, x, rescale=rescale.realized(-1))),
     "drop_path": ("b, 8", partial(drop_path, rate=0.3)),
+    "drop_spans": ("b, 40, 8", partial(drop_spans, rate=0.3, width=(1, 4))),
+    "drop_spans of a number": ("b, 40, 8", partial(drop_spans, num_spans=2, width=(0, 4))),
     "gaussian_dropout": ("b, 8", partial(gaussian_dropout, rate=0.3)),
     "monte_carlo": ("b, 8", monte_carlo(drop, 3)),
     "plant": ("b, 8", planted),

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from modes import quick_jit
 
 from jaxdrop import uncertainty
-from jaxdrop.uncertainty.scores import bin_edges
+from jaxdrop.uncertainty.calibration import bin_edges
 
 jitted = {
     name: quick_jit(getattr(uncertainty, name))

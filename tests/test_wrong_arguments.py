@@ -34,11 +34,15 @@ BY_NAME = (
         [
             "rate",
             "gamma",
+            "alpha",
+            "scale",
             "temperature",
             "tolerance",
             "weight_regularizer",
             "dropout_regularizer",
             "keep_prob",
+            "area",
+            "aspect",
             "false_alarm_rate",
         ],
         NUMBER,
@@ -49,13 +53,18 @@ BY_NAME = (
             "batch_axis",
             "channel_axis",
             "head_axis",
+            "feature_axis",
             "time_axis",
             "broadcast_dims",
             "shape",
             "size",
             "block_size",
             "num_features",
+            "features",
+            "num_masks",
             "num_samples",
+            "num_spans",
+            "width",
             "batch_size",
             "start",
             "steps",
@@ -98,11 +107,16 @@ BY_NAME = (
             "labels",
             "targets",
             "variances",
+            "masks",
+            "index",
+            "lower",
+            "upper",
             "old",
         ],
         NUMBERS,
     )
     | {"drop": DROPS, "drops": DROPS, "where": LEAVES, "rescale": RULE, "fn": CALLED}
+    | {"stretch": "must be two numbers; got '?'."}
     | {"progress": PROGRESS, "rules": RULES, "part": "must be a Part; got '?'."}
 )
 HERE = {
@@ -110,25 +124,43 @@ HERE = {
     "Rule drop": "must be a function (key, x) -> y; got '?'.",
     "Rule mesh_axes": "must be a sequence of names; got '?'.",
     "apply_mask mask": "must be a Mask; got '?'. Use Mask.pack.",
+    "complementary_views fn": "must be a function of (masks, ...); got '?'.",
     "cutout x": NUMBERS,
     "draw_mask out_sharding": (
         "must be a NamedSharding, or a PartitionSpec in a mesh context, with Explicit axes;"
         " got '?'."
     ),
     "drop_key where": NUMBERS,
+    "drop_spans where": NUMBERS,
+    "drop_spans x": NUMBERS,
     "drop_tokens x": NUMBERS,
+    "layer_drop layer": "must be a function of x; got '?'.",
+    "layer_drop x": NUMBERS,
     "plant fn": "must be callable; got '?'.",
+    "random_erasing x": NUMBERS,
     "replace_tokens where": NUMBERS,
     "scheduled method": "must be a function of (key, x, rate); got '?'.",
     "scheduled schedule": "must be a function of the step; got '?'.",
     "sites fn": "must be callable; got '?'.",
     "variational_dropout_kl approximation": 'must be "molchanov" or "kingma"; got \'?\'.',
+    "uncertainty.crps_ensemble estimator": 'must be "fair" or "plain"; got \'?\'.',
+    "uncertainty.crps_normal means": NUMBERS,
+    "uncertainty.crps_normal targets": ARRAY,
+    "uncertainty.interval_coverage targets": ARRAY,
+    "uncertainty.interval_score targets": ARRAY,
     "checks.assert_shape_and_dtype_kept x": NUMBERS,
     "checks.assert_expectation_kept x": ARRAY,
 }
 # A text is a leaf like any other, which these pass unchanged, and a name.
 TAKE_IT = {"drop_connect params", "mixout params", "site x", "site name", "site_key name"}
-FLAGS = {"exact", "linear", "args", "kwargs"}  # booleans, and arguments of another function
+FLAGS = {
+    "exact",
+    "linear",
+    "adaptive",
+    "probabilistic",
+    "args",
+    "kwargs",
+}  # booleans, and arguments of another function
 ELSEWHERE = {"dot_product_attention", "rescale.expected", "rescale.none"}  # the last two are rules
 PLACES = [
     (name, argument)

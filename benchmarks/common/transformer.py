@@ -97,13 +97,14 @@ class Transformer:
         keys = jax.random.split(key, self.blocks)
 
         def block(x: Array, operands: Any) -> tuple[Array, None]:
-            return self._block(*operands, dropout, x), None
+            return self.block(*operands, dropout, x), None
 
         x, _ = lax.scan(block, x, (layers, keys))
         logits = (_normalized(x) @ weights["embedding"].T).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    def _block(self, layer: dict[str, Array], key: Array, dropout: Dropout, x: Array) -> Array:
+    def block(self, layer: dict[str, Array], key: Array, dropout: Dropout, x: Array) -> Array:
+        """Attention and a perceptron, each on a residual branch; `layer` has its weights."""
         keys = jax.random.split(key, 3)
         qkv = (_normalized(x) @ layer["qkv"]).reshape(*x.shape[:2], 3 * self.heads, -1)
         attended = dropout.attend(keys[0], *jnp.split(qkv, 3, axis=2)).reshape(x.shape)

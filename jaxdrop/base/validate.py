@@ -153,17 +153,20 @@ class Check:
 
     def known_probability(self, name: str, rate: Any) -> float:
         """Returns a probability as a float; it must be known while tracing."""
-        rate = self.probability(name, rate)
-        if not isinstance(rate, jax.Array):
-            return rate
+        return float(self.probability(name, self._known(name, self.probability(name, rate))))
+
+    def known_amount(self, name: str, value: Any) -> float:
+        """Returns a number of at least 0 as a float; it must be known while tracing."""
+        return float(self.amount(name, self._known(name, self.amount(name, value))))
+
+    def _known(self, name: str, value: Any) -> float:
         try:
-            value = float(rate)
+            return float(value)
         except jax.errors.ConcretizationTypeError:
             raise TypeError(
-                f"{self}: {name} must be known while tracing; got {describe(rate)}."
+                f"{self}: {name} must be known while tracing; got {describe(value)}."
                 " Close over a Python number, or make it static."
             ) from None
-        return self.known_probability(name, value)
 
     def probability(self, name: str, rate: Any) -> KnownOrTraced:
         """Returns a known probability as a checked float, and a traced one as a scalar array."""

@@ -21,6 +21,8 @@ Noise: TypeAlias = Callable[
     Array,
 ]
 
+FARTHEST_LOGIT = 80.0  # larger ones count as this one: in float32, exp(89) is infinite
+
 # Taylor's series of sin(pi / 2 t) / t in t^2, to 4e-14 for |t| <= 1.
 _SINE = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(9)]
 

@@ -12,14 +12,17 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Inexact
 
-from jaxdrop.base.arguments import refuse_swapped
 from jaxdrop.base.types import Key
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import compute_dtype, widen
-from jaxdrop.core.layout import Layout, mask_layout
-from jaxdrop.core.noise import multiply_by_noise, standard_logistic, standard_normal
-
-_FARTHEST = 80.0  # larger logits count as this one: in float32, exp(89) is infinite
+from jaxdrop.core.apply import widen
+from jaxdrop.core.layout import Layout
+from jaxdrop.core.noise import (
+    FARTHEST_LOGIT,
+    multiply_by_noise,
+    standard_logistic,
+    standard_normal,
+)
+from jaxdrop.methods.masked import key_and_parameter
 
 # Coefficients that the papers fitted: k1, k2, k3 and c1, c2, c3 of the docstring below.
 _MOLCHANOV = (0.63576, 1.87320, 1.48695)
@@ -76,7 +79,9 @@ def concrete_dropout(
       Gal, Hron and Kendall, "Concrete dropout", arXiv:1705.07832 (2017).
     """
     check = Check("concrete_dropout")
-    key, x, logit, layout = _arguments(check, key, x, "rate_logit", rate_logit, broadcast_dims)
+    key, x, logit, layout = key_and_parameter(
+        check, key, x, "rate_logit", rate_logit, broadcast_dims
+    )
     temperature = check.amount("temperature", temperature, positive=True)
     return _concrete_dropout(key, x, logit, jnp.asarray(temperature, logit.dtype), layout)
 
@@ -201,7 +206,9 @@ def variational_dropout(
       arXiv:1701.05369 (2017).
     """
     check = Check("variational_dropout")
-    key, x, log_alpha, layout = _arguments(check, key, x, "log_alpha", log_alpha, broadcast_dims)
+    key, x, log_alpha, layout = key_and_parameter(
+        check, key, x, "log_alpha", log_alpha, broadcast_dims
+    )
     return _variational_dropout(key, x, log_alpha, layout)
 
 
@@ -279,24 +286,13 @@ def _negative_entropy(logit: Array) -> Array:
     return jnp.where(jnp.isinf(logit), 0, entropy)
 
 
-def _arguments(
-    check: Check, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
-) -> tuple[Key, Array, Array, Layout]:
-    refuse_swapped(check, key, x, "x")
-    key = check.one_key(key)
-    x = check.inexact_array("x", x)
-    parameter = check.parameter(name, parameter, x).astype(compute_dtype(x))
-    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
-    return key, x, parameter, mask_layout(x.shape, shared)
-
-
 @partial(jax.jit, static_argnames="layout")
 def _concrete_dropout(
     key: Key, x: Array, logit: Array, temperature: Array, layout: Layout
 ) -> Array:
     def factor(noise: Array, logit: Array, temperature: Array) -> Array:
         # z / q, where z = 1 - sigmoid(v) = sigmoid(-v) and 1 / q = 1 + e^logit.
-        near = jnp.clip(logit, -_FARTHEST, _FARTHEST)
+        near = jnp.clip(logit, -FARTHEST_LOGIT, FARTHEST_LOGIT)
         kept = jax.nn.sigmoid(-(near + noise) / temperature)
         return jnp.where(logit == jnp.inf, 0, kept * (1 + jnp.exp(near)))
 

@@ -1,14 +1,20 @@
-"""What families of methods share: a Bernoulli mask is drawn for an array and applied to it."""
+"""What families of methods share: a Bernoulli mask is drawn for an array and applied to it.
 
+Those whose rate is learned share the checks of their arguments.
+"""
+
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from jax import Array
 
+from jaxdrop.base.arguments import refuse_swapped
 from jaxdrop.base.sharding import explicit_sharding, zeros_like
 from jaxdrop.base.types import Key, KnownOrTraced
 from jaxdrop.base.validate import Check
-from jaxdrop.core.apply import Rescale, rescale_and_select, select
+from jaxdrop.core.apply import Rescale, compute_dtype, rescale_and_select, select
 from jaxdrop.core.bernoulli import bernoulli_mask
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
@@ -82,3 +88,15 @@ def _drop(
 @partial(jax.jit, static_argnames="layout")
 def _replace(key: Key, x: Array, other: Array, rate: GridRate, layout: Layout) -> Array:
     return select(draw_for(key, x, rate, layout), x, other)
+
+
+def key_and_parameter(
+    check: Check, key: Any, x: Any, name: str, parameter: Any, broadcast_dims: int | Sequence[int]
+) -> tuple[Key, Array, Array, Layout]:
+    """The arguments of a method whose rate is learned, and the layout of its noise."""
+    refuse_swapped(check, key, x, "x")
+    key = check.one_key(key)
+    x = check.inexact_array("x", x)
+    parameter = check.parameter(name, parameter, x).astype(compute_dtype(x))
+    shared = check.axes("broadcast_dims", broadcast_dims, x.ndim)
+    return key, x, parameter, mask_layout(x.shape, shared)

@@ -15,6 +15,13 @@ References:
   arXiv:1710.07283 (2018), for the parts.
 """
 
+from jaxdrop.uncertainty.calibration import (
+    Calibration,
+    classwise_calibration_error,
+    expected_calibration_error,
+    top_label_calibration_error,
+)
+from jaxdrop.uncertainty.crps import crps_ensemble, crps_mixture, crps_normal
 from jaxdrop.uncertainty.decomposition import (
     Classification,
     Regression,
@@ -24,10 +31,14 @@ from jaxdrop.uncertainty.decomposition import (
     regression,
     variation_ratio,
 )
+from jaxdrop.uncertainty.intervals import (
+    interval_coverage,
+    interval_score,
+    probability_integral_transform,
+)
 from jaxdrop.uncertainty.scores import (
-    Calibration,
     brier_score,
-    expected_calibration_error,
+    classwise_brier_score,
     negative_log_likelihood,
     predictive_log_likelihood,
 )
@@ -38,12 +49,21 @@ __all__ = [
     "Regression",
     "brier_score",
     "classification",
+    "classwise_brier_score",
+    "classwise_calibration_error",
+    "crps_ensemble",
+    "crps_mixture",
+    "crps_normal",
     "expected_calibration_error",
+    "interval_coverage",
+    "interval_score",
     "mutual_information",
     "negative_log_likelihood",
     "predictive_entropy",
     "predictive_log_likelihood",
+    "probability_integral_transform",
     "regression",
+    "top_label_calibration_error",
     "variation_ratio",
 ]
 

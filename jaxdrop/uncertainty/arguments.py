@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxdrop.base.validate import Check
@@ -29,9 +30,22 @@ def checked_samples(check: Check, samples: Any) -> Array:
     return samples
 
 
-def checked_means(check: Check, means: Any) -> Array:
+def checked_means(check: Check, means: Any, name: str = "means") -> Array:
     """Returns the predictions of samples, if there is at least one sample."""
-    means = real_with_axes(check, "means", means, 1)
+    means = real_with_axes(check, name, means, 1)
     if len(means) == 0:
-        raise ValueError(f"{check}: means must have at least one sample; got shape {means.shape}.")
+        raise ValueError(f"{check}: {name} must have at least one sample; got shape {means.shape}.")
     return means
+
+
+def labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
+    """Returns probabilities, labels as int32 or wider, and which of the labels are a class."""
+    p = real_with_axes(check, "probabilities", probabilities, 1)
+    labels = check.integer_array("labels", labels)
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
+    if labels.shape != p.shape[:-1]:
+        raise ValueError(f"{check}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
+    if p.size == 0:
+        raise ValueError(f"{check}: probabilities must not be empty; got shape {p.shape}.")
+    return p, labels, (labels >= 0) & (labels < p.shape[-1])

@@ -183,31 +183,46 @@ def regression(
     return Regression(mean, epistemic, aleatoric, epistemic + aleatoric)
 
 
-def variation_ratio(samples: Float[ArrayLike, "T *batch K"]) -> Float[Array, "*batch"]:
+def variation_ratio(
+    samples: Float[ArrayLike, "T *batch K"], *, probabilistic: bool = False
+) -> Float[Array, "*batch"]:
     """The share of samples that do not vote for the class with the most votes.
+
+    The probabilistic form counts no votes: it is what the mean probabilities leave to
+    all classes but the likeliest, 1 - max p. It has a gradient, and needs no more than
+    the mean: pass `p[None]`.
 
     Args:
       samples: probabilities or logits, samples along the first axis, classes
-        along the last.
+        along the last. The probabilistic form needs probabilities.
+      probabilistic: whether to look at the mean probabilities and not at votes.
 
     Returns:
-      A number in [0, 1 - 1/K] for each example; 0 where all samples agree.
+      A number in [0, 1 - 1/K] for each example; of votes, 0 where all samples agree.
 
     Raises:
       TypeError: `samples` is not a real floating array.
       ValueError: it has fewer than 2 axes, no samples or no classes.
 
     Example:
-      >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])))
+      >>> samples = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+      >>> float(variation_ratio(samples))
       0.25
+      >>> round(float(variation_ratio(samples, probabilistic=True)), 4)  # 1 - .65
+      0.35
 
     References:
       Freeman, "Elementary applied statistics" (1965).
     """
     samples = checked_samples(Check("variation_ratio"), samples)
-    count = len(samples)
+    count, classes = len(samples), samples.shape[-1]
+    if probabilistic:
+        mean = centred_mean(samples)
+        # The sum of the others, which does not cancel as 1 - max p does.
+        is_likeliest = jax.nn.one_hot(jnp.argmax(mean, -1), classes, dtype=jnp.bool_)
+        return jnp.sum(jnp.where(is_likeliest, 0, mean), -1)
     # If probabilities are equal, the first class gets the vote. Integers count exactly.
-    votes = jax.nn.one_hot(jnp.argmax(samples, -1), samples.shape[-1], dtype=jnp.int32)
+    votes = jax.nn.one_hot(jnp.argmax(samples, -1), classes, dtype=jnp.int32)
     against = count - jnp.max(jnp.sum(votes, 0), -1)
     return against.astype(samples.dtype) / count
 

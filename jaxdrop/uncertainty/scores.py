@@ -1,42 +1,16 @@
-"""Scores of predictions against what was observed: likelihoods, distances and calibration."""
+"""Scores of predictions against what was observed: likelihoods and distances."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.validate import Check
-from jaxdrop.uncertainty.arguments import checked_means, real_with_axes
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """How confidence compares with accuracy, in bins of equal width.
-
-    Attributes:
-      error: the mean over examples of |accuracy - confidence| of their bin.
-      confidence: mean confidence of each bin; NaN where it is empty.
-      accuracy: share of right answers of each bin; NaN where it is empty.
-      count: examples of each bin.
-
-    Example:
-      >>> p, labels = jnp.array([[0.8, 0.2], [0.8, 0.2]]), jnp.array([0, 1])
-      >>> found = expected_calibration_error(p, labels, bins=2)
-      >>> found.count.tolist(), float(found.accuracy[1])
-      ([0, 2], 0.5)
-    """
-
-    error: Float[Array, ""]
-    confidence: Float[Array, "bins"]
-    accuracy: Float[Array, "bins"]
-    count: Int[Array, "bins"]
+from jaxdrop.uncertainty.arguments import checked_means, labelled
 
 
 def predictive_log_likelihood(
@@ -104,7 +78,7 @@ def negative_log_likelihood(
     References:
       Good, "Rational decisions" (1952).
     """
-    p, labels, is_class = _labelled(Check("negative_log_likelihood"), probabilities, labels)
+    p, labels, is_class = labelled(Check("negative_log_likelihood"), probabilities, labels)
     is_label = jax.nn.one_hot(labels, p.shape[-1], dtype=jnp.bool_)
     # Only one term counts: the other classes have ln 1 = 0, with gradient 0.
     of_label = jnp.sum(jnp.log(jnp.where(is_label, p, 1)), -1)
@@ -136,86 +110,43 @@ def brier_score(
       Brier, "Verification of forecasts expressed in terms of probability",
       Monthly Weather Review 78 (1950).
     """
-    p, labels, is_class = _labelled(Check("brier_score"), probabilities, labels)
-    distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
-    return jnp.mean(nan_unless(is_class, jnp.sum(distance**2, -1)))
+    squares = _squared_distances(Check("brier_score"), probabilities, labels)
+    return jnp.mean(jnp.sum(squares, -1))
 
 
-def expected_calibration_error(
-    probabilities: Float[ArrayLike, "*batch K"], labels: Int[ArrayLike, "*batch"], *, bins: int = 15
-) -> Calibration:
-    """How far confidence lies from accuracy: the mean over bins, weighted by examples.
-
-    The confidence of an example is its largest probability. Bin i of n holds
-    confidences in (i / n, (i + 1) / n], and the first bin holds 0 too. The error
-    depends on the number of bins and is biased upwards for few examples, so state both
-    numbers. Even a calibrated model does not have error 0. To see its error, draw
-    labels from the probabilities themselves (`jax.random.categorical`).
+def classwise_brier_score(
+    probabilities: Float[ArrayLike, "*batch K"], labels: Int[ArrayLike, "*batch"]
+) -> Float[Array, "K"]:
+    """Brier score of each class against all others: the parts of `brier_score`.
 
     Args:
       probabilities: classes along the last axis.
       labels: the right class of each example, in [0, K).
-      bins: how many bins, of equal width.
 
     Returns:
-      A `Calibration`, whose bins make a reliability diagram; NaN if a label is out of
+      For each class the mean over examples of (p - 1)^2 if it is the right one, and of
+      p^2 if not, in [0, 1]. The sum is `brier_score`. All are NaN if a label is out of
       range.
 
     Raises:
-      TypeError: `probabilities` is not real and floating, `labels` or `bins` are
-        not integers.
-      ValueError: the shape of `labels` is not that of the examples, or `bins` is
-        below 1.
+      TypeError: `probabilities` is not real and floating, or `labels` are not integers.
+      ValueError: the shape of `labels` is not that of the examples.
 
     Example:
-      >>> p = jnp.array([[0.8, 0.2], [0.8, 0.2]])
-      >>> round(float(expected_calibration_error(p, jnp.array([0, 1])).error), 4)  # |.5 - .8|
-      0.3
+      >>> p = jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+      >>> classwise_brier_score(p, jnp.array([1, 0])).tolist()
+      [0.125, 0.125, 0.0]
 
     References:
-      Guo et al., "On calibration of modern neural networks", arXiv:1706.04599 (2017).
+      Brier, "Verification of forecasts expressed in terms of probability",
+      Monthly Weather Review 78 (1950).
     """
-    check = Check("expected_calibration_error")
-    p, labels, is_class = _labelled(check, probabilities, labels)
-    bins = check.whole_number("bins", bins, 1)
-    confidence = jnp.max(p, -1)
-    right = (jnp.argmax(p, -1).astype(labels.dtype) == labels).astype(p.dtype)
-    right = nan_unless(is_class, right)
-
-    # One pass per bin. The usual way, a scatter of all examples into the bins, adds
-    # them one by one and loses small terms.
-    def of_bin(edges: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        above, upto = edges
-        inside = ~((confidence <= above) | (confidence > upto))  # a NaN is in every bin
-        count = jnp.sum(inside, dtype=jnp.int32)
-        gap = jnp.sum(jnp.where(inside, right - confidence, 0))
-        return count, jnp.sum(jnp.where(inside, right, 0)), gap
-
-    edges = jnp.asarray(bin_edges(bins, p.dtype))
-    count, rights, gap = jax.lax.map(of_bin, (edges[:-1], edges[1:]))
-    # The gap is summed by itself: a difference of two sums would cancel.
-    accuracy = rights / count.astype(p.dtype)
-    confidences = accuracy - gap / count.astype(p.dtype)
-    return Calibration(jnp.sum(jnp.abs(gap)) / labels.size, confidences, accuracy, count)
+    squares = _squared_distances(Check("classwise_brier_score"), probabilities, labels)
+    return jnp.mean(squares, tuple(range(squares.ndim - 1)))
 
 
-def bin_edges(bins: int, dtype: Any) -> np.ndarray:
-    """The bounds of bins of equal width, the first and the last of which are open."""
-    # In NumPy: XLA multiplies by a reciprocal, and its 80 / 100 is below .8.
-    edges = (np.arange(bins + 1) / bins).astype(dtype)
-    # Rounding may give a confidence below 0 or above 1, which belongs to the first or the last bin.
-    edges[0], edges[-1] = -np.inf, np.inf
-    return edges
-
-
-def _labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
-    """Probabilities, labels as int32 or wider, and which of the labels are a class."""
-    p = real_with_axes(check, "probabilities", probabilities, 1)
-    labels = check.integer_array("labels", labels)
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)
-    if labels.shape != p.shape[:-1]:
-        raise ValueError(f"{check}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
-    if p.size == 0:
-        raise ValueError(f"{check}: probabilities must not be empty; got shape {p.shape}.")
-    return p, labels, (labels >= 0) & (labels < p.shape[-1])
+def _squared_distances(check: Check, probabilities: Any, labels: Any) -> Array:
+    """Of each class from the truth, 0 or 1; NaN where a label is none."""
+    p, labels, is_class = labelled(check, probabilities, labels)
+    distance = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
+    return nan_unless(is_class[..., None], distance**2)

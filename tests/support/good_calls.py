@@ -24,6 +24,7 @@ GOOD = {
     "alpha_dropout": METHOD | {"broadcast_dims": ()},
     "apply_mask": {"mask": MASK, "x": ROW, "rescale": rescale.expected},
     "chain": {"drops": DROP},
+    "complementary_views": {"fn": DROP},
     "concrete_dropout": {
         "key": KEY, "x": X, "rate_logit": 0.0, "temperature": 0.1, "broadcast_dims": ()
     },
@@ -36,6 +37,7 @@ GOOD = {
     "draw_fixed_count_mask": {
         "key": KEY, "shape": (3,), "count": 1, "axis": 0, "broadcast_dims": ()
     },
+    "draw_masksembles": {"key": KEY, "features": 8, "num_masks": 2, "scale": 2.0},
     "draw_mask": {
         "key": KEY, "shape": (3,), "rate": 0.5, "broadcast_dims": (), "out_sharding": None,
         "part": None,
@@ -50,14 +52,30 @@ GOOD = {
     "drop_nodes": METHOD | {"axis": -2, "rescale": rescale.none},
     "drop_path": METHOD | {"batch_axis": 0, "rescale": rescale.none},
     "drop_path_rates": {"rate": 0.5, "depth": 3},
+    "drop_spans": METHOD
+    | {
+        "width": 2, "num_spans": None, "axis": 1, "batch_axis": 0, "fill": 0, "where": None,
+        "rescale": rescale.none,
+    },
     "drop_tokens": METHOD | {"axis": -2, "prefix": 0},
     "dropout": METHOD | {"broadcast_dims": (), "rescale": rescale.none, "part": None},
     "early_dropout_schedule": {"rate": 0.5, "steps": 3},
     "embedding_dropout": {"key": KEY, "table": X, "rate": 0.5, "axis": 0, "rescale": rescale.none},
     "fixed_count_dropout": METHOD | {"axis": None, "broadcast_dims": ()},
     "gaussian_dropout": METHOD | {"broadcast_dims": ()},
+    "hard_concrete": {
+        "key": KEY, "x": X, "log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2),
+        "broadcast_dims": (),
+    },
+    "hard_concrete_gate": {"log_alpha": 0.0, "stretch": (-1, 2)},
+    "hard_concrete_penalty": {"log_alpha": 0.0, "temperature": 0.5, "stretch": (-1, 2)},
     "late_dropout_schedule": {"rate": 0.5, "start": 3},
+    "layer_drop": METHOD | {"layer": jnp.tanh, "rescale": rescale.none},
     "locked_dropout": METHOD | {"time_axis": 0, "rescale": rescale.none},
+    "masksembles": {
+        "masks": jnp.ones((2, 5), bool), "x": X, "index": LABELS, "batch_axis": 0,
+        "feature_axis": -1,
+    },
     "mixout": {"key": KEY, "params": X, "rate": 0.5, "target": X, "where": None},
     "monte_carlo": {"fn": DROP, "num_samples": 2, "batch_size": 1, "start": 0, "progress": None},
     "monte_carlo_moments": {
@@ -67,6 +85,8 @@ GOOD = {
     "per_leaf": {"drop": DROP, "where": None},
     "per_sample": {"drop": DROP, "axis": 0},
     "plant": {"fn": jnp.tanh, "rules": {}},
+    "random_erasing": METHOD
+    | {"area": (0.1, 0.3), "aspect": (0.5, 2), "fill": 0, "batch_axis": 0, "channel_axis": -1},
     "replace_tokens": {"key": KEY, "ids": X, "rate": 0.5, "replacement": 0, "where": None},
     "restore_tokens": {"tokens": ROW, "positions": jnp.arange(3), "length": 5, "fill": 0},
     "scheduled": {"method": jaxdrop.dropout, "schedule": lambda step: 0.5},
@@ -86,12 +106,21 @@ GOOD = {
     "rescale.realized": {"axis": -1},
     "uncertainty.brier_score": {"probabilities": P, "labels": LABELS},
     "uncertainty.classification": {"samples": P},
+    "uncertainty.classwise_brier_score": {"probabilities": P, "labels": LABELS},
+    "uncertainty.classwise_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
+    "uncertainty.crps_ensemble": {"targets": ROW, "samples": P, "estimator": "fair"},
+    "uncertainty.crps_mixture": {"targets": ROW, "means": P, "variances": P},
+    "uncertainty.crps_normal": {"targets": ROW, "means": ROW, "variances": ROW},
     "uncertainty.expected_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
+    "uncertainty.interval_coverage": {"targets": ROW, "lower": ROW, "upper": ROW},
+    "uncertainty.interval_score": {"targets": ROW, "lower": ROW, "upper": ROW, "alpha": 0.1},
     "uncertainty.mutual_information": {"samples": P},
     "uncertainty.negative_log_likelihood": {"probabilities": P, "labels": LABELS},
     "uncertainty.predictive_entropy": {"probabilities": P},
     "uncertainty.predictive_log_likelihood": {"targets": ROW, "means": P, "variances": P},
+    "uncertainty.probability_integral_transform": {"targets": ROW, "means": P, "variances": P},
     "uncertainty.regression": {"means": P, "variances": P},
+    "uncertainty.top_label_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
     "uncertainty.variation_ratio": {"samples": P},
     "checks.assert_expectation_kept": CHECKED | {"num_samples": 9, "false_alarm_rate": 0.1},
     "checks.assert_gradient_uses_same_mask": CHECKED,

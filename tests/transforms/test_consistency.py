@@ -5,11 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from enumeration import moments, probabilities, subsets
 from jax.errors import KeyReuseError
 from modes import enable_x64, make_key, quick_jit
 from scipy import special
 
-from jaxdrop import dropout, monte_carlo, multi_sample, symmetric_kl, two_views
+from jaxdrop import (
+    Mask,
+    apply_mask,
+    complementary_views,
+    draw_mask,
+    dropout,
+    monte_carlo,
+    multi_sample,
+    symmetric_kl,
+    two_views,
+)
 
 X = jnp.asarray(np.random.default_rng(0).integers(-9, 10, size=(3, 8)), jnp.float32)
 
@@ -216,3 +227,47 @@ def test_bad_arguments_of_the_divergence_are_named():
         symmetric_kl(jnp.arange(3), jnp.ones(3))
     with pytest.raises(ValueError, match=r"^symmetric_kl: axis must lie in \[-1, 1\)"):
         symmetric_kl(jnp.ones(3), jnp.ones(3), axis=1)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.1875, 0.75])
+def test_complementary_views_of_a_linear_function_over_all_masks(rate):
+    a, p, q = np.array([2.0, -1.0, 0.5, 3.0]), rate, 1 - rate
+    with enable_x64():
+        views = complementary_views(lambda mask, x: apply_mask(mask, x).sum())
+        masks = subsets(4)
+        pairs = [views(Mask.pack(jnp.asarray(mask), q), jnp.asarray(a)) for mask in masks]
+    outputs, chances = np.array(pairs, float), probabilities(masks, q)
+    mean, covariance = moments(chances, outputs)
+    squares = np.sum(a**2)
+    np.testing.assert_allclose(mean, [a.sum()] * 2, rtol=1e-12)
+    expected = squares * np.array([[p / q, -1], [-1, q / p]])
+    np.testing.assert_allclose(covariance, expected, rtol=1e-12)
+    average = outputs.mean(1)
+    variance = chances @ (average - a.sum()) ** 2
+    wanted = (p - q) ** 2 / (4 * p * q) * squares
+    np.testing.assert_allclose(variance, wanted, rtol=1e-12, atol=1e-12)
+    assert (wanted < p / (2 * q) * squares) == (p > 1 / (2 + 2**0.5))
+    if rate == 0.5:
+        np.testing.assert_allclose(average, a.sum(), rtol=1e-12)
+
+
+def test_complementary_views_of_several_masks_keep_what_the_others_drop():
+    masks = {
+        "a": draw_mask(make_key("raw"), (3, 8), 0.5),
+        "b": draw_mask(make_key("raw"), (1, 8), 0.25),
+    }
+
+    def model(masks, x, *, scale):
+        return scale * apply_mask(masks["b"], apply_mask(masks["a"], x))
+
+    first, second = quick_jit(complementary_views(model))(masks, X, scale=2.0)
+    np.testing.assert_array_equal(first, model(masks, X, scale=2.0))
+    others = {name: ~mask for name, mask in masks.items()}
+    np.testing.assert_array_equal(second, model(others, X, scale=2.0))
+    assert not jnp.any((first != 0) & (second != 0))
+
+
+@pytest.mark.quick
+def test_complementary_views_want_masks():
+    with pytest.raises(TypeError, match=r"^complementary_views: masks must be Masks; got float"):
+        complementary_views(lambda mask, x: x)({"a": X}, X)

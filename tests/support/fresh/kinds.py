@@ -6,14 +6,15 @@ Each kind is made for a record of the table and a rate; `Fresh` of the record na
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from fresh.laws import Law, by_place, independent, never, viewed
 from reference.masks import keep_prob
-from scipy import stats
+from reference.regions import erased_size
+from scipy import optimize, stats
 
 import jaxdrop
 
@@ -87,6 +88,11 @@ def fixed_count(record, rate, over=0):
     return _masks(record, rate, _fixed_count(shape, over, count))
 
 
+def given_count(record, rate, count):
+    """So many that are kept of all elements of a slice, whatever the rate."""
+    return _masks(record, rate, _fixed_count(slice_shape(record), 0, count))
+
+
 def blocks(record, rate, over, edges, exact):
     """Blocks with these edges along the axes from `over` on."""
     return _masks(record, rate, _blocks(record.shape, over, edges, rate, exact))
@@ -103,6 +109,39 @@ def squares(record, rate, edge):
     return replace(kind, decisions=2 * record.shape[0])  # the coordinates of its centre
 
 
+def rectangles(record, rate, area, aspect):
+    """A rectangle in some samples, alike along the last axis."""
+    batch, *sizes, _ = record.shape
+    drawn = [erased_size(which, *sizes, area, aspect) for which in range(2**14)]
+    chances = [_one_rectangle(sizes, size) for size in drawn]
+    chance = 1 - (1 - keep_prob(rate)) * np.mean(chances, axis=0)
+    chance = np.broadcast_to(chance, (batch, *sizes))
+    laws = [by_place("each position", chance, 4 * ONE_WORD)]
+    return _masks(record, rate, [*laws, *_apart_from_the_next_sample(chance, 4 * ONE_WORD)])
+
+
+@cache
+def _one_rectangle_of(n, side):
+    """The share of places along an axis at which a side covers each position."""
+    starts = np.arange(n - side + 1)[:, None]
+    return ((np.arange(n) >= starts) & (np.arange(n) < starts + side)).mean(0)
+
+
+def _one_rectangle(sizes, sides):
+    return np.multiply.outer(*map(_one_rectangle_of, sizes, sides))
+
+
+def spans(record, rate, width):
+    """Spans that begin anywhere, along the last axis that is not shared."""
+    return _masks(record, rate, _spans(slice_shape(record), rate, width))
+
+
+def spans_of_number(record, rate, width, number):
+    """So many spans that lie inside of this axis."""
+    kind = _masks(record, rate, _spans_of_number(slice_shape(record), width, number))
+    return replace(kind, decisions=2 * number * slice_shape(record)[0])
+
+
 def normal_noise(record, rate, chance_of):
     """Noise with the variance of `dropout` that keeps with the chance `chance_of(rate)`."""
     chance = chance_of(rate)
@@ -114,6 +153,13 @@ def normal_noise(record, rate, chance_of):
 def concrete_noise(record, rate):
     laws, size = _concrete_noise(record.shape, 1 - rate), math.prod(record.shape)
     return Kind(laws, size, 1 - rate, share_of_one)
+
+
+def hard_gates(record, rate):
+    """Gates that are exactly 0 with the chance of a temperature of 2/3, stretched to (-.1, 1.1)."""
+    odds = (1 - rate) / rate * 11 ** (2 / 3)
+    laws = independent(slice_shape(record), odds / (1 + odds), 8 * FLOAT)
+    return _masks(record, rate, laws)
 
 
 def _shared(axes, laws):
@@ -229,6 +275,50 @@ def _squares(shape, edge):
     position = by_place("each position", np.broadcast_to(chance, (batch, *sizes)), 4 * ONE_WORD)
     pair = by_place("each position and the next sample", agree, 8 * ONE_WORD)
     return [position, *viewed([pair], _agree_along(1))]
+
+
+def _spans(shape, rate, width):
+    """A position survives if no span that begins at it or before reaches it; so do pairs."""
+    least, most = width
+    wider = np.array([np.mean(np.arange(least, most + 1) > d) for d in range(most)])
+    goal = partial(_missed, wider=wider, rate=rate)
+    begin = round(optimize.brentq(goal, 0, 1, xtol=1e-15) * 2**32) / 2**32
+    spared = 1 - begin * wider
+    alone, size = spared.prod(), shape[-1]
+    laws = [by_place("each position", np.full(shape, alone), most * ONE_WORD)]
+    for apart in range(1, min(size, most + 2)):
+        both = np.full(shape, alone * spared[:apart].prod())
+        both[..., :apart] = alone * spared[: size - apart].prod()  # around the border
+        pairs = by_place(f"each pair {apart} apart", both, 2 * most * ONE_WORD)
+        laws += viewed([pairs], _both_along(len(shape), apart))
+    return [*laws, *_apart_from_the_next_sample(np.full(shape, alone), most * ONE_WORD)]
+
+
+def _missed(begin, wider, rate):
+    return 1 - np.prod(1 - begin * wider) - rate
+
+
+def _spans_of_number(shape, width, number):
+    """Positions, and neighbours, by going through all widths and places of one span."""
+    size, chances = shape[-1], {0: 0.0, 1: 0.0}
+    widths = [min(each, size) for each in width]
+    widths = range(widths[0], widths[1] + 1)
+    for each in widths:
+        for start in range(size - each + 1):
+            inside = (np.arange(size) >= start) & (np.arange(size) < start + each)
+            share = 1 / (len(widths) * (size - each + 1))
+            for apart in chances:
+                chances[apart] = chances[apart] + share * ~(inside | np.roll(inside, apart))
+    alone, both = (np.broadcast_to(chance**number, shape) for chance in chances.values())
+    slack = 4 * number * len(widths) * ONE_WORD
+    pairs = viewed([by_place("neighbours", both, slack)], _both_along(len(shape), 1))
+    laws = [by_place("each position", alone, slack), *pairs]
+    return [*laws, *_apart_from_the_next_sample(alone, slack)]
+
+
+def _apart_from_the_next_sample(chance, slack):
+    agree = (chance**2 + (1 - chance) ** 2)[1:]
+    return viewed([by_place("the next sample", agree, 2 * slack)], _agree_along(1))
 
 
 def _keys_left(shape, chance):

@@ -69,6 +69,31 @@ def squares(draw, shape):
     return {**axes, "size": _edges(draw, shape, axes, [2, 3, 1, 0, 5])}
 
 
+def rectangles(draw, shape):
+    names = [[], ["batch_axis"], ["batch_axis", "channel_axis"]][len(shape) - 2]
+    order = draw.order(range(len(shape)))
+    given = dict(zip(names, order, strict=False))
+    axes = {"batch_axis": None, "channel_axis": None, **given}
+    area, aspect = draw.one_of([(0.1, 0.6), (0.3, 0.3), (0.5, 1)]), draw.one_of([(0.3, 3), (5, 9)])
+    return {**axes, "area": area, "aspect": aspect}
+
+
+def spans(draw, shape):
+    axis = draw.integer(-len(shape), len(shape) - 1)
+    others = [a for a in range(len(shape)) if a != axis % len(shape)]
+    some = draw.order(others)[: draw.integer(0, len(others))]
+    return {"axis": axis, "batch_axis": draw.one_of([tuple(some), *some, None])}
+
+
+def spans_of_rate(draw, shape):
+    return {**spans(draw, shape), "width": draw.one_of([(1, 3), (2, 2), (1, 1), (2, 5), (1, 40)])}
+
+
+def spans_of_number(draw, shape):
+    width = draw.one_of([(0, 3), (2, 2), (1, 1), (2, 5), (0, 40)])
+    return {**spans(draw, shape), "width": width, "number": draw.one_of([2, 1, 3, 0])}
+
+
 def _edges(draw, shape, axes, sizes):
     """One for each spatial axis."""
     return tuple(draw.one_of(sizes) for _ in reference.all_but(shape, axes.values()))

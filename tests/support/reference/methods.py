@@ -52,11 +52,11 @@ class Key(NamedTuple):
         data = jax.random.key_data(jax.random.split(key, number))
         return [Key(self.implementation, tuple(map(int, row))) for row in data]
 
-    def pair(self, shape):
-        """The two words that stand at each position of an array of this shape."""
+    def pair(self, shape, number=0):
+        """The two words of a pair that stand at each position of an array of this shape."""
         position = np.arange(math.prod(shape), dtype=np.uint32)
         first, second = reference.threefry_2x32_wrapping(
-            self.words, position, np.full(position.shape, np.uint32(FIRST))
+            self.words, position, np.full(position.shape, np.uint32(FIRST + number))
         )
         return first.reshape(shape), second.reshape(shape)
 

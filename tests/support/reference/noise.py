@@ -82,3 +82,19 @@ def concrete(key, logit, shape, unit, shared, temperature):
     factor = kept * (1 + math.exp(near))
     error = factor * (of_z * np.exp(-np.logaddexp(0, z)) + 14 * unit)
     return Diagonal(np.broadcast_to(factor > 0, shape), factor, error)
+
+
+def hard(key, logit, shape, unit, shared, temperature):
+    """Gates of the logit of being closed, stretched to (-.1, 1.1)."""
+    noise, lost = logistic(key, only(shape, shared), unit)
+    near = min(max(logit, -FARTHEST), FARTHEST)
+    z = -(near + noise) / temperature
+    of_z = (lost + unit * np.abs(near + noise)) / temperature + 2 * unit * np.abs(z)
+    soft = np.exp(-np.logaddexp(0, -z))
+    error = 1.2 * soft * (of_z * np.exp(-np.logaddexp(0, z)) + 14 * unit) + 4 * unit
+    gate = 1.2 * soft - 0.1
+    if (np.abs(gate) <= error).any():
+        raise Unclear
+    is_cut = (gate <= -error) | (gate >= 1 + error)
+    gate, error = np.clip(gate, 0, 1), np.where(is_cut, 0, error)
+    return Diagonal(np.broadcast_to(gate > 0, shape), gate, error)

@@ -35,6 +35,15 @@ def variational(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.
     return jaxdrop.variational_dropout(key, x, logit(rate), **options)  # ln alpha = ln(p / q)
 
 
+def hard(key: jax.Array, x: jax.Array, rate: Any, **options: Any) -> jax.Array:
+    return jaxdrop.hard_concrete(key, x, -logit(rate), **options)
+
+
+def hard_of_logit(key, x, rate, shared, temperature):
+    options = {"broadcast_dims": shared, "temperature": temperature}
+    return jaxdrop.hard_concrete(key, x, -rate, **options)
+
+
 RECORDS = [
     Method(
         "concrete_dropout",
@@ -60,5 +69,20 @@ RECORDS = [
         fuzz=Fuzz(noise.variational, run=options.sharing(jaxdrop.variational_dropout)),
         fresh=Fresh(partial(kinds.normal_noise, chance_of=lambda rate: 1 - rate)),
         gallery=Gallery(fate="disturbed", survivor=None),
+    ),
+    Method(
+        "hard_concrete",
+        hard,
+        keeps_mean=False,
+        rate_learns=True,
+        fuzz=Fuzz(noise.hard, shared_and_temperature, hard_of_logit),
+        fresh=Fresh(kinds.hard_gates),
+        gallery=Gallery(
+            keeps="no mean; many exact zeros and ones",
+            fate="partly zeroed",
+            survivor=None,
+            asked="alpha 7/3",
+            note="each on its own, some in part",
+        ),
     ),
 ]

@@ -74,6 +74,23 @@ def squares(x, centres, keep_prob, before, behind):
     return cut
 
 
+def spans(x, starts_and_widths, keep_prob):
+    """Zeroes `width` steps from `start` on in each sample, for each pair of the two."""
+    cut = np.array(x)
+    for sample, pairs in zip(cut, starts_and_widths, strict=True):
+        for start, width in pairs:
+            sample[start : start + width] = 0
+    return cut
+
+
+def rectangles(x, found, keep_prob):
+    """Sets `x[..., i : i + h, j : j + w]` to 0 for the i, j, h, w of each sample."""
+    cut = np.array(x)
+    for image, (i, j, h, w) in zip(cut, found, strict=True):
+        image[..., i : i + h, j : j + w] = 0
+    return cut
+
+
 def weights_of(query):
     """Attention weights of `query` (heads before positions) with itself for keys."""
     logits = query @ np.swapaxes(query, -1, -2) / np.sqrt(query.shape[-1])
@@ -121,6 +138,38 @@ def _centres(ones, size):
         return zeros[0] + size // 2 if zeros[0] else zeros[-1] + 1 + size // 2 - size
 
     return [[centre(np.flatnonzero((image == 0).any(axis))) for axis in (1, 0)] for image in ones]
+
+
+def _one_span(ones):
+    """Where the only span of each sample begins, and its width."""
+    zeros = [np.flatnonzero(one == 0) for one in ones[..., 0]]
+    return [[(each[0] if len(each) else 0, len(each))] for each in zeros]
+
+
+def _starts(ones, width):
+    """Starts of spans of one width that make all that is 0; the first is repeated as padding."""
+    windows = sliding_window_view(ones[..., 0] == 0, width, axis=1).all(-1)
+    starts = [np.flatnonzero(one) for one in windows]
+    most = max(map(len, starts))
+    padded = [np.concatenate([each, np.repeat(each[:1], most - len(each))]) for each in starts]
+    return [[(start, width) for start in each] for each in padded]
+
+
+def _spans(key, x, rate, **options):
+    del rate
+    return jaxdrop.drop_spans(key, x, **options)
+
+
+def _rectangles(ones):
+    """The i, j, h, w of what is 0 in each sample; h and w are 0 where nothing is."""
+    zero = ones[:, 0] == 0
+    sides = [zero.any(2), zero.any(1)]
+    starts, lengths = ([f(side) for side in sides] for f in (lambda s: s.argmax(1), _count))
+    return np.stack([*starts, *lengths], axis=1)
+
+
+def _count(side):
+    return side.sum(1)
 
 
 def _weights(key, query, rate, **options):
@@ -177,6 +226,8 @@ _SEEDS = "Seeds found from our output"
 _BATCH = {"shape": (4, 3, 12, 10), "rate": 0.3, "how": _SEEDS}
 _OVER_THE_BATCH = "the peer counts survivors over the whole array"
 _SHIFT = 2 * SELU_LIMIT * RATE / np.sqrt((SELU_LIMIT**2 * RATE + 1) * (1 - RATE))
+_TORCHAUDIO = "the rule of torchaudio.functional.mask_along_axis_iid"
+_TRANSFORMERS = "the rule of _compute_mask_indices of transformers"
 _AUTHORS = "the authors' y - length // 2 to y + length // 2"
 
 COMPARISONS = (
@@ -372,6 +423,34 @@ COMPARISONS = (
         formula=partial(blocks, margins=True),
         reason=_OVER_THE_BATCH,
         **_BATCH,
+    ),
+    Comparison(
+        "random_erasing(channel_axis=1)",
+        {"the rule of erase of torchvision.transforms.v2.functional": {}},
+        partial(jaxdrop.random_erasing, channel_axis=1),
+        shape=(32, 3, 12, 10),
+        decisions=_rectangles,
+        formula=rectangles,
+        how="Its rule, restated in NumPy, for the rectangles that we erase",
+        rate=0.75,
+    ),
+    Comparison(
+        "drop_spans(num_spans=1, width=(0, 9))",
+        {_TORCHAUDIO: {}},
+        partial(_spans, num_spans=1, width=(0, 9)),
+        shape=(32, 30, 4),
+        decisions=_one_span,
+        formula=spans,
+        how="Its rule, restated in NumPy, for the start and width of our span",
+    ),
+    Comparison(
+        "drop_spans(num_spans=3, width=5)",
+        {_TRANSFORMERS: {}},
+        partial(_spans, num_spans=3, width=5),
+        shape=(32, 30, 4),
+        decisions=partial(_starts, width=5),
+        formula=spans,
+        how="Its rule, restated in NumPy, for starts that make our mask",
     ),
     Comparison(
         "drop_tokens(prefix=1)",

@@ -75,7 +75,7 @@ class Gallery:
     columns: tuple[str, ...] = ()  # axes from left to right, outermost first; default: the last
     alike: tuple[str, ...] | None = None  # axes that share a decision; default: by `shared`
     keeps: str = "the mean"
-    fate: str = "zeroed"  # of what is hit: "replaced", "disturbed", "nearly zeroed"
+    fate: str = "zeroed"  # of what is hit: "replaced", "disturbed", "nearly" or "partly zeroed"
     # What survivors of ones become, by the probability of keeping; None where they differ.
     survivor: Callable[[float], float] | None = lambda keep_prob: 1 / keep_prob
     asked: str = ""  # what the method is asked for; default: the rate
@@ -139,6 +139,7 @@ class Method:
     rate_learns: bool = False  # is given by its logit, which has a gradient
     monotone: bool = True  # with one key, a higher rate only drops more
     keeps_words_alone: bool = True  # for the backward pass
+    compiles_anew: bool = False  # in each eager call, for a function that is made in each
     cumulative: bool = False  # calls `jnp.cumsum`
     argument: str | None = "x"  # the name of x in errors; None if any dtype will do
 

@@ -12,6 +12,7 @@ from table.record import (
     Fuzz,
     Gallery,
     Method,
+    Spread,
     Timed,
     behind_first,
     between_first_and_last,
@@ -46,6 +47,8 @@ def cut_by_size(key, x, rate, size, **axes):
     del rate
     return jaxdrop.cutout(key, x, size, **axes)
 
+
+RECTANGLES = {"area": (0.2, 0.6), "aspect": (0.5, 2)}
 
 RECORDS = [
     images(
@@ -113,6 +116,32 @@ RECORDS = [
             lambda shape: (shape[0], 2),  # coordinates, of one word each
             run=partial(cut, size=56),
         ),
+    ),
+    images(
+        "random_erasing",
+        partial(jaxdrop.random_erasing, **RECTANGLES),
+        odd_shapes=((0, 2, 3, 1), (2, 0, 3, 2), (1, 1, 1, 1), (2, 3, 4, 33)),
+        shared=lambda ndim: (ndim - 1,),
+        keeps_mean=False,
+        drops_all_at_one=False,
+        argument=None,
+        fuzz=Fuzz(regions.erased, options.rectangles, jaxdrop.random_erasing, least=2, most=4),
+        fresh=Fresh(partial(kinds.rectangles, **RECTANGLES)),
+        gallery=maps(
+            keeps="-",
+            survivor=lambda keep_prob: 1,
+            drawn=(2 * 4, "words"),
+            note="a rectangle, alike along channel",
+            run=partial(jaxdrop.random_erasing, area=(0.2, 0.5)),
+        ),
+        timed=Timed(
+            (128, 224, 224, 3),
+            "",
+            lambda shape: (shape[0], 4),  # a decision, a size and two places
+            run=jaxdrop.random_erasing,
+        ),
+        # So many samples that no word of decisions lies on two devices.
+        spread=Spread(partial(jaxdrop.random_erasing, **RECTANGLES), (128, 8, 8, 4)),
     ),
     Method(
         "drop_path",
