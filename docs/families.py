@@ -39,13 +39,14 @@ FAMILIES = {
     ),
     "regions": Family(
         "Feature maps and branches",
-        "Methods that drop channels, regions and residual branches.",
-        "spatial_dropout drop_block drop_block_gamma drop_path drop_path_rates shake_drop cutout",
+        "Methods that drop channels, regions, residual branches and whole layers.",
+        "spatial_dropout drop_block drop_block_gamma drop_path drop_path_rates shake_drop cutout"
+        " random_erasing layer_drop",
     ),
     "tokens": Family(
-        "Tokens and conditions",
-        "Methods that drop tokens of a sequence, or the condition of a model.",
-        "drop_tokens restore_tokens replace_tokens drop_condition",
+        "Tokens, spans and conditions",
+        "Methods that drop tokens or spans of a sequence, or the condition of a model.",
+        "drop_spans drop_tokens restore_tokens replace_tokens drop_condition",
     ),
     "weights": Family(
         "Weights",
@@ -68,7 +69,8 @@ FAMILIES = {
     "learned": Family(
         "Learned rates",
         "Methods whose rate is trained, and the terms that they add to the loss.",
-        "concrete_dropout concrete_dropout_penalty variational_dropout variational_dropout_kl",
+        "concrete_dropout concrete_dropout_penalty variational_dropout variational_dropout_kl"
+        " hard_concrete hard_concrete_penalty hard_concrete_gate",
     ),
     "planting": Family(
         "Plant",
@@ -84,8 +86,9 @@ FAMILIES = {
     ),
     "samples": Family(
         "Several masks",
-        "Functions that run a function under several keys.",
-        "monte_carlo monte_carlo_moments Moments two_views symmetric_kl multi_sample",
+        "Functions that run a function under several keys or masks.",
+        "monte_carlo monte_carlo_moments Moments two_views complementary_views symmetric_kl"
+        " multi_sample draw_masksembles masksembles",
     ),
     "uncertainty": Family("Uncertainty", "", "uncertainty.*"),
     "rescale": Family("Rescale rules", "", "rescale.*"),

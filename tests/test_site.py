@@ -41,7 +41,11 @@ def test_code_of_a_page_runs(page):
     """In order, in one namespace, so that a page reads like a notebook."""
     assert blocks(page, "python")
     namespace = {}
-    with jax.debug_key_reuse(False), jax.numpy_dtype_promotion("standard"):
+    with (  # the settings that users have
+        jax.debug_key_reuse(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         for block in blocks(page, "python"):
             exec(compile(block, f"docs/{page}.md", "exec"), namespace)
         for session in blocks(page, "pycon"):
