@@ -271,6 +271,20 @@ def named_in(matcher: Matcher) -> list[Named]:
     return [named for part in matcher.parts for named in named_in(part)]
 
 
+def negated_in(matcher: Matcher) -> list[Named]:
+    """All patterns in a matcher that are behind a `~`."""
+    if isinstance(matcher, Not):
+        return named_in(matcher)
+    return [named for part in matcher.parts for named in negated_in(part)]
+
+
+def is_decided_by_mark(matcher: Matcher) -> bool:
+    """Whether the name of a mark alone says if a marked value is matched."""
+    if isinstance(matcher, Named):
+        return matcher.kind == "site"
+    return bool(matcher.parts) and all(map(is_decided_by_mark, matcher.parts))
+
+
 def named_by(matcher: Matcher) -> list[Named]:
     """The patterns in a matcher of which a value may have the name."""
     if isinstance(matcher, Named):
