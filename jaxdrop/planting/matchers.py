@@ -86,6 +86,12 @@ class Matcher:
     def __invert__(self) -> "Matcher":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        # `a and b` would be `b`, and nobody would notice.
+        raise TypeError(
+            f"match: matchers are combined by &, | and ~, not by and, or, not: {self!r}."
+        )
+
     @property
     def as_written(self) -> str:
         """The matcher as the user wrote it in a rule."""
