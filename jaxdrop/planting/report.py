@@ -33,9 +33,10 @@ def table_of(jaxpr: AnyJaxpr, plan: Plan, *, unmarked: bool) -> SiteTable:
 
 def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:
     """Raises an error if a rule matches nothing, with names that it may have meant."""
-    used = {site.match.matcher for site in plan.sites} | plan.excluded
-    for matcher, rule in rules.pairs:
-        if matcher not in used:
+    used = {site.match.place for site in plan.sites}
+    for place, (matcher, rule) in enumerate(rules.pairs):
+        # Two rules of a list may have equal matchers, of which the first takes all.
+        if place not in used and (rule or matcher not in plan.excluded):
             named = _nameless(jaxpr, named_in(matcher))
             unused = _never_used(matcher, rule, rules)
             raise KeyError(f"{rules.caller}: {_no_such_name(jaxpr, named[0]) if named else unused}")

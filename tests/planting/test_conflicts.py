@@ -166,6 +166,12 @@ def test_rates_of_several_sites_in_a_backward_rule_are_refused_with_what_helps()
         jax.grad(lambda x: run(layer, {"*": rising}, x).sum())(X)
 
 
+@pytest.mark.parametrize("before", [None, HALF])
+def test_a_rule_behind_one_with_an_equal_pattern_is_never_used(before):
+    with pytest.raises(KeyError, match="'h' is never used"):
+        run(second, [("h", before), ("h", ten)])
+
+
 @pytest.mark.parametrize("combine", [lambda a, b: a and b, lambda a, b: a or b, lambda a, _: not a])
 def test_words_of_python_do_not_combine_matchers(combine):
     with pytest.raises(TypeError, match=r"combined by &, \| and ~"):
