@@ -40,7 +40,7 @@ class Call:
     label: Callable[[Params, int], str] | None = None
     """What the table calls each body, by its index. If None, it is the label of the equation."""
     returns_all: bool = False
-    """Whether its results are those of its one body."""
+    """Whether its results are those of its body, or of one of its bodies."""
     siteless: Mapping[str, str] = field(default_factory=dict[str, str])
     """The parameters whose bodies can have no site, and where such a site would be, in words."""
 
@@ -218,7 +218,7 @@ CALLS: Mapping[str, Call] = {
             "cond_jaxpr": "the condition of a while_loop, which runs once more than its body"
         },
     ),
-    "cond": Call(rebuild_cond, label=_branch),
+    "cond": Call(rebuild_cond, label=_branch, returns_all=True),
     "platform_dependent": Call(
         rebuild_cond,
         label=_branch,

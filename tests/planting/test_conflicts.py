@@ -103,6 +103,23 @@ class TestOnce:
         with pytest.raises(ValueError, match=r"dropped once.*'function:f'"):
             run(model, rules)
 
+    @pytest.mark.parametrize(
+        "call",
+        [jax.checkpoint, lambda f: lambda x: lax.cond(x.sum() > 0, f, lambda x: x, x)],
+        ids=["checkpoint", "cond"],
+    )
+    def test_a_result_is_not_dropped_inside_and_where_it_leaves_a_scope(self, call):
+        def f(x):
+            return jnp.exp(x * 0)
+
+        def model(x):
+            with jax.named_scope("around"):
+                y = call(f)(x)
+            return y * 1
+
+        with pytest.raises(ValueError, match=r"dropped once.*'function:f'"):
+            run(model, {function("f") | named_scope("around"): ten})
+
     def test_what_is_computed_further_may_be_dropped_again(self):
         @jax.jit
         def f(x):
