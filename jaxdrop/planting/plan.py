@@ -42,6 +42,8 @@ class Step:
     operands: Sequence[Name | Literal]
     results: Sequence[Name]
     runs: Runs = field(default_factory=dict[str, int])
+    # Of these, the runs that the steps of the next loop around share.
+    shared_runs: Runs = field(default_factory=dict[str, int])
     # Not the same as the names in `runs`: a mark whose token was drawn elsewhere is a site, but
     # it draws no key.
     sites: tuple[Site, ...] = ()
@@ -73,6 +75,7 @@ class Plan:
         self.dropped = dropped
         """For each result, the site by which it is dropped already."""
         self.runs = _total(step.runs for step in steps)
+        self.shared_runs = _total(step.shared_runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
         # The calls with this plan as body, each built once for all equations that are alike.
         self.calls: dict[Hashable, Evaluate] = {}

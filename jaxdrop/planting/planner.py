@@ -104,8 +104,16 @@ def step_of(
         evaluate = DERIVATIVES[equation.name](equation, body, plan_rule)
     else:
         evaluate = _rebuilt_once(equation, bodies)
-    runs = call_of(equation).runs(equation.params, plans)
-    return Step(evaluate, equation.operands, equation.results, runs, inside, equation.context)
+    call = call_of(equation)
+    return Step(
+        evaluate,
+        equation.operands,
+        equation.results,
+        call.runs(equation.params, plans),
+        call.shared_runs(plans),
+        inside,
+        equation.context,
+    )
 
 
 def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:

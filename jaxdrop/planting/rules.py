@@ -30,9 +30,9 @@ class Rule:
         of a single run it is the last. A function `(run, runs) -> rate` is called with
         the number of the run and the number of all runs. Runs are counted in program
         order over all values that the rule matches, through calls, scans and
-        checkpoints; in a scan the number is traced. With `share_loop` the steps of a loop
-        count too, but all have the number of the first one. Arrays at different paths of a marked
-        pytree are counted separately. None means that the drop knows its rate.
+        checkpoints; in a scan the number is traced. Steps that share a mask, by `share_loop`,
+        are one run. Arrays at different paths of a marked pytree are counted separately.
+        None means that the drop knows its rate.
       share_vmap: whether all examples of an inner `vmap` share a mask.
       share_loop: whether all steps of the innermost loop share a mask. In a recurrent
         network this is variational dropout.
