@@ -6,7 +6,9 @@ inner jitted functions, primitives, and the Python functions that computed a val
 Patterns are those of `fnmatch`: `*` stands for any text, also with slashes in it. Upper
 and lower case letters are different.
 
-Matchers are combined by `&`, `|` and `~`. A rule of None leaves alone what it matches:
+Matchers are combined by `&`, `|` and `~`. In `a & b`, the name that `a` found is the one in
+keys and tables, and decides who reads the value after the drop: of a scope or function, only
+what is outside of it. A rule of None leaves alone what it matches:
 
 >>> drop = partial(dropout, rate=0.1)
 >>> rules = {
@@ -157,7 +159,8 @@ def function(pattern: str, *, output: Output = None) -> Matcher:
     this order.
 
     Args:
-      pattern: a glob over the names of functions.
+      pattern: a glob over the names of functions, also with the class that defines them, as
+        "Attention.__call__".
       output: which of several values is meant, as for `named_scope`.
 
     Returns:

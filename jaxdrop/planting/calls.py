@@ -39,8 +39,13 @@ class Call:
     """How often its bodies run in one call. None if nobody knows."""
     label: Callable[[Params, int], str] | None = None
     """What the table calls each body, by its index. If None, it is the label of the equation."""
+    returns_all: bool = False
+    """Whether its results are those of its body, or of one of its bodies."""
     siteless: Mapping[str, str] = field(default_factory=dict[str, str])
     """The parameters whose bodies can have no site, and where such a site would be, in words."""
+
+    loops: bool = False
+    """Whether its bodies run again and again."""
 
     def runs(self, params: Params, bodies: Sequence[Plan]) -> Runs:
         """How many runs of each site the keys count in one call."""
@@ -52,7 +57,18 @@ class Call:
         # In order, and not a set: the order of a set of strings differs between processes, and
         # so would the programs, which compilation caches and several hosts need to be equal.
         names = dict.fromkeys(name for body in bodies for name in body.runs)
-        return {name: counted * max(body.runs.get(name, 0) for body in bodies) for name in names}
+        return {name: max(self._counted(body, name, counted) for body in bodies) for name in names}
+
+    def shared_runs(self, bodies: Sequence[Plan]) -> Runs:
+        """Of these runs, those that the steps of the next loop around share."""
+        if self.loops:
+            return {}
+        names = dict.fromkeys(name for body in bodies for name in body.shared_runs)
+        return {name: max(body.shared_runs.get(name, 0) for body in bodies) for name in names}
+
+    def _counted(self, body: Plan, name: str, times: int) -> int:
+        shared = body.shared_runs.get(name, 0) if self.loops else 0
+        return times * (body.runs.get(name, 0) - shared) + shared
 
 
 def rebuild_jit(params: Params, bodies: Bodies) -> Evaluate:
@@ -80,13 +96,14 @@ def rebuild_scan(params: Params, bodies: Bodies) -> Evaluate:
     (body,) = bodies["jaxpr"]
     num_consts, num_carry = options.scan_arity(params)
     kept = options.scan_options(params)
+    own = {name: runs - body.shared_runs.get(name, 0) for name, runs in body.runs.items()}
 
     def evaluate(streams: Streams, *values: Value) -> Values:
         consts, init, xs = _split(values, num_consts, num_carry)
 
         def step(carry: Values, x: tuple[Array, Values]) -> tuple[Values, Values]:
             number, xs = x
-            here = {name: s.in_step(number, body.runs[name]) for name, s in streams.items()}
+            here = {name: s.in_step(number, own[name]) for name, s in streams.items()}
             results = body(here, *consts, *carry, *xs)
             return results[:num_carry], results[num_carry:]
 
@@ -200,27 +217,31 @@ def _branch(params: Params, index: int) -> str:
 
 
 CALLS: Mapping[str, Call] = {
-    "jit": Call(rebuild_jit),
-    **dict.fromkeys(("closed_call", "core_call", "eval_jaxpr"), Call(rebuild_closed_call)),
+    "jit": Call(rebuild_jit, returns_all=True),
+    **dict.fromkeys(
+        ("closed_call", "core_call", "eval_jaxpr"), Call(rebuild_closed_call, returns_all=True)
+    ),
     "scan": Call(
         rebuild_scan,
         times=lambda params: params["length"],
         label=lambda params, _: f"scan[{params['length']}]",
+        loops=True,
     ),
     "while": Call(
         rebuild_while,
         times=lambda params: None,
+        loops=True,
         siteless={
             "cond_jaxpr": "the condition of a while_loop, which runs once more than its body"
         },
     ),
-    "cond": Call(rebuild_cond, label=_branch),
+    "cond": Call(rebuild_cond, label=_branch, returns_all=True),
     "platform_dependent": Call(
         rebuild_cond,
         label=_branch,
         siteless={"branches": "lax.platform_dependent, which plant cannot go into"},
     ),
-    "checkpoint": Call(rebuild_checkpoint),
+    "checkpoint": Call(rebuild_checkpoint, returns_all=True),
     "shard_map": Call(rebuild_shard_map),
 }
 

@@ -27,7 +27,14 @@ from jaxdrop.planting.groups import (
     type_of,
 )
 from jaxdrop.planting.mark import site_p, token_p
-from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_by
+from jaxdrop.planting.matchers import (
+    GROUPED,
+    Candidate,
+    Matcher,
+    Named,
+    is_decided_by_mark,
+    named_by,
+)
 from jaxdrop.planting.rules import Match, Rules
 
 
@@ -156,9 +163,14 @@ def _marked(
 def _by_name(equation: Equation, block: Block, rules: Rules) -> Site | None:
     """The site of a mark, without what was around when its token was drawn."""
     name = _found(equation, equation.results[0], "site", equation.params["name"])
-    for matcher in rules.matchers:
-        combined = not isinstance(matcher, Named)
-        if combined and any(named.matches(name.candidate) for named in named_by(matcher)):
+    if not any(_may_match(matcher, name) for matcher, rule in rules.pairs if rule):
+        return None
+    for matcher, rule in rules.pairs:
+        # What has no name, as `match.value`, and what may leave a scope or a function, may leave
+        # any marked value alone.
+        alone = rule is None and any(one.kind in GROUPED for one in named_by(matcher))
+        concerns = alone or _may_match(matcher, name) or not matcher.names_values
+        if concerns and not is_decided_by_mark(matcher):
             raise NotImplementedError(
                 f"{rules.caller}: site {name.candidate.text!r} at {equation.source} is inside of a"
                 f" derivative, where {matcher!r} cannot be decided. Differentiate the planted"
@@ -168,6 +180,11 @@ def _by_name(equation: Equation, block: Block, rules: Rules) -> Site | None:
     if found is None or isinstance(found, Matcher):
         return None
     return Site(found[0], equation.source, block.around.unchecked_axes)
+
+
+def _may_match(matcher: Matcher, name: Found) -> bool:
+    """Whether a name fits a pattern in a matcher."""
+    return any(named.matches(name.candidate) for named in named_by(matcher))
 
 
 def _refuse_lost_run(site: Site, equation: Equation, is_here: bool, caller: str) -> None:

@@ -148,6 +148,7 @@ class _Masked:
         jaxpr, unflatten, operands = trace("plant", rule, *args)
         plan = self.plan_rule(jaxpr)
         self._refuse_differences(self.body.runs.keys() ^ plan.runs.keys())
+        self._refuse_other_order(plan)
         # If a rule runs a site as often as the function, it is assumed to do so in the same order.
         here = {
             name: self.streams[name] if n == self.body.runs[name] else self._only_mask(name)
@@ -171,6 +172,17 @@ class _Masked:
                 " and in the rule for it, or in neither. Mark the same values in both."
             )
 
+    def _refuse_other_order(self, plan: Plan) -> None:
+        """Refuses a rule in which a site would have the rate of another one."""
+        for name in filter(_is_counter, plan.runs):
+            if self.body.order(name) != plan.order(name):
+                sites = ", ".join(map(repr, sorted({*plan.order(name)})))
+                raise NotImplementedError(
+                    f"plant: sites {sites}, whose rate depends on the run, must run in the same"
+                    " order in a function with a custom derivative and in the rule for it. Give"
+                    " each site a rule of its own, or all of them one rate."
+                )
+
     def _only_mask(self, name: str) -> Stream:
         """The keys of a site that has one mask in the function: a rule uses this mask
         wherever it runs the site.
@@ -180,12 +192,25 @@ class _Masked:
             return stream
         if self.body.runs[name] == 1 and not self.body.is_looped(name):
             return replace(stream, fixed=True)
+        advice = (
+            "Give each site a rule of its own, or all of them one rate"
+            if _is_counter(name)
+            else "Give each run a name of its own, or all of them one mask, by Rule(drop,"
+            " share_runs=True)"
+        )
         raise NotImplementedError(
             f"plant: {_described(name)} runs several times in a function with a custom derivative,"
-            " and again in the rule for it, so its runs cannot be told apart. Give each run a name"
-            " of its own, or all of them one mask, by Rule(drop, share_runs=True)."
+            f" and again in the rule for it, so its runs cannot be told apart. {advice}."
         )
 
 
+def _is_counter(name: str) -> bool:
+    return name.startswith(COUNTER)
+
+
 def _described(name: str) -> str:
-    return name.strip("\0") if name.startswith(COUNTER) else f"site {name!r}"
+    return (
+        "the sites of a rule whose rate depends on the run"
+        if _is_counter(name)
+        else f"site {name!r}"
+    )

@@ -51,6 +51,11 @@ class Site:
         """The counter that the drop reads, if its rate depends on the run."""
         return (self.match.counter,) if self.match.rule.counts_runs else ()
 
+    @property
+    def counted_once(self) -> tuple[str, ...]:
+        """The counter, if all steps of the innermost loop count as one run."""
+        return self.counted if self.match.rule.share_loop else ()
+
     def drop(self, streams: Streams, x: Array, token: Token, role: str, axes: Axes) -> Array:
         """Drops a value, or a derivative of it.
 

@@ -156,7 +156,7 @@ class Equation:
         """What to write instead, if it was traced inside of a derivative: the planted function
         is differentiated, by its name where that is known.
         """
-        inner, caller = "f", ""
+        inner, caller = "", ""
         frames = iter(self.frames)
         for frame in frames:
             if frame.is_internal and frame.function in _DERIVATIVES:

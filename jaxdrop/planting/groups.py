@@ -173,7 +173,7 @@ def is_inside(matcher: Named, equation: Equation, around: Surroundings) -> bool:
     if matcher.kind == "named_scope":
         paths = paths_of(equation, around)
         return any(matcher.matches(Candidate("named_scope", path)) for path in paths)
-    return matcher.kind == "function" and _function_of(matcher, equation) is not None
+    return _takes(matcher, equation)
 
 
 def paths_of(equation: Equation, around: Surroundings) -> list[str]:

@@ -86,6 +86,12 @@ class Matcher:
     def __invert__(self) -> "Matcher":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        # `a and b` would be `b`, and nobody would notice.
+        raise TypeError(
+            f"match: matchers are combined by &, | and ~, not by and, or, not: {self!r}."
+        )
+
     @property
     def as_written(self) -> str:
         """The matcher as the user wrote it in a rule."""
@@ -269,6 +275,20 @@ def named_in(matcher: Matcher) -> list[Named]:
     if isinstance(matcher, Named):
         return [matcher]
     return [named for part in matcher.parts for named in named_in(part)]
+
+
+def negated_in(matcher: Matcher) -> list[Named]:
+    """All patterns in a matcher that are behind a `~`."""
+    if isinstance(matcher, Not):
+        return named_in(matcher)
+    return [named for part in matcher.parts for named in negated_in(part)]
+
+
+def is_decided_by_mark(matcher: Matcher) -> bool:
+    """Whether the name of a mark alone says if a marked value is matched."""
+    if isinstance(matcher, Named):
+        return matcher.kind == "site"
+    return bool(matcher.parts) and all(map(is_decided_by_mark, matcher.parts))
 
 
 def named_by(matcher: Matcher) -> list[Named]:

@@ -42,6 +42,8 @@ class Step:
     operands: Sequence[Name | Literal]
     results: Sequence[Name]
     runs: Runs = field(default_factory=dict[str, int])
+    # Of these, the runs that the steps of the next loop around share.
+    shared_runs: Runs = field(default_factory=dict[str, int])
     # Not the same as the names in `runs`: a mark whose token was drawn elsewhere is a site, but
     # it draws no key.
     sites: tuple[Site, ...] = ()
@@ -60,6 +62,7 @@ class Plan:
         results: Sequence[Name | Literal],
         rows: Sequence[SiteRow],
         excluded: Set[Matcher],
+        dropped: Sequence[Site | None],
     ) -> None:
         self.operands = [*jaxpr.constvars, *jaxpr.invars]
         self.consts = consts
@@ -69,7 +72,10 @@ class Plan:
         """For each site, at any depth, where it is in this jaxpr and how often it runs."""
         self.excluded = excluded
         """Matchers that keep other rules from values, at any depth."""
+        self.dropped = dropped
+        """For each result, the site by which it is dropped already."""
         self.runs = _total(step.runs for step in steps)
+        self.shared_runs = _total(step.shared_runs for step in steps)
         self.sites = [site for step in steps for site in step.sites]
         # The calls with this plan as body, each built once for all equations that are alike.
         self.calls: dict[Hashable, Evaluate] = {}
@@ -96,6 +102,10 @@ class Plan:
             for variable in unused:
                 del values[variable]
         return tuple(map(read, self.results))
+
+    def order(self, counter: str) -> list[str]:
+        """The names of the sites that a counter counts, in program order."""
+        return [site.match.name for site in self.sites if counter in site.counted]
 
     def is_looped(self, name: str) -> bool:
         """Whether a site is in a while loop, so that it may run more often than `runs` says."""

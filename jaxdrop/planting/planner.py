@@ -5,9 +5,12 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
+from jax.extend.core import Literal, Var
+
 from jaxdrop.planting.calls import Bodies, call_of, label_of
 from jaxdrop.planting.candidates import Sites, sites_in
 from jaxdrop.planting.derivatives import DERIVATIVES, PlanRule
+from jaxdrop.planting.drops import Site
 from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.groups import Block, Surroundings
 from jaxdrop.planting.jaxprs import AnyJaxpr
@@ -45,14 +48,20 @@ class Planner:
         steps: list[Step | None] = []
         rows: list[SiteRow] = []
         excluded = set(sites.excluded)
+        known: dict[Var, Site] = {**sites.marked, **sites.matched}
         for equation in block.equations:
             bodies = self._bodies(equation, sites, block.around)
             plan_rule = partial(self._plan_rule, equation, block.around)
             steps.append(step_of(equation, sites, bodies, plan_rule, self._rules.caller))
             rows += rows_of(equation, sites, bodies)
             excluded.update(*(plan.excluded for _, plan in _each(bodies)))
+            known |= dropped_inside(equation, sites, bodies, self._rules.caller)
         in_order, results = arranged(block, steps, sites.matched)
-        return Plan(block.jaxpr, block.consts, in_order, results, rows, excluded)
+        dropped = [
+            None if isinstance(result, Literal) else known.get(result)
+            for result in block.jaxpr.outvars
+        ]
+        return Plan(block.jaxpr, block.consts, in_order, results, rows, excluded, dropped)
 
     def _bodies(self, equation: Equation, sites: Sites, around: Surroundings) -> Bodies:
         """The plans of the bodies of an equation. None are needed if a rule takes its result."""
@@ -95,8 +104,16 @@ def step_of(
         evaluate = DERIVATIVES[equation.name](equation, body, plan_rule)
     else:
         evaluate = _rebuilt_once(equation, bodies)
-    runs = call_of(equation).runs(equation.params, plans)
-    return Step(evaluate, equation.operands, equation.results, runs, inside, equation.context)
+    call = call_of(equation)
+    return Step(
+        evaluate,
+        equation.operands,
+        equation.results,
+        call.runs(equation.params, plans),
+        call.shared_runs(plans),
+        inside,
+        equation.context,
+    )
 
 
 def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
@@ -129,6 +146,32 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
                     " which plant cannot go into. Move the site out, or plant the function that"
                     " is passed to it."
                 )
+
+
+def dropped_inside(
+    equation: Equation, sites: Sites, bodies: Bodies, caller: str
+) -> dict[Var, Site]:
+    """The results of a call that are dropped inside of it.
+
+    Raises:
+      ValueError: such a result would be dropped once more, outside of the call.
+    """
+    plans = [plan for _, plan in _each(bodies)] if call_of(equation).returns_all else []
+    dropped = {
+        variable: site
+        for plan in plans
+        for variable, site in zip(equation.results, plan.dropped, strict=True)
+        if site
+    }
+    for variable, site in dropped.items():
+        if again := sites.matched.get(variable):
+            raise ValueError(
+                f"{caller}: a value must be dropped once; site {again.match.name!r} at"
+                f" {again.source}, which {again.match.matcher.as_written!r} matches, is dropped"
+                f" inside of {equation.label} already, as {site.match.name!r}, which"
+                f" {site.match.matcher.as_written!r} matches. Narrow one of them, or leave it out."
+            )
+    return dropped
 
 
 def _rebuilt_once(equation: Equation, bodies: Bodies) -> Evaluate:

@@ -4,13 +4,13 @@ The rows of a plan say where sites are and how often they run. The jaxpr itself 
 only to suggest names that a rule could match.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from jaxdrop.planting.candidates import names_of, path_of
 from jaxdrop.planting.groups import Block, Surroundings
 from jaxdrop.planting.jaxprs import AnyJaxpr
-from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_by
+from jaxdrop.planting.matchers import GROUPED, Candidate, Matcher, Named, named_in, negated_in
 from jaxdrop.planting.plan import Plan
 from jaxdrop.planting.rules import Rule, Rules
 from jaxdrop.planting.table import SiteTable, merged
@@ -33,21 +33,26 @@ def table_of(jaxpr: AnyJaxpr, plan: Plan, *, unmarked: bool) -> SiteTable:
 
 def refuse_unmatched(jaxpr: AnyJaxpr, plan: Plan, rules: Rules) -> None:
     """Raises an error if a rule matches nothing, with names that it may have meant."""
-    used = {site.match.matcher for site in plan.sites} | plan.excluded
-    for matcher, rule in rules.pairs:
-        if matcher not in used:
-            named = _nameless(jaxpr, matcher)
-            reason = _no_such_name(jaxpr, named) if named else _never_used(matcher, rule, rules)
-            raise KeyError(f"{rules.caller}: {reason}")
+    used = {site.match.place for site in plan.sites}
+    for place, (matcher, rule) in enumerate(rules.pairs):
+        # Two rules of a list may have equal matchers, of which the first takes all.
+        if place not in used and (rule or matcher not in plan.excluded):
+            named = _nameless(jaxpr, named_in(matcher))
+            unused = _never_used(matcher, rule, rules)
+            raise KeyError(f"{rules.caller}: {_no_such_name(jaxpr, named[0]) if named else unused}")
+        # A misspelled name would let the rule drop what it was meant to leave alone.
+        if named := _nameless(jaxpr, negated_in(matcher)):
+            raise KeyError(f"{rules.caller}: {_no_such_name(jaxpr, named[0])}")
 
 
-def _nameless(jaxpr: AnyJaxpr, matcher: Matcher) -> Named | None:
-    """A pattern in a matcher that fits no name."""
-    for named in named_by(matcher):
-        names = known_names(jaxpr, named.kind)
-        if not any(named.matches(Candidate(named.kind, name)) for name in names):
-            return named
-    return None
+def _nameless(jaxpr: AnyJaxpr, patterns: Sequence[Named]) -> list[Named]:
+    """The patterns that fit no name."""
+    names = {kind: known_names(jaxpr, kind) for kind in {named.kind for named in patterns}}
+    return [
+        named
+        for named in patterns
+        if not any(named.matches(Candidate(named.kind, name)) for name in names[named.kind])
+    ]
 
 
 def _no_such_name(jaxpr: AnyJaxpr, named: Named) -> str:
@@ -56,7 +61,7 @@ def _no_such_name(jaxpr: AnyJaxpr, named: Named) -> str:
     more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
     known = f"there are {', '.join(map(repr, near))}{more}" if names else "there is none"
     others = [Named(kind, named.pattern) for kind in ("checkpoint_name", *GROUPED)]
-    fits = [other for other in others if _nameless(jaxpr, other) is None]
+    fits = [other for other in others if not _nameless(jaxpr, [other])]
     hint = f" {fits[0]!r} matches a {fits[0].kind}." if named.kind == "site" and fits else ""
     return f"no {named.kind} matches {named.pattern!r}; {known}.{hint}"
 

@@ -30,8 +30,9 @@ class Rule:
         of a single run it is the last. A function `(run, runs) -> rate` is called with
         the number of the run and the number of all runs. Runs are counted in program
         order over all values that the rule matches, through calls, scans and
-        checkpoints; in a scan the number is traced. Arrays at different paths of a marked
-        pytree are counted separately. None means that the drop knows its rate.
+        checkpoints; in a scan the number is traced. Steps that share a mask, by `share_loop`,
+        are one run. Arrays at different paths of a marked pytree are counted separately.
+        None means that the drop knows its rate.
       share_vmap: whether all examples of an inner `vmap` share a mask.
       share_loop: whether all steps of the innermost loop share a mask. In a recurrent
         network this is variational dropout.
@@ -147,6 +148,7 @@ class Match(NamedTuple):
     candidate: Candidate
     matcher: Matcher
     rule: Rule
+    place: int  # of the rule among all
 
     @property
     def name(self) -> str:
@@ -161,10 +163,12 @@ class Match(NamedTuple):
     @property
     def counter(self) -> str:
         """What the runs are counted by on which the rate depends."""
-        return f"{COUNTER}{self.matcher.as_written}{self.candidate.path}"
+        # By the place, since two matchers may have one text, and a text may have an address,
+        # which differs between processes.
+        return f"{COUNTER}{self.place}{self.candidate.path}"
 
 
-COUNTER = "\0rate of "
+COUNTER = "\0rate of rule "
 """In front of the names of counters, among the names of sites."""
 
 
@@ -221,18 +225,18 @@ class Rules:
           ValueError: two rules of a dict match.
         """
         matching = [
-            (matcher, rule, names)
-            for matcher, rule in self.pairs
+            (place, matcher, rule, names)
+            for place, (matcher, rule) in enumerate(self.pairs)
             if (names := matcher.find(seen)) is not None
         ]
         found = [
-            (Match(names[0].candidate, matcher, rule), names[0])
-            for matcher, rule, names in matching
+            (Match(names[0].candidate, matcher, rule, place), names[0])
+            for place, matcher, rule, names in matching
             if rule
         ]
         if not found:
             return None
-        matcher, rule, _ = matching[0]
+        _, matcher, rule, _ = matching[0]
         if rule is None:
             return matcher
         if self.is_disjoint and len(found) > 1:

@@ -38,7 +38,14 @@ def _draw(equation: Equation, site: Site) -> Step:
     def evaluate(streams: Streams, x: Value) -> Values:
         return [site.draw(streams[name], x, axes)]
 
-    return Step(evaluate, equation.operands, equation.results, {name: 1}, (site,), equation.context)
+    return Step(
+        evaluate,
+        equation.operands,
+        equation.results,
+        {name: 1},
+        sites=(site,),
+        context=equation.context,
+    )
 
 
 def _drop(equation: Equation, site: Site) -> Step:
@@ -47,8 +54,10 @@ def _drop(equation: Equation, site: Site) -> Step:
     def evaluate(streams: Streams, x: Value, token: Value) -> Values:
         return [site.drop(streams, x, token, role, axes)]
 
-    runs = dict.fromkeys(site.counted, 1)
-    return Step(evaluate, equation.operands, equation.results, runs, (site,), equation.context)
+    runs, shared = dict.fromkeys(site.counted, 1), dict.fromkeys(site.counted_once, 1)
+    return Step(
+        evaluate, equation.operands, equation.results, runs, shared, (site,), equation.context
+    )
 
 
 def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
@@ -59,8 +68,8 @@ def _drop_result(equation: Equation, variable: Var, site: Site) -> Step:
     def evaluate(streams: Streams, x: Value) -> Values:
         return [site.drop(streams, x, site.draw(streams[name], x), "value", ())]
 
-    runs = dict.fromkeys((name, *site.counted), 1)
-    return Step(evaluate, [variable], [Dropped(variable)], runs, (site,), equation.context)
+    runs, shared = dict.fromkeys((name, *site.counted), 1), dict.fromkeys(site.counted_once, 1)
+    return Step(evaluate, [variable], [Dropped(variable)], runs, shared, (site,), equation.context)
 
 
 def arranged(

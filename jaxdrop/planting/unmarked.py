@@ -58,6 +58,15 @@ def unmarked_rows(block: Block) -> list[SiteRow]:
 
 def _offers(block: Block) -> Iterator[_Offer]:
     """What leaves the scopes, calls and functions of a jaxpr and of the bodies in it."""
+    inside = [
+        (id(equation), _Offer((index, *offer.order), offer.row.within(*label), offer.matcher))
+        for index, equation in enumerate(block.equations)
+        for label, inner in _bodies(block, equation)
+        for offer in _offers(inner)
+    ]
+    # A jitted function is seen as a call, and inside of the call as a function. Offered twice,
+    # its value would be dropped twice.
+    functions = {(entry, offer.matcher) for entry, offer in inside}
     listed: set[object] = set()
     for groups in (*_scopes(block), _calls(block), *_functions(block)):
         first = {group: -index for index, group in enumerate(reversed(groups), 1 - len(groups))}
@@ -69,12 +78,10 @@ def _offers(block: Block) -> Iterator[_Offer]:
             if is_shown and group not in loops and not _in_derivative(block, leaves):
                 if group.candidate.kind != "function":
                     listed.update(one.variable for one in leaves)
-                for row, matcher in _rows(group, leaves):
-                    yield _Offer((first[group],), row, matcher)
-    for index, equation in enumerate(block.equations):
-        for (label, times), inner in _bodies(block, equation):
-            for order, row, matcher in _offers(inner):
-                yield _Offer((index, *order), row.within(label, times), matcher)
+                if (group.entry, Named("function", group.candidate.name)) not in functions:
+                    for row, matcher in _rows(group, leaves):
+                        yield _Offer((first[group],), row, matcher)
+    yield from (offer for _, offer in inside)
 
 
 def _is_known(group: Group, leaves: Sequence[Leaving]) -> bool:

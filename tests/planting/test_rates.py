@@ -159,12 +159,41 @@ def test_runs_are_counted_through_calls_loops_and_branches():
     assert float(held) == total + 6
 
 
-def test_steps_that_share_a_mask_share_a_rate():
-    def model(x):
-        x = site(x, "s")
-        return lax.scan(lambda c, _: (c, site(jnp.zeros(()), "s")), x, length=3)[1]
+def test_steps_that_share_a_mask_are_one_run():
+    def loop(x, length=3):
+        return lax.scan(lambda c, _: (c, site(jnp.zeros(()), "s")), x, length=length)[1]
 
-    np.testing.assert_array_equal(numbers_of(model, x=jnp.zeros(()), share_loop=True), [401] * 3)
+    def model(x):
+        return site(x, "s"), loop(x), jax.jit(loop)(x), site(x, "s")
+
+    runs = jax.tree.map(np.asarray, numbers_of(model, x=jnp.zeros(()), share_loop=True))
+    assert [run.tolist() for run in runs] == [400, [401] * 3, [402] * 3, 403]
+
+
+def test_of_nested_loops_the_innermost_is_one_run():
+    def inner(x, _):
+        return x, lax.scan(lambda c, _: (c, site(jnp.zeros(()), "s")), x, length=3)[1]
+
+    runs = numbers_of(lambda x: lax.scan(inner, x, length=2)[1], x=jnp.zeros(()), share_loop=True)
+    np.testing.assert_array_equal(runs, [[200] * 3, [201] * 3])
+
+
+def test_layers_of_a_recurrent_network_have_one_mask_and_one_rate_each():
+    def layer(x):
+        return lax.scan(lambda h, row: (site(h + row, "h"), h), jnp.zeros(3), x)[1]
+
+    rule = Rule(dropout, rate=(0.0, 0.6), share_loop=True)
+    y = plant(lambda x: layer(layer(x)), {"h": rule})(new_key(), X)
+
+    def by_hand(x, run, rate):
+        h, ys = jnp.zeros(3), []
+        for row in x:
+            ys.append(h)
+            h = dropout(site_key(new_key(), "h", run * len(x)), h + row, rate)
+        return jnp.stack(ys)
+
+    expected = by_hand(by_hand(X, 0, jnp.float32(0.0)), 1, jnp.float32(0.6))
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 def test_examples_of_a_vmap_and_devices_have_one_rate():

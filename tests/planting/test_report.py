@@ -290,6 +290,18 @@ class TestUnmarked:
             (6,),
         ]
 
+    def test_a_jitted_function_is_offered_once(self):
+        @jax.jit
+        def layer(x):
+            return jnp.exp(x) * 2
+
+        def model(x):
+            return layer(jax.nn.silu(x) * 2) * 2
+
+        rows = sites(model, X).where(lambda row: row.site.endswith(("silu", "layer")))
+        assert [row.matcher for row in rows] == [match.function("silu"), match.function("layer")]
+        assert len(sites(model, X, rules={row.matcher: drop for row in rows})) == 2
+
     def test_a_line_is_never_a_dot(self):
         lines = repr(sites(lambda x: jax.nn.relu6(x) + jax.nn.gelu(x), X)).splitlines()
         assert not any(line.endswith(" .") for line in lines)

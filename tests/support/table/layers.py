@@ -1,14 +1,14 @@
 """The record of `jaxdrop/methods/layers.py`."""
 
-import jax.numpy as jnp
 from table.record import MATRICES, Method
 
 import jaxdrop
+from jaxdrop.base.sharding import zeros_like
 
 
 def leave_out(key, x, rate):
     """`layer_drop` of a layer that adds `x` to 0, so that what is left out is 0."""
-    pair = (jnp.zeros_like(x), x)
+    pair = (zeros_like(x), x)
     return jaxdrop.layer_drop(key, pair, rate, layer=lambda pair: (pair[0] + pair[1], pair[1]))[0]
 
 
