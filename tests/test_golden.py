@@ -78,7 +78,7 @@ def test_masks_with_x64_on_and_off(enabled):
 
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
 def test_masks_of_keys_folded_under_vmap_are_those_of_a_loop_except_for_unsafe_rbg(implementation):
-    """JAX derives other keys from `unsafe_rbg` under `vmap`, as the README says."""
+    """JAX derives other keys from `unsafe_rbg` under `vmap`, as docs/sharding.md says."""
 
     def mask(number):
         key = jax.random.fold_in(make_key(implementation, 7), number)

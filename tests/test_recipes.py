@@ -1,4 +1,4 @@
-"""The recipes of the README obey the laws of the papers that they come from."""
+"""Recipes with a rate for each unit obey the laws of the papers that they come from."""
 
 import itertools
 import re
@@ -19,11 +19,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def recipes():
-    """What the block of the README defines."""
-    section = (ROOT / "README.md").read_text().split("## A rate for each unit")[1]
-    block, defined = re.search(r"```python\n(.*?)```", section, re.S)[1], {}
+    """What the section of the page defines, after the imports of the page."""
+    page, defined = (ROOT / "docs/recipes.md").read_text(), {}
+    section = page.split("## A rate for each unit")[1].split("\n## ")[0]
+    blocks = [re.search(r"```python\n(.*?)```", text, re.S)[1] for text in (page, section)]
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
-        exec(compile(block, "README.md", "exec"), defined)
+        exec(compile("".join(blocks), "docs/recipes.md", "exec"), defined)
     return defined
 
 

@@ -46,10 +46,11 @@ def test_this_jax_is_supported():
 
 def test_oldest_jax_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    readme = (ROOT / "README.md").read_text()
     assert f"jax>={OLDEST}" in project["dependencies"]
-    assert f"JAX {OLDEST} or later" in readme
-    assert f"from {OLDEST} on" in readme
+    for text in ("README.md", "docs/index.md", "docs/versions.md"):
+        assert f"JAX {OLDEST} or later" in (ROOT / text).read_text()
+    for text in ("README.md", "docs/sharding.md"):
+        assert f"from {OLDEST} on" in (ROOT / text).read_text()
     assert {f"jax=={OLDEST}", f"jaxlib=={OLDEST}"} < lowest_versions()
 
 

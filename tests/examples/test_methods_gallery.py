@@ -44,12 +44,19 @@ def draws(small_run):
     return small_run[1]
 
 
-def test_every_panel_is_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    table = readme.split("| method | what it drops |")[1].split("\n\n")[0]
-    names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:90])}
+TABLES = {
+    "README.md": ("| for | published as |", slice(None)),
+    "docs/methods.md": ("| method | what it drops |", slice(90)),
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_every_panel_is_in_the_table(text):
+    head, part = TABLES[text]
+    table = (ROOT / text).read_text().split(head)[1].split("\n\n")[0]
+    names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[part])}
     missing = RECORD.keys() - names
-    assert not missing, f"README's table of methods has no row for {missing}"
+    assert not missing, f"The table of methods in {text} does not name {missing}"
 
 
 def test_panels_are_those_of_the_records(example):
