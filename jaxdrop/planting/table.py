@@ -140,7 +140,8 @@ class SiteTable(Sequence[SiteRow]):
                 )
             ]
         )
-        return f"{marked}; jaxdrop.match can find:\n{tree}"
+        between = "\n\nnot marked" if self._rows else ""
+        return f"{marked}{between}; jaxdrop.match can find:\n{tree}"
 
 
 def _is_named(pattern: str, row: SiteRow) -> bool:
