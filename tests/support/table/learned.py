@@ -74,6 +74,7 @@ RECORDS = [
         "hard_concrete",
         hard,
         keeps_mean=False,
+        rounding=5e-7,  # four units in the last place of a stretched gate
         rate_learns=True,
         fuzz=Fuzz(noise.hard, shared_and_temperature, hard_of_logit),
         fresh=Fresh(kinds.hard_gates),

@@ -124,6 +124,9 @@ class Method:
     shared: Callable[[int], tuple[int, ...]] = nowhere
     linear: bool = True  # in x for one key, and so is its own derivative
     keeps_mean: bool = True  # E[y] = x
+    # How far float32 results of two programs may lie apart, where the method subtracts numbers
+    # of about one, so that what is left near zero has few exact digits.
+    rounding: float = 0.0
     broadcasts: bool = True  # takes `broadcast_dims`
     aggregates: bool = False  # sums over x enter the factor, so a NaN spreads
     counts: bool = False  # over all of x, so that devices add up
