@@ -44,6 +44,7 @@ RECORDS = [
         broadcasts=False,
         takes_rate=False,
         takes_traced_rate=False,
+        cumulative=True,
         fuzz=Fuzz(ensembles.member, families, member, least=1),
         fresh=Fresh(lambda record, rate: kinds.given_count(record, rate, count=21)),
         gallery=Gallery(
