@@ -94,7 +94,7 @@ def expected_calibration_error(
     check = Check("expected_calibration_error")
     p, labels, is_class = labelled(check, probabilities, labels)
     bins = check.whole_number("bins", bins, 1)
-    confidence, right = jnp.max(p, -1), nan_unless(is_class, _is_top(p, labels).astype(p.dtype))
+    confidence, right = _top(p, labels, is_class)
     return _in_bins(confidence, right, jnp.ones(labels.shape, jnp.bool_), bins, adaptive)
 
 
@@ -201,7 +201,7 @@ def top_label_calibration_error(
     check = Check("top_label_calibration_error")
     p, labels, is_class = labelled(check, probabilities, labels)
     bins = check.whole_number("bins", bins, 1)
-    confidence, right = jnp.max(p, -1), nan_unless(is_class, _is_top(p, labels).astype(p.dtype))
+    confidence, right = _top(p, labels, is_class)
     predicted = jax.nn.one_hot(jnp.argmax(p, -1), p.shape[-1], dtype=jnp.bool_)
 
     def of_class(is_predicted: Array) -> Calibration:
@@ -210,9 +210,10 @@ def top_label_calibration_error(
     return _all_classes(jax.vmap(of_class, -1)(predicted))
 
 
-def _is_top(p: Array, labels: Array) -> Array:
-    """Whether the largest probability is that of the label."""
-    return jnp.argmax(p, -1).astype(labels.dtype) == labels
+def _top(p: Array, labels: Array, is_class: Array) -> tuple[Array, Array]:
+    """The largest probability, and whether it is that of the label."""
+    is_right = jnp.argmax(p, -1).astype(labels.dtype) == labels
+    return jnp.max(p, -1), nan_unless(is_class, is_right.astype(p.dtype))
 
 
 def _all_classes(classes: Calibration) -> Calibration:
