@@ -135,10 +135,7 @@ class Named(Matcher):
     def matches(self, candidate: Candidate) -> bool:
         """Whether the pattern fits a name of the same kind, with its path or without."""
         names = {candidate.name, candidate.name + candidate.path}
-        # `layer[0]` matches itself, though fnmatch takes it for a pattern that matches `layer0`.
-        return self.kind == candidate.kind and any(
-            name == self.pattern or fnmatchcase(name, self.pattern) for name in names
-        )
+        return self.kind == candidate.kind and any(fits(self.pattern, name) for name in names)
 
     def find(self, seen: Seen) -> Sequence[Name] | None:
         """The names that the pattern fits."""
@@ -268,6 +265,12 @@ class Not(Matcher):
 
 GROUPED = ("named_scope", "function", "jit")
 """The kinds of matchers whose values leave a group of equations."""
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a glob fits a name."""
+    # `layer[0]` fits itself, though fnmatch takes it for a pattern that fits `layer0`.
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def named_in(matcher: Matcher) -> list[Named]:

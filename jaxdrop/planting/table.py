@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +12,7 @@ from jax.extend.core import Var
 from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.groups import type_of
 from jaxdrop.planting.mark import token_p
-from jaxdrop.planting.matchers import Candidate, Matcher, Named
+from jaxdrop.planting.matchers import Candidate, Matcher, Named, fits
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,10 @@ class SiteTable(Sequence[SiteRow]):
         """
         if not (isinstance(wanted, str) or callable(wanted)):
             raise TypeError(f"where: wanted must be a glob or a function of a row; got {wanted!r}.")
-        fits = partial(_is_named, wanted) if isinstance(wanted, str) else wanted
-        return SiteTable([row for row in (*self._rows, *self.unmarked) if fits(row)])
+        rows = (*self._rows, *self.unmarked)
+        if isinstance(wanted, str):
+            return SiteTable([row for row in rows if fits(wanted, row.site)])
+        return SiteTable([row for row in rows if wanted(row)])
 
     def __repr__(self) -> str:
         marked = "no marked sites"
@@ -142,10 +142,6 @@ class SiteTable(Sequence[SiteRow]):
         )
         between = "\n\nnot marked" if self._rows else ""
         return f"{marked}{between}; jaxdrop.match can find:\n{tree}"
-
-
-def _is_named(pattern: str, row: SiteRow) -> bool:
-    return row.site == pattern or fnmatchcase(row.site, pattern)
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
