@@ -68,15 +68,19 @@ def _offers(block: Block) -> Iterator[_Offer]:
     # its value would be dropped twice.
     functions = {(entry, offer.matcher) for entry, offer in inside}
     listed: set[object] = set()
-    for groups in (*_scopes(block), _calls(block), *_functions(block)):
+    of_kinds = (
+        *(("named_scope", groups) for groups in _scopes(block)),
+        ("jit", _calls(block)),
+        *(("function", groups) for groups in _functions(block)),
+    )
+    for kind, groups in of_kinds:
         first = {group: -index for index, group in enumerate(reversed(groups), 1 - len(groups))}
-        kinds = {group.candidate.kind for group in groups if group}
-        loops = loops_of(block.equations, groups, "sites") if "function" in kinds else {}
-        for group, leaves in leaves_of(block, groups, *kinds or [""]).items():
+        loops = loops_of(block.equations, groups, "sites") if kind == "function" else {}
+        for group, leaves in leaves_of(block, groups, kind).items():
             # What is in the tree of scopes is not shown once more, except functions that all know.
             is_shown = _is_known(group, leaves) or not any(one.variable in listed for one in leaves)
             if is_shown and group not in loops and not _in_derivative(block, leaves):
-                if group.candidate.kind != "function":
+                if kind != "function":
                     listed.update(one.variable for one in leaves)
                 if (group.entry, Named("function", group.candidate.name)) not in functions:
                     for row, matcher in _rows(group, leaves):
