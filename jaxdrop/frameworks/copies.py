@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeAlias
 import jax
 
 from jaxdrop.base.describe import describe
-from jaxdrop.frameworks.marks import check_callable
 from jaxdrop.frameworks.variants import Variants
+from jaxdrop.planting.tracing import refuse_uncallable
 
 PyTree: TypeAlias = Any
 Applies: TypeAlias = Callable[[Any, str], bool]
@@ -87,7 +87,7 @@ def on_copies(caller: str, fn: Any, begin: Callable[[], Copies]) -> Callable[...
       fn: a module, a method of one, or a function with modules among its arguments.
       begin: makes the copies of one call.
     """
-    check_callable(caller, fn)
+    refuse_uncallable(caller, fn)
 
     @wraps(fn, updated=())
     def run(*args: Any, **kwargs: Any) -> Any:

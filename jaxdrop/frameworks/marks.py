@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import jax
 
-from jaxdrop.base.describe import describe
 from jaxdrop.planting import site
 from jaxdrop.planting.mark import planting
+from jaxdrop.planting.tracing import refuse_uncallable
 
 Interceptor: TypeAlias = Callable[[Callable[..., Any], Any, Any, Any], Any]
 """What a framework runs in the place of a method: `(method, args, kwargs, context) -> result`."""
@@ -33,7 +33,7 @@ def on_interceptor(
       name_of: the name of the site of a layer.
       intercept: how the framework intercepts methods.
     """
-    check_callable("dropout_sites", fn)
+    refuse_uncallable("dropout_sites", fn)
     classes = classes_of_layers("dropout_sites", layers)
 
     def mark(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -49,12 +49,6 @@ def on_interceptor(
             return fn(*args, **kwargs)
 
     return marked
-
-
-def check_callable(caller: str, fn: Any) -> None:
-    """Refuses what cannot be called."""
-    if not callable(fn):
-        raise TypeError(f"{caller}: fn must be callable; got {describe(fn)}.")
 
 
 def classes_of_layers(caller: str, layers: Any) -> tuple[type, ...]:

@@ -22,7 +22,7 @@ from jaxdrop.planting.equations import Equation
 from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values
 from jaxdrop.planting.keys import Stream, Streams, as_operands
 from jaxdrop.planting.plan import Evaluate, Plan
-from jaxdrop.planting.rules import COUNTER
+from jaxdrop.planting.rules import is_counter
 from jaxdrop.planting.tracing import PyTree, trace
 
 PlanRule: TypeAlias = Callable[[AnyJaxpr], Plan]
@@ -174,7 +174,7 @@ class _Masked:
 
     def _refuse_other_order(self, plan: Plan) -> None:
         """Refuses a rule in which a site would have the rate of another one."""
-        for name in filter(_is_counter, plan.runs):
+        for name in filter(is_counter, plan.runs):
             if self.body.order(name) != plan.order(name):
                 sites = ", ".join(map(repr, sorted({*plan.order(name)})))
                 raise NotImplementedError(
@@ -194,7 +194,7 @@ class _Masked:
             return replace(stream, fixed=True)
         advice = (
             "Give each site a rule of its own, or all of them one rate"
-            if _is_counter(name)
+            if is_counter(name)
             else "Give each run a name of its own, or all of them one mask, by Rule(drop,"
             " share_runs=True)"
         )
@@ -204,13 +204,9 @@ class _Masked:
         )
 
 
-def _is_counter(name: str) -> bool:
-    return name.startswith(COUNTER)
-
-
 def _described(name: str) -> str:
     return (
         "the sites of a rule whose rate depends on the run"
-        if _is_counter(name)
+        if is_counter(name)
         else f"site {name!r}"
     )

@@ -91,10 +91,10 @@ class Site:
     def _of_run(self, streams: Streams) -> Drop:
         """The drop with the rate of this run."""
         rule = self.match.rule
-        for counter in self.counted:
-            stream = streams[counter]
-            return rule.at(stream.number(rule.share_loop), stream.runs)
-        return rule.at(0, 1)
+        if not rule.counts_runs:
+            return rule.at(0, 1)
+        stream = streams[self.match.counter]
+        return rule.at(stream.number(rule.share_loop), stream.runs)
 
     def _drop_one(self, streams: Streams, role: str, token: Token, x: Array) -> Array:
         """Drops one example, or applies the derivative of its drop to a derivative."""

@@ -16,9 +16,15 @@ from jaxdrop.planting.keys import Stream, Streams
 from jaxdrop.planting.plan import Plan
 from jaxdrop.planting.planner import Planner
 from jaxdrop.planting.report import LISTED, refuse_unmatched, table_of
-from jaxdrop.planting.rules import COUNTER, Rules, RulesLike
+from jaxdrop.planting.rules import Rules, RulesLike, is_counter
 from jaxdrop.planting.table import SiteTable
-from jaxdrop.planting.tracing import PyTree, refuse_functions, refusing_changes, trace
+from jaxdrop.planting.tracing import (
+    PyTree,
+    refuse_functions,
+    refuse_uncallable,
+    refusing_changes,
+    trace,
+)
 
 _KEY_FIRST = "The planted function takes a key first, and then what fn takes."
 
@@ -79,7 +85,7 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
       >>> model(params, jnp.ones((3, 2))).shape  # at test time
       (3,)
     """
-    _refuse_uncallable("plant", fn)
+    refuse_uncallable("plant", fn)
     # Rules are checked before any call. The planner lives as long as the planted
     # function. So an inner jitted function that JAX traces once for all calls is also
     # planned once for all calls.
@@ -105,7 +111,7 @@ def _streams(plan: Plan, root: Key) -> Streams:
     shared = {site.match.name for site in plan.sites if site.match.rule.share_runs}
     return {
         name: Stream.counting(runs)
-        if name.startswith(COUNTER)
+        if is_counter(name)
         else Stream.of(root, name, fixed=name in shared)
         for name, runs in plan.runs.items()
     }
@@ -140,17 +146,12 @@ def sites(
       >>> [(row.site, row.shape, row.runs) for row in table]
       [('hidden', (2, 4), 1)]
     """
-    _refuse_uncallable("sites", fn)
+    refuse_uncallable("sites", fn)
     checked_rules = Rules("sites", {} if rules is None else rules)
     jaxpr, _, _ = trace("sites", _checked("sites", fn), *args, **kwargs)
     plan = Planner(checked_rules, LISTED).plan(jaxpr, Surroundings())
     refuse_unmatched(jaxpr, plan, checked_rules)
     return table_of(jaxpr, plan, unmarked=rules is None)
-
-
-def _refuse_uncallable(caller: str, fn: object) -> None:
-    if not callable(fn):
-        raise TypeError(f"{caller}: fn must be callable; got {fn!r}.")
 
 
 def _checked(caller: str, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:

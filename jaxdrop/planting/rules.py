@@ -172,6 +172,11 @@ COUNTER = "\0rate of rule "
 """In front of the names of counters, among the names of sites."""
 
 
+def is_counter(name: str) -> bool:
+    """Whether this is the name of a counter, and not of a site."""
+    return name.startswith(COUNTER)
+
+
 class Rules:
     """The user's rules, as pairs of a matcher and a rule, which is None to leave values alone."""
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from jaxdrop.base.describe import describe
 from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values, has_primitive, jaxpr_of
 from jaxdrop.planting.mark import is_array, planting, site_p
 
@@ -107,6 +108,12 @@ def _leaves(named: dict[str, PyTree]) -> dict[tuple[str, tuple[Any, ...]], Value
         for name, argument in named.items()
         for path, leaf in jax.tree_util.tree_leaves_with_path(argument)
     }
+
+
+def refuse_uncallable(caller: str, fn: object) -> None:
+    """Refuses what cannot be called."""
+    if not callable(fn):
+        raise TypeError(f"{caller}: fn must be callable; got {describe(fn)}.")
 
 
 def refuse_functions(caller: str, results: PyTree) -> None:
