@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 
 
 runner = load(TESTS / "mutants" / "run.py")
+edits = load(TESTS / "mutants" / "edits.py").edits
 MUTANTS = runner.all_mutants()
 
 
@@ -68,3 +69,40 @@ def test_only_a_test_that_fails_by_itself_is_a_kill(status, where, kind, verdict
     failures = [{"where": where, "kind": kind, "says": ""}] if where else []
     found = {"status": status, "failures": failures}
     assert runner._judged(found, "")[0] == verdict
+
+
+SOURCE = '''def f(x: int = 1, *, flag=True):
+    """Text 1 + 1."""
+    if x < 2:
+        raise ValueError(f"ü: {x + 1}")
+    return jnp.sum(x * x, axis=-1) if not x else max(x[1:])
+'''
+
+
+def test_edits_change_what_runs_and_nothing_else():
+    found = {(SOURCE[edit.start : edit.stop], edit.text) for edit in edits(SOURCE)}
+    whole = "jnp.sum(x * x, axis=-1) if not x else max(x[1:])"
+    assert found == {
+        ("1", "2"),
+        ("2", "3"),
+        ("True", "False"),
+        ("x < 2", "(x <= 2)"),
+        ("x < 2", "(not x < 2)"),
+        ('raise ValueError(f"ü: {x + 1}")', "pass"),
+        ("ValueError", "TypeError"),
+        (f"return {whole}", "return None"),
+        (whole, "(max(x[1:]) if not x else jnp.sum(x * x, axis=-1))"),
+        ("not x", "x"),
+        ("jnp.sum(x * x, axis=-1)", "jnp.sum(x * x)"),
+        ("jnp.sum", "jnp.mean"),
+        ("x * x", "(x / x)"),
+        ("-1", "1"),
+        ("max", "min"),
+    }
+
+
+def test_every_edit_gives_another_program():
+    source = (runner.ROOT / "jaxdrop" / "rescale.py").read_text()
+    programs = {ast.dump(ast.parse(edit.applied(source))) for edit in edits(source)}
+    assert len(programs) > 100
+    assert ast.dump(ast.parse(source)) not in programs
