@@ -7,16 +7,20 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, experimental, lax
 from jax.experimental import checkify
+from jax.extend.core import ClosedJaxpr as _ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 
 from jaxdrop.base.sharding import explicit_part
 
 Tree = TypeVar("Tree")
+
+ClosedJaxpr: TypeAlias = _ClosedJaxpr
+"""In newer versions a second name of `Jaxpr`, which JAX does not export to type checkers."""
 
 # Before 0.8, `jax.checkpoint` refused to differentiate a function with a check.
 CHECKS_LEAVE_CHECKPOINT_WORKING = jax.__version_info__ >= (0, 8)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax import lax
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.interpreters import partial_eval
 
-from jaxdrop.base.compat import in_pmap, varying_axes
+from jaxdrop.base.compat import ClosedJaxpr, in_pmap, varying_axes
 from jaxdrop.base.sharding import with_spec
 
 Variable = TypeVar("Variable")

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
+from jaxdrop.base.compat import ClosedJaxpr
 from jaxdrop.base.describe import describe
 from jaxdrop.planting.jaxprs import AnyJaxpr, Value, Values, has_primitive, jaxpr_of
 from jaxdrop.planting.mark import is_array, planting, site_p

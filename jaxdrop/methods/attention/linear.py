@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jaxdrop.base.compat import vary_as
+from jaxdrop.base.compat import ClosedJaxpr, vary_as
 
 In = TypeVar("In")
 Out = TypeVar("Out")

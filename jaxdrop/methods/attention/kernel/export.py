@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import jax
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
+
+from jaxdrop.base.compat import ClosedJaxpr
 
 Out = TypeVar("Out")
 

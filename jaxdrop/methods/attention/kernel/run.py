@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
-from jaxdrop.base.compat import vary_as
+from jaxdrop.base.compat import ClosedJaxpr, vary_as
 from jaxdrop.methods.attention.kernel.back import back_to_keys
 from jaxdrop.methods.attention.kernel.call import Dims, Launch, call
 from jaxdrop.methods.attention.kernel.operands import LETTERS, Operands
@@ -113,7 +113,7 @@ def _bind(run: Run, arrays: Arrays) -> Arrays:
     def like_results(*arrays: Array) -> list[Array]:
         return vary_as([jnp.zeros(t.shape, t.dtype) for t in run.types(*arrays)], arrays)
 
-    types = tuple(jax.make_jaxpr(like_results)(*arrays).out_avals)
+    types: Any = tuple(jax.make_jaxpr(like_results)(*arrays).out_avals)
     function = over_batch_and_heads(
         partial(_for_platform, run),
         run.part,
