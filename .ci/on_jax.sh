@@ -6,8 +6,8 @@
 #     bash .ci/on_jax.sh next [PYTHON]    on the newest pre-release or nightly build, if the
 #                                         index has one that is newer than the newest release
 #
-# For nightly builds, name JAX's index of them in PIP_EXTRA_INDEX_URL. What runs on the
-# newest version is in `.ci/newest.sh`.
+# For nightly builds, name JAX's index of them in PIP_EXTRA_INDEX_URL. On the newest version,
+# `.ci/run` runs all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source .ci/tests_of_versions.sh

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Tries what a user gets who starts today: the built package, on the newest Python of this
-# machine, with the newest JAX that installs there.
+# Builds the package, and tries what a user gets who starts today: on the newest Python of
+# this machine, with the newest JAX that installs there.
 #
-#     bash .ci/newest.sh [PYTHON]
+#     bash .ci/package.sh [PYTHON]
 #
-# The tests are those of the texts and most of those that depend on the version of JAX. They
-# come from the sdist and run without the repository beside them, so they test the wheel.
+# The tests come from the sdist and run without the repository beside them, so they test the
+# wheel: each public name by the examples of its docstring, and each method by its golden mask.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source .ci/tests_of_versions.sh
 
 python=${1:-$(python3 .ci/newest_python.py)}
 work=$(mktemp -d)
@@ -31,4 +30,4 @@ print(jaxdrop.dropout(jax.random.key(0), jax.numpy.ones(8), 0.5))")
 "$work/user/bin/pip" install --quiet "${wheel[0]}[test]"
 tar -xzf "$work"/dist/*.tar.gz -C "$work" --strip-components=1 --exclude='*/jaxdrop'
 cd "$work"
-run_tests_of_versions user tests/test_docs.py "${few_laws[@]}"
+"$work/user/bin/pytest" -n auto tests/test_docs.py tests/test_golden.py
