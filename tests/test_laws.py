@@ -179,6 +179,12 @@ def test_no_key_is_needed_where_nothing_is_drawn(method):
         close(method, method.run(None, x, 1), method.run(make_key("raw"), x, 1))
 
 
+@methods(lambda method: method.function not in ("shake_drop", "zoneout"))  # they give the mean
+def test_a_key_is_needed_where_something_is_drawn(method):
+    with pytest.raises(TypeError, match=r"must be one key; got None\. Make one with"):
+        method.run(None, inputs(method.shape), 0.3)
+
+
 @methods(lambda method: method.drops_all_at_one)
 @pytest.mark.parametrize("rate", [1, 1.0, jnp.float32(1)])
 def test_rate_one_drops_everything_with_zero_gradient(method, rate):

@@ -105,3 +105,13 @@ def test_concrete_array_rates_are_not_baked_in():
             drop(jax.random.key(0), jnp.ones(100), jnp.float32(rate)) != 0,
             drawn(0, (100,), rate),
         )
+
+
+@pytest.mark.quick
+def test_a_key_is_needed_unless_the_rate_is_known_to_be_zero_or_one():
+    for rate in (0, 1, np.float32(0), 1.0):
+        drawn_without = jaxdrop.draw_mask(None, (2, 3), rate).unpack()
+        np.testing.assert_array_equal(drawn_without, np.full((2, 3), rate == 0))
+    for rate in (0.5, jnp.float32(0), np.zeros((2, 1))):
+        with pytest.raises(TypeError, match=r"^draw_mask: key must be one key; got None\."):
+            jaxdrop.draw_mask(None, (2, 3), rate)

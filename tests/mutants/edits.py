@@ -95,7 +95,7 @@ def _code(node, statement=None):
     """Expressions and statements that run, each with the statement that it is part of."""
     if isinstance(node, ast.stmt):
         statement = node
-    if isinstance(node, ast.JoinedStr) or _is_text_alone(node):
+    if isinstance(node, ast.JoinedStr) or _is_text_alone(node) or _names_something(node):
         return
     if isinstance(node, ast.expr | ast.stmt):
         yield node, statement
@@ -111,6 +111,16 @@ def _code(node, statement=None):
 
 def _is_text_alone(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _names_something(node):
+    """Whether a statement says only which names a module has, or names a type."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id="__all__")]):
+            return True
+        case ast.Assign(value=ast.Call(func=ast.Name(id="TypeVar" | "ParamSpec" | "Primitive"))):
+            return True
+    return False
 
 
 def _with(node, **changes):

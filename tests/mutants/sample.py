@@ -7,7 +7,8 @@ A PLACE is a folder or file of the package, such as `core`; what lies in a folde
 is named as a place of its own (`methods/attention` beside `methods`) belongs to that alone.
 The tests that run an edited line are tried in the order of their time, those of the same
 name as the file first, until one fails. An edit that no test notices in `--seconds` of
-processor time is printed, and kept in FOLDER with all others. `all` means all places.
+processor time is printed, and kept in FOLDER with all others. `all` means all places. Edits
+of which `equivalent.txt` says why no test can notice them are counted apart.
 
 Each edit is tried in a process that is forked from one with JAX and other libraries loaded,
 which takes a tenth of the time of a new one.
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def drawn(place, seed, count):
         for edit in edits(file.read_text())
     ]
     return random.Random(f"{place} {seed}").sample(every, min(count, len(every)))
+
+
+def equivalent():
+    """Edits that change no result, from a file in which the reason stands above each group."""
+    lines = (HERE / "equivalent.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 class Tests:
@@ -201,15 +208,8 @@ def outcome(root, drawn, tests, seconds):
     finally:
         path.write_text(source)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    return {
-        **asdict(drawn.edit),
-        "lines": [drawn.edit.lines.start, drawn.edit.lines.stop],
-        "file": drawn.file,
-        "says": str(drawn),
-        "tests": len(names),
-        "verdict": verdict,
-        "took": round(time.monotonic() - began, 1),
-    }
+    took = round(time.monotonic() - began, 1)
+    return {"says": str(drawn), "tests": len(names), "verdict": verdict, "took": took}
 
 
 def work(folder, job, jobs, places, asked):
@@ -217,7 +217,7 @@ def work(folder, job, jobs, places, asked):
     for name in LOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    tests = Tests(folder)
+    tests, known = Tests(folder), equivalent()
     with tempfile.TemporaryDirectory(prefix="mutant-") as copy:
         root = Path(copy).resolve()
         for name in SHARED:
@@ -230,8 +230,11 @@ def work(folder, job, jobs, places, asked):
             kept = folder / f"{place.replace('/', '-')}.{asked.seed}.{job}.jsonl"
             with kept.open("w") as lines:
                 for one in drawn(place, asked.seed, asked.count)[job::jobs]:
-                    found = outcome(root, one, tests, asked.seconds)
-                    if found["verdict"] not in ("killed", "late"):
+                    if one.words() in known:
+                        found = {"says": str(one), "verdict": "equivalent"}
+                    else:
+                        found = outcome(root, one, tests, asked.seconds)
+                    if found["verdict"] in ("survived", "error"):
                         print(f"{found['verdict']}  {one}  ({found['tests']} tests)", flush=True)
                     lines.write(json.dumps(found) + "\n")
                     lines.flush()
