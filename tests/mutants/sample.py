@@ -2,6 +2,7 @@
 
     python tests/mutants/sample.py --lines FOLDER              first: which test runs what
     python tests/mutants/sample.py --lines FOLDER PLACE ... [--seed N] [--count N] [--jobs N]
+    python tests/mutants/sample.py --lines FOLDER PLACE ... --only FILE
 
 A PLACE is a folder or file of the package, such as `core`; what lies in a folder of it that
 is named as a place of its own (`methods/attention` beside `methods`) belongs to that alone.
@@ -78,14 +79,14 @@ class Drawn:
     edit: Edit
 
     def __str__(self):
-        source = (ROOT / self.file).read_text()
-        old = source[self.edit.start : self.edit.stop]
-        return (
-            f"{self.file}:{self.edit.lines.start} {self.edit.kind}: {old!r} -> {self.edit.text!r}"
-        )
+        source, edit = (ROOT / self.file).read_text(), self.edit
+        first = source.rfind("\n", 0, edit.start) + 1
+        last = source.find("\n", edit.stop)
+        new = source[first : edit.start] + edit.text + source[edit.stop : last]
+        return " ".join(f"{self.file}: {source[first:last]} => {new}".split())
 
 
-def drawn(place, seed, count):
+def drawn(place, asked):
     """A random sample of the edits of a place, the same for the same seed and the same code."""
     path = ROOT / "jaxdrop" / place
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
@@ -96,7 +97,10 @@ def drawn(place, seed, count):
         if not any(file.is_relative_to(other) for other in within)
         for edit in edits(file.read_text())
     ]
-    return random.Random(f"{place} {seed}").sample(every, min(count, len(every)))
+    if asked.only:
+        chosen = set(asked.only.read_text().splitlines())
+        return [one for one in every if str(one) in chosen]
+    return random.Random(f"{place} {asked.seed}").sample(every, min(asked.count, len(every)))
 
 
 def equivalent():
@@ -128,11 +132,11 @@ class Tests:
                     for name, test in self.found.items()
                     if any(file.startswith(within) for file in test["lines"])
                 ]
-        kin = set(Path(drawn.file).with_suffix("").parts[1:])
+        folder, stem = Path(drawn.file).parent.name, Path(drawn.file).stem.rstrip("s")
 
         def order(name):
-            path = name.partition("::")[0].removesuffix(".py").replace("test_", "")
-            return -len(kin & set(path.split("/")[1:])), self.found[name]["seconds"]
+            kin = (stem in name) + (f"/{folder}/" in name)
+            return -kin, self.found[name]["seconds"]
 
         return sorted(names, key=order)
 
@@ -229,13 +233,13 @@ def work(folder, job, jobs, places, asked):
         for place in places:
             kept = folder / f"{place.replace('/', '-')}.{asked.seed}.{job}.jsonl"
             with kept.open("w") as lines:
-                for one in drawn(place, asked.seed, asked.count)[job::jobs]:
-                    if one.words() in known:
+                for one in drawn(place, asked)[job::jobs]:
+                    if str(one) in known:
                         found = {"says": str(one), "verdict": "equivalent"}
                     else:
                         found = outcome(root, one, tests, asked.seconds)
                     if found["verdict"] in ("survived", "error"):
-                        print(f"{found['verdict']}  {one}  ({found['tests']} tests)", flush=True)
+                        print(one, flush=True)
                     lines.write(json.dumps(found) + "\n")
                     lines.flush()
 
@@ -256,6 +260,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=150, help="how many edits of each place")
     parser.add_argument("--seconds", type=float, default=60, help="most time for one edit")
+    parser.add_argument("--only", type=Path, help="a file of edits as they are printed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
