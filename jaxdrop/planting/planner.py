@@ -156,10 +156,14 @@ def dropped_inside(
     Raises:
       ValueError: such a result would be dropped once more, outside of the call.
     """
-    plans = [plan for _, plan in _each(bodies)] if call_of(equation).returns_all else []
+    call = call_of(equation)
+    if call.rebuild is None and equation.name not in DERIVATIVES:
+        return {}
+    # What a body returns becomes the results of the call, of a loop those of its last step too.
     dropped = {
         variable: site
-        for plan in plans
+        for parameter, plan in _each(bodies)
+        if parameter not in call.siteless
         for variable, site in zip(equation.results, plan.dropped, strict=True)
         if site
     }
