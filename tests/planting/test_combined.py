@@ -122,6 +122,34 @@ class TestWithin:
             within(outer)
 
 
+class TestNameOfACombination:
+    """The exponential is read inside of the scope, by the sum, and outside."""
+
+    def model(self, x):
+        with jax.named_scope("s"):
+            h = jnp.exp(x * 0)
+            y = h + 0
+        return [h * 1, y * 1]
+
+    scope, exp = named_scope("s", output=0), primitive("exp")
+
+    @pytest.mark.parametrize(
+        ("rule", "name", "inside"),
+        [
+            (scope & exp, "named_scope:s", 1),
+            (exp & scope, "primitive:exp", 10),
+            (scope | exp, "named_scope:s", 1),
+            (exp | scope, "primitive:exp", 10),
+        ],
+        ids=repr,
+    )
+    def test_the_first_side_gives_the_name_and_decides_who_reads_the_value(
+        self, rule, name, inside
+    ):
+        assert [row.site for row in sites(self.model, X, rules={rule: gone})] == [name]
+        assert_runs(self.model, {rule: gone}, 10, inside)
+
+
 class TestValue:
     def test_values_of_a_shape(self):
         def model(x):

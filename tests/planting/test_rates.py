@@ -112,6 +112,14 @@ def test_a_function_of_the_run_and_the_number_of_runs():
     assert set(seen) == {LAYERS}
 
 
+def test_the_number_of_a_run_is_signed_so_that_a_schedule_may_count_down():
+    left = Rule(lambda key, x, left: x + left.astype(x.dtype), rate=lambda run, runs: run - runs)
+    _, ys = plant(lambda x: lax.scan(lambda c, _: (c, site(c, "s")), x, length=3), {"s": left})(
+        new_key(), jnp.zeros(())
+    )
+    np.testing.assert_array_equal(ys, [-3, -2, -1])
+
+
 def numbers_of(model, pattern="s", x=X, **options):
     """What each run adds: its number and the number of all runs."""
 

@@ -341,6 +341,19 @@ def test_progress_adds_up_to_the_samples(transform, count, told):
     assert heard == told
 
 
+def test_progress_is_told_once_for_each_element_of_a_vmap():
+    heard = []
+
+    def fn(key):
+        return {"key": key, "words": jax.random.key_data(key)}
+
+    run = monte_carlo(fn, 3, batch_size=1, progress=heard.append)
+    samples = jax.vmap(run)(jax.random.split(jax.random.key(0)))
+    jax.effects_barrier()
+    assert samples["key"].shape == (2, 3)
+    assert heard == [1] * 6
+
+
 def test_gradient_of_the_mean_is_the_mean_of_gradients():
     def mean(x):
         return monte_carlo_moments(network, 6, batch_size=4)(make_key("raw"), x).mean["y"].sum()
