@@ -171,6 +171,14 @@ class TestValue:
 
         assert_runs(model, {match.site("s") & value(lambda x: x.ndim == 0): gone}, 10, 1)
 
+    def test_the_predicate_gets_a_shape_and_a_dtype(self):
+        seen = []
+        rule = primitive("exp") & value(lambda x: seen.append(x) or True)
+        sites(jnp.exp, X.astype(jnp.bfloat16), rules={rule: gone})
+        assert {(type(x), x.shape, x.dtype) for x in seen} == {
+            (jax.ShapeDtypeStruct, (4,), jnp.bfloat16.dtype)
+        }
+
     def test_the_predicate_must_be_a_function(self):
         with pytest.raises(TypeError, match="predicate must be a function"):
             value((3, 4))

@@ -19,6 +19,7 @@ from programs import (
     ByHand,
     X,
     block,
+    cell,
     drop,
     loss,
     nested,
@@ -275,6 +276,35 @@ def test_site_that_a_rule_runs_but_not_the_function_is_left_alone():
     # JAX has put the rule into what is planted, if it was differentiated first.
     inside = plant(jax.grad(model), {"*": drop})(new_key(), X)
     chex.assert_trees_all_equal(inside, drop(site_key(new_key(), "r"), expected))
+
+
+@jax.custom_jvp
+def jvp_scan(x):
+    return lax.scan(cell, x, ROWS)
+
+
+@jax.custom_vjp
+def vjp_scan(x):
+    return lax.scan(cell, x, ROWS)
+
+
+jvp_scan.defjvp(lambda primals, tangents: jax.jvp(PROGRAMS["scan"].planted, primals, tangents))
+vjp_scan.defvjp(partial(jax.vjp, PROGRAMS["scan"].planted), lambda pull, bars: pull(bars))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("loop", [jvp_scan, vjp_scan])
+@pytest.mark.parametrize("locked", [False, True])
+def test_steps_of_a_loop_in_a_function_and_in_its_rule_have_the_same_masks(loop, locked):
+    def planted(x):
+        return loss(plant(loop, {"s": Rule(drop, share_loop=locked)})(new_key(), x))
+
+    def by_hand(x):
+        mark = ByHand(new_key())
+        steps = (lambda x: drop(site_key(new_key(), "s"), x)) if locked else mark
+        return loss(PROGRAMS["scan"].straight(x, steps))
+
+    chex.assert_trees_all_equal(jax.value_and_grad(planted)(X), jax.value_and_grad(by_hand)(X))
 
 
 def in_scan(body, x):

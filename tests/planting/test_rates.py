@@ -271,6 +271,14 @@ def test_a_while_loop_has_no_last_run():
     plant(model, {"s": Rule(dropout, rate=0.2)})(new_key(), X)
 
 
+@pytest.mark.parametrize("rate", [1, np.float32(0.5), np.array(0.5), jnp.float32(0.5)])
+def test_numbers_of_any_kind_are_rates_also_in_a_pair(rate):
+    rates = []
+    for given in (rate, (np.array(0.0), rate)):
+        plant(partial(unrolled, layers=1), {"s": Rule(noting(rates), rate=given)})(new_key(), X)
+    assert rates == [rate, rate]
+
+
 @pytest.mark.parametrize("rate", ["high", (0.1,), (0.1, 0.2, 0.3), ("a", "b"), [0.1, 0.2], True])
 def test_what_is_no_rate_is_refused(rate):
     with pytest.raises(TypeError, match="rate must be a number, a pair"):

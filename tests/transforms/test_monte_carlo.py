@@ -61,6 +61,7 @@ def test_run_is_extended_from_where_it_ended(batch_size):
 def assert_moments(moments, samples):
     count = len(jax.tree.leaves(samples)[0])
     assert moments.count == count
+    assert (moments.count.dtype, moments.count.shape) == (jnp.uint32, ())
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), samples)
     for name, x in wide.items():
         np.testing.assert_allclose(moments.mean[name], x.mean(0), rtol=1e-5, atol=1e-6)
@@ -441,3 +442,7 @@ def test_moments_merge_exactly():
         assert list(map(float, jax.tree.leaves(merged))) == [2, 1, 1]
     assert list(map(float, jax.tree.leaves(none.merge(none)))) == [0, 0, 0]
     assert list(map(float, jax.tree.leaves(one.merge(other)))) == [4, 2, 2]
+    rows = jax.tree.map(lambda *parts: jnp.stack(parts), one, none)
+    others = jax.tree.map(lambda *parts: jnp.stack(parts), other, one)
+    each = jax.vmap(Moments.merge)(rows, others)
+    assert [leaf.tolist() for leaf in jax.tree.leaves(each)] == [[4, 2], [2, 1], [2, 1]]
