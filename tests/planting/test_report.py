@@ -415,5 +415,6 @@ class TestUnmarked:
 def test_the_matcher_of_a_marked_value_has_its_path():
     rows = sites(lambda x: site({"a": x, "b": x}, "s"), X)
     assert [row.matcher for row in rows] == [match.site("s['a']"), match.site("s['b']")]
+    assert [*rows.where("s['a']")] == [rows[0]]
     table = sites(lambda x: site({"a": x, "b": x}, "s"), X, rules={rows[1].matcher: drop})
     assert [(row.site, row.rule) for row in table] == [("s['a']", None), ("s['b']", "s['b']")]
