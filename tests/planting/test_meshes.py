@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import COLLECTIVE, mesh
 from programs import RULES, block, drop, loss, new_key
 
-from jaxdrop import Rule, plant, site, site_key
+from jaxdrop import Rule, plant, site, site_key, sites
 
 ROWS = P("a")
 
@@ -26,6 +26,13 @@ def mark(x):
 
 
 ONES = jnp.ones((8, 64))
+
+
+def test_the_table_has_the_shape_of_a_shard_and_one_run():
+    (row,) = sites(on_devices(jax.vmap(mark)), ONES)
+    assert (row.where, row.shape, row.runs) == ("shard_map/vmap[2]", (64,), 1)
+    (row,) = sites(on_devices(mark), ONES)
+    assert (row.where, row.shape, row.runs) == ("shard_map", (2, 64), 1)
 
 
 def test_shards_are_independent_along_varying_axes_and_alike_along_others():
