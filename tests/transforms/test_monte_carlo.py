@@ -343,16 +343,6 @@ def test_large_samples_that_agree_have_no_variance():
     assert (moments.mean, moments.variance) == (1e20, 0)
 
 
-@pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
-@pytest.mark.parametrize(("count", "told"), [(10, [4, 4, 2]), (8, [4, 4]), (3, [3])])
-def test_progress_adds_up_to_the_samples(transform, count, told):
-    heard = []
-    run = jax.jit(transform(network, count, batch_size=4, progress=heard.append))
-    jax.block_until_ready(run(make_key("raw"), X))
-    jax.effects_barrier()
-    assert heard == told
-
-
 def test_progress_is_told_once_for_each_element_of_a_vmap():
     heard = []
 
