@@ -151,7 +151,7 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
 def dropped_inside(
     equation: Equation, sites: Sites, bodies: Bodies, caller: str
 ) -> dict[Var, Site]:
-    """The results of a call that are dropped inside of it.
+    """The results of a call or loop that are dropped inside of it.
 
     Raises:
       ValueError: such a result would be dropped once more, outside of the call.
@@ -159,7 +159,7 @@ def dropped_inside(
     call = call_of(equation)
     if call.rebuild is None and equation.name not in DERIVATIVES:
         return {}
-    # What a body returns becomes the results of the call, of a loop those of its last step too.
+    # What a body returns is what the call returns; of a loop, in the last step or in each.
     dropped = {
         variable: site
         for parameter, plan in _each(bodies)

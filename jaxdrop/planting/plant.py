@@ -69,8 +69,10 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
       TypeError: `fn` is not callable, `rules` are not rules; when called, if
         `key` is not one key, or a drop changes the shape or dtype.
       KeyError: when called, if a rule matches nothing.
-      ValueError: when called, if two rules of a dict match one site, or `fn` changes an
-        argument, such as the running mean of a module of flax.nnx.
+      ValueError: when called, if two rules of a dict match one site, a value would be
+        dropped in a call or loop and again around it, a matcher does not say which of
+        several outputs is meant, or `fn` changes an argument, such as the running mean of
+        a module of flax.nnx.
       NotImplementedError: when called, if a rule matches a site where no drop
         can be put. The message says where it is and what to do.
 
@@ -137,7 +139,8 @@ def sites(
     Raises:
       TypeError: `rules` are not rules.
       KeyError: a rule matches nothing.
-      ValueError: two rules of a dict match one site.
+      ValueError: two rules of a dict match one site, a value would be dropped twice, or a
+        matcher does not say which of several outputs is meant.
       NotImplementedError: a rule matches a site where no drop can be put.
 
     Example:
