@@ -318,6 +318,13 @@ class TestUnmarked:
         found = sites(model, X, rules={rows[0].matcher: drop})
         assert sum(row.runs for row in found) == 4
 
+    def test_of_nested_functions_of_one_name_the_outermost_is_offered(self):
+        def layer(x, depth=2):
+            return layer(x, depth - 1) + 1 if depth else jnp.exp(x) * 2
+
+        rows = sites(lambda x: layer(x) * 2, X).where("*layer")
+        assert [(row.runs, row.matcher) for row in rows] == [(1, match.function("layer"))]
+
     def test_numbers_at_several_places_of_a_path_are_collapsed(self):
         def model(x):
             for i in range(2):
