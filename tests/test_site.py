@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxdrop
@@ -52,6 +53,17 @@ def test_code_of_a_page_runs(page):
             report = []
             doctest.DocTestRunner().run(test, out=report.append)
             assert not report, "".join(report)
+
+
+def test_table_of_sites_on_the_page_is_what_its_code_prints(capsys):
+    (code,) = (block for block in blocks("plant", "python") if "print(table)" in block)
+    (shown,) = blocks("plant", "text")
+    names = {"jax": jax, "jnp": jnp, "x": jnp.ones((8, 4))}
+    exec(code, names | {"site": jaxdrop.site, "sites": jaxdrop.sites})
+    without_lines = [
+        re.sub(r" +\S+:\d+\S* \(encoder\)", "", text) for text in (shown, capsys.readouterr().out)
+    ]
+    assert without_lines[0] == without_lines[1]
 
 
 def test_every_block_of_python_is_found():

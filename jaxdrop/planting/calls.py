@@ -39,8 +39,6 @@ class Call:
     """How often its bodies run in one call. None if nobody knows."""
     label: Callable[[Params, int], str] | None = None
     """What the table calls each body, by its index. If None, it is the label of the equation."""
-    returns_all: bool = False
-    """Whether its results are those of its body, or of one of its bodies."""
     siteless: Mapping[str, str] = field(default_factory=dict[str, str])
     """The parameters whose bodies can have no site, and where such a site would be, in words."""
 
@@ -217,10 +215,8 @@ def _branch(params: Params, index: int) -> str:
 
 
 CALLS: Mapping[str, Call] = {
-    "jit": Call(rebuild_jit, returns_all=True),
-    **dict.fromkeys(
-        ("closed_call", "core_call", "eval_jaxpr"), Call(rebuild_closed_call, returns_all=True)
-    ),
+    "jit": Call(rebuild_jit),
+    **dict.fromkeys(("closed_call", "core_call", "eval_jaxpr"), Call(rebuild_closed_call)),
     "scan": Call(
         rebuild_scan,
         times=lambda params: params["length"],
@@ -235,13 +231,13 @@ CALLS: Mapping[str, Call] = {
             "cond_jaxpr": "the condition of a while_loop, which runs once more than its body"
         },
     ),
-    "cond": Call(rebuild_cond, label=_branch, returns_all=True),
+    "cond": Call(rebuild_cond, label=_branch),
     "platform_dependent": Call(
         rebuild_cond,
         label=_branch,
         siteless={"branches": "lax.platform_dependent, which plant cannot go into"},
     ),
-    "checkpoint": Call(rebuild_checkpoint, returns_all=True),
+    "checkpoint": Call(rebuild_checkpoint),
     "shard_map": Call(rebuild_shard_map),
 }
 

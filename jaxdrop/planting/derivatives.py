@@ -149,10 +149,9 @@ class _Masked:
         plan = self.plan_rule(jaxpr)
         self._refuse_differences(self.body.runs.keys() ^ plan.runs.keys())
         self._refuse_other_order(plan)
-        # If a rule runs a site as often as the function, it is assumed to do so in the same order.
         here = {
-            name: self.streams[name] if n == self.body.runs[name] else self._only_mask(name)
-            for name, n in plan.runs.items()
+            name: self.streams[name] if self._runs_alike(name, plan) else self._only_mask(name)
+            for name in plan.runs
         }
         return unflatten(plan(here, *operands))
 
@@ -164,6 +163,14 @@ class _Masked:
         self._refuse_differences(plan.runs.keys() - self.body.runs.keys())
         here = {name: self._only_mask(name) for name in plan.runs}
         return unflatten(plan(here, *operands))
+
+    def _runs_alike(self, name: str, plan: Plan) -> bool:
+        """Whether a rule runs a site as often as the function. Then it is assumed to do so in
+        the same order.
+        """
+        # A while loop counts as one run, but folds its iterations into the keys.
+        same_loops = plan.is_looped(name) == self.body.is_looped(name)
+        return same_loops and plan.runs[name] == self.body.runs[name]
 
     def _refuse_differences(self, names: set[str]) -> None:
         for name in sorted(names):

@@ -61,7 +61,9 @@ def site_key(key: Key, name: str, occurrence: Count = 0) -> Key:
     key = as_threefry(check.one_key(key))
     if not isinstance(name, str):
         raise TypeError(f"{check}: name must be a string; got {name!r}.")
-    if not isinstance(occurrence, Array):
+    if isinstance(occurrence, Array):
+        occurrence = check.integer_array("occurrence", occurrence)
+    else:
         occurrence = check.whole_number("occurrence", occurrence, 0)
     return jax.random.fold_in(fold_in_name(key, name), occurrence)
 

@@ -151,15 +151,19 @@ def refuse_unreachable(caller: str, equation: Equation, bodies: Bodies) -> None:
 def dropped_inside(
     equation: Equation, sites: Sites, bodies: Bodies, caller: str
 ) -> dict[Var, Site]:
-    """The results of a call that are dropped inside of it.
+    """The results of a call or loop that are dropped inside of it.
 
     Raises:
       ValueError: such a result would be dropped once more, outside of the call.
     """
-    plans = [plan for _, plan in _each(bodies)] if call_of(equation).returns_all else []
+    call = call_of(equation)
+    if call.rebuild is None and equation.name not in DERIVATIVES:
+        return {}
+    # What a body returns is what the call returns; of a loop, in the last step or in each.
     dropped = {
         variable: site
-        for plan in plans
+        for parameter, plan in _each(bodies)
+        if parameter not in call.siteless
         for variable, site in zip(equation.results, plan.dropped, strict=True)
         if site
     }

@@ -46,13 +46,13 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
     the value varies. `site_key` says which key each run has. With a `Rule`, several
     runs can share a mask: in a solver of differential equations, all of them must.
 
-    Prefer `grad(plant(f))` to `plant(grad(f))`. With `plant(grad(f))` two things
+    Prefer `grad(plant(f))` to `plant(grad(f))`. With `plant(grad(f))` three things
     differ. First, JAX has moved values that are the same in all steps of a scan out of
     the scan, so a site on such a value has one mask for all steps. Second, if a rule of
     `jax.custom_jvp` runs a site twice, for the value and for the derivative, the two
-    runs have different masks. A rate that depends on the run is refused there. In either
-    order, if the rule of a custom derivative runs
-    a site but the function itself does not, `plant` puts no drop there.
+    runs have different masks. Third, if the rule of a custom derivative runs a site but
+    the function itself does not, a drop is put there; `grad(plant(f))` puts none. A rate
+    that depends on the run is refused in `plant(grad(f))`.
 
     Args:
       fn: a pure function of pytrees. Arrays are traced; all other leaves are passed unchanged.
@@ -69,8 +69,10 @@ def plant(fn: Callable[P, Out], rules: RulesLike) -> Callable[Concatenate[Key, P
       TypeError: `fn` is not callable, `rules` are not rules; when called, if
         `key` is not one key, or a drop changes the shape or dtype.
       KeyError: when called, if a rule matches nothing.
-      ValueError: when called, if two rules of a dict match one site, or `fn` changes an
-        argument, such as the running mean of a module of flax.nnx.
+      ValueError: when called, if two rules of a dict match one site, a value would be
+        dropped in a call or loop and again around it, a matcher does not say which of
+        several outputs is meant, or `fn` changes an argument, such as the running mean of
+        a module of flax.nnx.
       NotImplementedError: when called, if a rule matches a site where no drop
         can be put. The message says where it is and what to do.
 
@@ -137,7 +139,8 @@ def sites(
     Raises:
       TypeError: `rules` are not rules.
       KeyError: a rule matches nothing.
-      ValueError: two rules of a dict match one site.
+      ValueError: two rules of a dict match one site, a value would be dropped twice, or a
+        matcher does not say which of several outputs is meant.
       NotImplementedError: a rule matches a site where no drop can be put.
 
     Example:

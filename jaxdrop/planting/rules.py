@@ -42,8 +42,8 @@ class Rule:
         an inner `vmap` and devices still have masks of their own.
       mesh_axes: the mesh axes of a `shard_map` along which each device draws a mask of
         its own. None means the axes over which the value varies. JAX knows these axes,
-        except in a `shard_map` with `check_vma=False`. Devices that have the same value
-        along an axis share a mask in any case.
+        except in a `shard_map` with `check_vma=False`, where they must be named. Devices
+        that have the same value along an axis share a mask in any case.
 
     Raises:
       TypeError: `drop` is not callable, `rate` is none of the above, or `mesh_axes` is a

@@ -22,11 +22,13 @@ class SiteRow:
     Args:
       site: its name, which `site_key` takes. Of values that nobody marked, the numbers of
         layers are collapsed, as in `layer_{0..11}`.
-      shape: the shape of the value that a drop gets. In an inner `vmap` it is the shape
-        of one example.
+      shape: the shape of the value that a drop gets. For a marked value in an inner
+        `vmap` it is the shape of one example.
       dtype: the dtype of the value.
-      runs: how often the site runs in a call. None if it is in a while loop.
-      where: the loops, calls and batches around it, from the outermost to the innermost.
+      runs: how often the site runs in a call that takes its branches. None if it is in a
+        while loop.
+      where: the loops, calls and branches around it, from the outermost to the innermost,
+        and then the sizes of inner `vmap`s around a mark.
       rule: the pattern of its rule, or None.
       source: the line of code that computes the value.
       matcher: what matches the site in a rule. For a function, it matches all of its calls.

@@ -160,7 +160,7 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1].
+      ValueError: `rate` lies outside [0, 1], or `steps` is negative.
 
     Example:
       >>> schedule = early_dropout_schedule(0.25, 10)
@@ -173,7 +173,8 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
     check = Check("early_dropout_schedule")
     rate = check.known_probability("rate", rate)
     steps = check.whole_number("steps", steps, 0)
-    return partial(_linear if linear else _in_one_step, rate, 0.0, steps)
+    # A linear schedule of Optax without steps stays at its first value.
+    return partial(_linear if linear and steps else _in_one_step, rate, 0.0, steps)
 
 
 def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
@@ -187,7 +188,7 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1].
+      ValueError: `rate` lies outside [0, 1], or `start` is negative.
 
     Example:
       >>> schedule = late_dropout_schedule(0.25, 10)

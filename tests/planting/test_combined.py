@@ -122,6 +122,34 @@ class TestWithin:
             within(outer)
 
 
+class TestNameOfACombination:
+    """The exponential is read inside of the scope, by the sum, and outside."""
+
+    def model(self, x):
+        with jax.named_scope("s"):
+            h = jnp.exp(x * 0)
+            y = h + 0
+        return [h * 1, y * 1]
+
+    scope, exp = named_scope("s", output=0), primitive("exp")
+
+    @pytest.mark.parametrize(
+        ("rule", "name", "inside"),
+        [
+            (scope & exp, "named_scope:s", 1),
+            (exp & scope, "primitive:exp", 10),
+            (scope | exp, "named_scope:s", 1),
+            (exp | scope, "primitive:exp", 10),
+        ],
+        ids=repr,
+    )
+    def test_the_first_side_gives_the_name_and_decides_who_reads_the_value(
+        self, rule, name, inside
+    ):
+        assert [row.site for row in sites(self.model, X, rules={rule: gone})] == [name]
+        assert_runs(self.model, {rule: gone}, 10, inside)
+
+
 class TestValue:
     def test_values_of_a_shape(self):
         def model(x):
@@ -142,6 +170,14 @@ class TestValue:
             return [jax.vmap(lambda one: site(one * 0 + 1, "s"))(x), site(x * 0 + 1, "s")]
 
         assert_runs(model, {match.site("s") & value(lambda x: x.ndim == 0): gone}, 10, 1)
+
+    def test_the_predicate_gets_a_shape_and_a_dtype(self):
+        seen = []
+        rule = primitive("exp") & value(lambda x: seen.append(x) or True)
+        sites(jnp.exp, X.astype(jnp.bfloat16), rules={rule: gone})
+        assert {(type(x), x.shape, x.dtype) for x in seen} == {
+            (jax.ShapeDtypeStruct, (4,), jnp.bfloat16.dtype)
+        }
 
     def test_the_predicate_must_be_a_function(self):
         with pytest.raises(TypeError, match="predicate must be a function"):

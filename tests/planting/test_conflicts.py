@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
+from meshes import mesh
 
 from jaxdrop import Rule, dropout, match, plant, site
 from jaxdrop.match import function, jit, named_scope, primitive, value, within
@@ -105,8 +107,15 @@ class TestOnce:
 
     @pytest.mark.parametrize(
         "call",
-        [jax.checkpoint, lambda f: lambda x: lax.cond(x.sum() > 0, f, lambda x: x, x)],
-        ids=["checkpoint", "cond"],
+        [
+            jax.checkpoint,
+            lambda f: lambda x: lax.cond(x.sum() > 0, f, lambda x: x, x),
+            lambda f: lambda x: lax.while_loop(lambda x: x.sum() < 0, f, x),
+            lambda f: lambda x: lax.scan(lambda x, _: (f(x), None), x, length=2)[0],
+            lambda f: lambda x: lax.scan(lambda x, _: (x, f(x)), x, length=1)[1],
+            lambda f: jax.shard_map(f, mesh=mesh(), in_specs=P("a"), out_specs=P("a")),
+        ],
+        ids=["checkpoint", "cond", "while", "scan", "rows of a scan", "shard_map"],
     )
     def test_a_result_is_not_dropped_inside_and_where_it_leaves_a_scope(self, call):
         def f(x):
@@ -120,12 +129,29 @@ class TestOnce:
         with pytest.raises(ValueError, match=r"dropped once.*'function:f'"):
             run(model, {function("f") | named_scope("around"): ten})
 
+    def test_a_mark_at_the_end_of_a_custom_derivative_is_not_dropped_outside_again(self):
+        marked = jax.custom_jvp(lambda x: site(x, "h"))
+        marked.defjvp(lambda primals, tangents: (marked(*primals), tangents[0]))
+
+        @jax.jit
+        def f(x):
+            return marked(x * 2)
+
+        with pytest.raises(ValueError, match=r"dropped once.*'jit:f'.* as 'h'"):
+            run(lambda x: f(x) * 1, {"h": ten, jit("f"): ten})
+
     def test_what_is_computed_further_may_be_dropped_again(self):
         @jax.jit
         def f(x):
             return jnp.exp(x * 0) + 0
 
+        def looped(x):
+            with jax.named_scope("loop"):
+                return lax.scan(lambda x, _: (f(x), None), x, length=2)[0] + 0
+
         y = run(lambda x: f(x), {primitive("exp"): ten, jit("f"): ten})
+        np.testing.assert_array_equal(y, [100] * 4)
+        y = run(looped, {primitive("exp"): ten, named_scope("loop"): ten})
         np.testing.assert_array_equal(y, [100] * 4)
 
 

@@ -116,6 +116,13 @@ def test_sites_in_a_call_have_their_keys_in_the_order_of_the_program(call):
     assert list(plan.runs) == names
 
 
+def test_each_call_traces_the_function_again():
+    scale = [1.0]
+    planted = plant(lambda x: site(x * scale[0], "s"), {"s": lambda key, x: x})
+    for scale[0] in (1.0, 2.0):
+        chex.assert_trees_all_equal(planted(new_key(), X), X * scale[0])
+
+
 def test_inner_jit_compiles_once_over_keys_and_calls():
     inner = jax.jit(lambda x: site(x * 2, "s"))
 

@@ -19,6 +19,7 @@ from programs import (
     ByHand,
     X,
     block,
+    cell,
     drop,
     loss,
     nested,
@@ -264,10 +265,80 @@ def test_site_that_a_rule_runs_but_not_the_function_is_left_alone():
     def odd(x):
         return x * 2
 
-    odd.defjvp(lambda primals, tangents: jax.jvp(lambda x: site(x * 2, "s"), primals, tangents))
-    gradient = jax.grad(plant(lambda x: odd(site(x, "s")).sum(), RULES), argnums=1)
+    odd.defjvp(lambda primals, tangents: jax.jvp(lambda x: site(x * 2, "r"), primals, tangents))
+
+    def model(x):
+        return odd(site(x, "s")).sum()
+
+    outside = jax.grad(plant(model, {"*": drop}), argnums=1)(new_key(), X)
     expected = 2 * drop(site_key(new_key(), "s"), jnp.ones(6))
-    chex.assert_trees_all_equal(gradient(new_key(), X), expected)
+    chex.assert_trees_all_equal(outside, expected)
+    # JAX has put the rule into what is planted, if it was differentiated first.
+    inside = plant(jax.grad(model), {"*": drop})(new_key(), X)
+    chex.assert_trees_all_equal(inside, drop(site_key(new_key(), "r"), expected))
+
+
+@jax.custom_jvp
+def jvp_scan(x):
+    return lax.scan(cell, x, ROWS)
+
+
+@jax.custom_vjp
+def vjp_scan(x):
+    return lax.scan(cell, x, ROWS)
+
+
+jvp_scan.defjvp(lambda primals, tangents: jax.jvp(PROGRAMS["scan"].planted, primals, tangents))
+vjp_scan.defvjp(partial(jax.vjp, PROGRAMS["scan"].planted), lambda pull, bars: pull(bars))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("loop", [jvp_scan, vjp_scan])
+@pytest.mark.parametrize("locked", [False, True])
+def test_steps_of_a_loop_in_a_function_and_in_its_rule_have_the_same_masks(loop, locked):
+    def planted(x):
+        return loss(plant(loop, {"s": Rule(drop, share_loop=locked)})(new_key(), x))
+
+    def by_hand(x):
+        mark = ByHand(new_key())
+        steps = (lambda x: drop(site_key(new_key(), "s"), x)) if locked else mark
+        return loss(PROGRAMS["scan"].straight(x, steps))
+
+    chex.assert_trees_all_equal(jax.value_and_grad(planted)(X), jax.value_and_grad(by_hand)(X))
+
+
+def in_scan(body, x):
+    return lax.scan(lambda x, _: (body(x), None), x, length=1)[0]
+
+
+def in_while(body, x):
+    return lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, body(s[1])), (0, x))[1]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("loop", [in_scan, in_while])
+def test_site_that_runs_once_has_its_mask_in_a_loop_of_the_rule(loop):
+    odd = jax.custom_vjp(lambda x: block(x))
+    odd.defvjp(
+        lambda x: (loop(block, x), None),
+        lambda _, y_bar: (loop(lambda y_bar: site(y_bar * WEIGHTS, "s"), y_bar),),
+    )
+    expected = jax.value_and_grad(lambda x: loss(block(x, ByHand(new_key()))))(X)
+    planted = plant(lambda x: loss(odd(x)), RULES)
+    chex.assert_trees_all_equal(jax.value_and_grad(planted, argnums=1)(new_key(), X), expected)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("forwards", "backwards"),
+    [(block, lambda y_bar: y_bar), (partial(in_while, block), partial(site, name="s"))],
+)
+def test_site_in_a_while_loop_of_the_function_must_be_in_one_in_the_rule(forwards, backwards):
+    """The masks of its iterations are those of no run outside of the loop."""
+    odd = jax.custom_vjp(partial(in_while, block))
+    odd.defvjp(lambda x: (forwards(x), None), lambda _, y_bar: (backwards(y_bar),))
+    with pytest.raises(NotImplementedError, match="its runs cannot be told apart"):
+        jax.grad(plant(lambda x: loss(odd(x)), RULES), argnums=1)(new_key(), X)
 
 
 @pytest.mark.quick

@@ -5,6 +5,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from programs import NAMES, PROGRAMS, ROWS, RULES, ByHand, X, block, cell, drop, new_key
@@ -58,10 +59,54 @@ def test_each_array_of_a_pytree_is_a_site_of_its_own():
     assert out["b"][1:] == [None, "text", 3.0]
 
 
+@jax.tree_util.register_pytree_node_class
+class Pair:
+    """A node of a pytree that has no names for its parts."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def tree_flatten(self):
+        return self.parts, None
+
+    @classmethod
+    def tree_unflatten(cls, _, parts):
+        return cls(*parts)
+
+
+@pytest.mark.quick
+def test_parts_of_a_node_of_the_user_are_sites_by_their_numbers():
+    out = plant(lambda x: site(Pair(x, "text"), "h"), {"h[0]": drop})(new_key(), X)
+    chex.assert_trees_all_equal(out.parts[0], drop(site_key(new_key(), "h[0]"), X))
+    assert (type(out), out.parts[1]) == (Pair, "text")
+
+
+@pytest.mark.quick
+def test_arrays_and_scalars_of_numpy_are_marked_and_numbers_of_python_are_not():
+    tree = {"a": np.ones(6, np.float32), "b": np.float32(1), "c": 1.0}
+    out = plant(lambda: site(tree, "h"), {"h": lambda key, x: x * 2})(new_key())
+    assert jax.tree.map(float, out | {"a": out["a"].sum()}) == {"a": 12, "b": 2, "c": 1}
+
+
 def test_key_implementations_are_hashed_down_to_threefry():
     for key in (jax.random.key(3, impl="rbg"), jax.random.PRNGKey(3)):
         y = plant(block, RULES)(key, X)
         chex.assert_trees_all_equal(y, block(X, ByHand(key)))
+        assert site_key(key, "s").dtype == jax.random.key(0).dtype
+
+
+@pytest.mark.quick
+def test_occurrence_may_be_traced_and_must_be_a_whole_number():
+    key = new_key()  # not consumed
+    traced = jax.jit(lambda i: jax.random.key_data(site_key(key, "s", i)))(2)
+    for occurrence in (2, np.int64(2), jnp.uint32(2)):
+        found = jax.random.key_data(site_key(key, "s", occurrence))
+        chex.assert_trees_all_equal(found, traced)
+    with pytest.raises(ValueError, match=r"^site_key: occurrence must be at least 0; got -1"):
+        site_key(key, "s", -1)
+    for wrong, got in ((1.0, "1.0"), (jnp.float32(1), "float32")):
+        with pytest.raises(TypeError, match=f"^site_key: occurrence must be integers; got {got}"):
+            site_key(key, "s", wrong)
 
 
 @pytest.mark.quick

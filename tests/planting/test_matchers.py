@@ -30,7 +30,7 @@ def run(model, rules, x=X):
 
 def every(value):
     """For `output=`."""
-    return True
+    return isinstance(value, jax.ShapeDtypeStruct)
 
 
 def drop(name, x, occurrence=0):
@@ -209,6 +209,11 @@ class TestNamedScope:
             return x
 
         assert found(model, named_scope("s")) == [("named_scope:s", 1)]
+
+    def test_complex_values_are_dropped_like_real_ones(self):
+        z = X * np.complex64(1 + 2j)
+        y = run(lambda x: scoped("s", x) + 1, {named_scope("s"): half}, z)
+        assert_equal(y, drop("named_scope:s", 2 * z) + 1)
 
     def test_name_may_have_any_characters(self):
         assert found(partial(scoped, "layer(1)"), named_scope("layer(1)"))

@@ -1,5 +1,7 @@
 """Planting and devices: shard_map, Auto sharding, Explicit sharding."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,9 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from meshes import COLLECTIVE, mesh
-from programs import RULES, drop, loss, new_key
+from programs import RULES, block, drop, loss, new_key
 
-from jaxdrop import Rule, plant, site, site_key
+from jaxdrop import Rule, plant, site, site_key, sites
 
 ROWS = P("a")
 
@@ -24,6 +26,13 @@ def mark(x):
 
 
 ONES = jnp.ones((8, 64))
+
+
+def test_the_table_has_the_shape_of_a_shard_and_one_run():
+    (row,) = sites(on_devices(jax.vmap(mark)), ONES)
+    assert (row.where, row.shape, row.runs) == ("shard_map/vmap[2]", (64,), 1)
+    (row,) = sites(on_devices(mark), ONES)
+    assert (row.where, row.shape, row.runs) == ("shard_map", (2, 64), 1)
 
 
 def test_shards_are_independent_along_varying_axes_and_alike_along_others():
@@ -45,9 +54,48 @@ def test_two_axes_are_folded_in_by_name():
             chex.assert_trees_all_equal(shard, drop(folded, jnp.ones((4, 16))))
 
 
+def test_numbers_are_folded_in_in_the_documented_order():
+    """Iterations of the outer and the inner loop, the device, and the example."""
+
+    def repeat(body, x):
+        return lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, body(s[1])), (0, x))[1]
+
+    def by_hand(device, example, x):
+        for numbers in itertools.product(range(2), range(2)):
+            key = site_key(new_key(), "s")
+            for number in (*numbers, device, example):
+                key = jax.random.fold_in(key, number)
+            x = block(x, lambda x, key=key: drop(key, x))
+        return x
+
+    x = jnp.arange(48.0).reshape(8, 6) % 5
+    local = on_devices(lambda x: repeat(lambda x: repeat(jax.vmap(block), x), x))
+    rows = jax.vmap(jax.vmap(by_hand, (None, 0, 0)), (0, None, 0))
+    expected = jax.jit(rows)(jnp.arange(4), jnp.arange(2), x.reshape(4, 2, 6))
+    chex.assert_trees_all_equal(plant(local, RULES)(new_key(), x).reshape(4, 2, 6), expected)
+
+
+def test_devices_and_examples_have_masks_of_their_own_if_runs_share_one():
+    rules = {"s": Rule(drop, share_runs=True)}
+    y = plant(on_devices(jax.vmap(lambda x: mark(mark(x)))), rules)(new_key(), ONES)
+    for row, (device, example) in enumerate(itertools.product(range(4), range(2))):
+        key = jax.random.fold_in(jax.random.fold_in(site_key(new_key(), "s"), device), example)
+        chex.assert_trees_all_equal(y[row], 2 * drop(key, jnp.ones(64)))
+
+
+@pytest.mark.parametrize("spec", [P("a"), P("a", "b")])
+def test_mesh_axes_may_be_in_any_order_and_more_than_a_value_varies_over(spec):
+    model = on_devices(mark, spec, spec)
+    rules = {"s": Rule(drop, mesh_axes=("b", "a"))}
+    expected = plant(model, RULES)(new_key(), ONES)
+    chex.assert_trees_all_equal(plant(model, rules)(new_key(), ONES), expected)
+
+
 def test_masks_are_shared_over_mesh_axes_on_request():
     rules = {"s": Rule(drop, mesh_axes=("b",))}
     y = plant(on_devices(mark, P("a", "b"), P("a", "b")), rules)(new_key(), ONES)
+    whole = plant(mark, RULES)(new_key(), ONES)  # outside of a mesh nothing is shared
+    chex.assert_trees_all_equal(plant(mark, rules)(new_key(), ONES), whole)
     shards = y.reshape(4, 2, 64)
     chex.assert_trees_all_equal(shards, jnp.stack([shards[0]] * 4))
     assert bool(jnp.any(y[:, :32] != y[:, 32:]))

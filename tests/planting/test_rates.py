@@ -112,6 +112,14 @@ def test_a_function_of_the_run_and_the_number_of_runs():
     assert set(seen) == {LAYERS}
 
 
+def test_the_number_of_a_run_is_signed_so_that_a_schedule_may_count_down():
+    left = Rule(lambda key, x, left: x + left.astype(x.dtype), rate=lambda run, runs: run - runs)
+    _, ys = plant(lambda x: lax.scan(lambda c, _: (c, site(c, "s")), x, length=3), {"s": left})(
+        new_key(), jnp.zeros(())
+    )
+    np.testing.assert_array_equal(ys, [-3, -2, -1])
+
+
 def numbers_of(model, pattern="s", x=X, **options):
     """What each run adds: its number and the number of all runs."""
 
@@ -261,6 +269,14 @@ def test_a_while_loop_has_no_last_run():
     with pytest.raises(NotImplementedError, match="number of its runs is not known"):
         plant(model, {"s": Rule(dropout, rate=(0.0, 0.2))})(new_key(), X)
     plant(model, {"s": Rule(dropout, rate=0.2)})(new_key(), X)
+
+
+@pytest.mark.parametrize("rate", [1, np.float32(0.5), np.array(0.5), jnp.float32(0.5)])
+def test_numbers_of_any_kind_are_rates_also_in_a_pair(rate):
+    rates = []
+    for given in (rate, (np.array(0.0), rate)):
+        plant(partial(unrolled, layers=1), {"s": Rule(noting(rates), rate=given)})(new_key(), X)
+    assert rates == [rate, rate]
 
 
 @pytest.mark.parametrize("rate", ["high", (0.1,), (0.1, 0.2, 0.3), ("a", "b"), [0.1, 0.2], True])

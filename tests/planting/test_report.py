@@ -1,5 +1,7 @@
 """`sites` is a dry run: it lists what gets planted, as data and as a table."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,6 +46,43 @@ def test_sites_are_listed_without_running_anything():
     assert "test_report.py" in rows["row"].source
 
 
+def test_runs_are_multiplied_in_nested_loops_and_unknown_in_while_loops():
+    mark = jax.jit(lambda x: site(x, "s"))
+
+    def scanned(body, x, length):
+        return lax.scan(lambda x, _: (body(x), None), x, length=length)[0]
+
+    def every(x):
+        x = scanned(lambda x: scanned(lambda x: mark(mark(x)), x, 2), x, 3)
+        x = scanned(lambda x: lax.while_loop(lambda x: False, lambda x: mark(mark(x)), x), x, 3)
+        return scanned(mark, x, 0)
+
+    assert [(row.where, row.runs) for row in sites(every, X)] == [
+        ("scan[3]/scan[2]/jit(<lambda>)", 12),
+        ("scan[3]/while/jit(<lambda>)", None),
+        ("scan[0]/jit(<lambda>)", 0),
+    ]
+
+
+def test_batches_are_named_from_the_outermost_and_the_shape_is_without_them():
+    inner = jax.vmap(lambda x: site(x, "s"), in_axes=1)
+    model = jax.vmap(lambda x: lax.map(inner, x[None]), in_axes=2)
+    (row,) = sites(model, jax.ShapeDtypeStruct((6, 3, 2), jnp.float32))
+    assert (row.where, row.shape, row.runs) == ("scan[1]/vmap[2]/vmap[3]", (6,), 1)
+
+
+def test_source_is_the_line_that_computes_the_value():
+    def model(x):
+        x = jnp.exp(x)
+        x = site(x + 1, "s")
+        return x * 2
+
+    line = model.__code__.co_firstlineno
+    for pattern, place in ((match.primitive("exp"), line + 1), ("s", line + 2)):
+        rows = [row for row in sites(model, X, rules={pattern: drop}) if row.rule]
+        assert re.search(rf"test_report\.py:{place}\b.*model", rows[0].source)
+
+
 def test_same_name_on_two_lines_has_two_rows():
     assert [row.runs for row in sites(model, X) if row.site == "twice"] == [1, 1]
 
@@ -59,6 +98,18 @@ def test_table_prints_one_line_a_row():
     by_name = {row.site: row.rule for row in table}
     assert by_name["checkpoint_name:tag"] == "match.checkpoint_name('tag')"
     assert by_name["row"] is None
+
+
+def test_table_has_a_word_for_what_is_unknown_and_for_what_is_not_there():
+    def model(x):
+        x = checkpoint_name(x, "a tag")
+        return lax.while_loop(lambda x: x.sum() < 0, lambda x: site(x, "s"), x)
+
+    _, *lines = repr(sites(model, X, rules={"s": drop})).splitlines()
+    tag, loop = (re.split("  +", line) for line in lines)
+    assert tag[:5] == ["checkpoint_name:a tag", "float32[4,6]", "1", "-", "-"]
+    assert loop[:5] == ["s", "float32[4,6]", "?", "while", "s"]
+    assert len({line.index("float32") for line in lines}) == 1
 
 
 def test_table_is_a_sequence():
@@ -236,6 +287,8 @@ class TestUnmarked:
         table = sites(lambda x: checkpoint_name(net(x), "tag"), X)
         assert [row.site for row in table] == ["checkpoint_name:tag"]
         assert len(table.where("*attn")) == 1
+        assert [*table.where("checkpoint*")] == [*table]
+        assert [*table.where(lambda row: row.matcher == match.checkpoint_name("tag"))] == [*table]
         above, below = repr(table).split("\n\nnot marked; jaxdrop.match can find:\n")
         assert "checkpoint_name:tag" in above
         assert "attn" in below
@@ -249,6 +302,54 @@ class TestUnmarked:
         rows = {row.site: (row.where, row.runs) for row in table.unmarked}
         assert rows["named_scope:layer"] == ("scan[3]", 3)
         assert rows["function:silu"][0].startswith("scan[3]/checkpoint")
+        table = sites(lambda x: lax.cond(True, lambda x: layer(x, 0)[0], lambda x: x, x), X)
+        assert [row.where for row in table.where("*layer")] == ["cond[1]"]
+
+    def test_a_function_that_is_called_in_several_places_has_rows_with_one_matcher(self):
+        def layer(x):
+            return jnp.exp(x) * 2
+
+        def model(x):
+            return lax.scan(lambda x, _: (layer(x), None), layer(x), length=3)[0]
+
+        rows = sites(model, X).where("*layer")
+        assert [(row.where, row.runs) for row in rows] == [("", 1), ("scan[3]", 3)]
+        assert {row.matcher for row in rows} == {match.function("layer")}
+        found = sites(model, X, rules={rows[0].matcher: drop})
+        assert sum(row.runs for row in found) == 4
+
+    def test_of_nested_functions_of_one_name_the_outermost_is_offered(self):
+        def layer(x, depth=2):
+            return layer(x, depth - 1) + 1 if depth else jnp.exp(x) * 2
+
+        rows = sites(lambda x: layer(x) * 2, X).where("*layer")
+        assert [(row.runs, row.matcher) for row in rows] == [(1, match.function("layer"))]
+
+    def test_numbers_at_several_places_of_a_path_are_collapsed(self):
+        def model(x):
+            for i in range(2):
+                with jax.named_scope(f"block_{i}"):
+                    for j in range(3):
+                        with jax.named_scope(f"layer_{j}"):
+                            x = jnp.exp(x)
+            return x
+
+        (_, row) = sites(model, X).unmarked
+        assert row.site == "named_scope:block_{0..1}/layer_{0..2}"
+        assert (row.runs, row.matcher) == (6, match.named_scope("block_*/layer_*"))
+
+    def test_a_name_that_begins_like_another_is_not_below_it(self):
+        def model(x):
+            for name in ("dense", "dense_out"):
+                with jax.named_scope(name):
+                    x = x * 2
+            return x
+
+        _, *lines = repr(sites(model, X)).splitlines()
+        assert [line.split()[0] for line in lines] == [
+            "named_scope:dense",
+            "named_scope:dense_out",
+        ]
 
     def test_what_cannot_be_planted_is_not_offered(self):
         def inner(x):
@@ -310,6 +411,7 @@ class TestUnmarked:
 
     def test_rules_are_shown_alone(self):
         assert sites(net, X, rules={match.function("softmax"): drop}).unmarked == ()
+        assert sites(net, X, rules={}).unmarked == ()
 
     @pytest.mark.parametrize("wanted", [3, None])
     def test_where_takes_a_glob_or_a_function(self, wanted):
@@ -320,5 +422,6 @@ class TestUnmarked:
 def test_the_matcher_of_a_marked_value_has_its_path():
     rows = sites(lambda x: site({"a": x, "b": x}, "s"), X)
     assert [row.matcher for row in rows] == [match.site("s['a']"), match.site("s['b']")]
+    assert [*rows.where("s['a']")] == [rows[0]]
     table = sites(lambda x: site({"a": x, "b": x}, "s"), X, rules={rows[1].matcher: drop})
     assert [(row.site, row.rule) for row in table] == [("s['a']", None), ("s['b']", "s['b']")]

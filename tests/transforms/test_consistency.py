@@ -52,6 +52,20 @@ def test_average_is_that_of_the_samples(count):
         np.testing.assert_array_equal(mean[name], np.mean(np.asarray(x), 0, dtype=np.float32))
 
 
+@pytest.mark.quick
+def test_samples_are_computed_together():
+    calls = []
+
+    def fn(key, x, *, scale):
+        calls.append(key)
+        return dropout(key, x, 0.5) * scale
+
+    views = two_views(fn)(make_key("raw"), X, scale=2.0)
+    mean = multi_sample(fn, 2)(make_key("raw"), X, scale=2.0)
+    np.testing.assert_array_equal(mean, sum(views) / 2)
+    assert len(calls) == 2  # one for each of the two
+
+
 def test_average_of_equal_samples_is_each_of_them():
     x = jax.random.normal(make_key("raw"), (1000,))
     same = multi_sample(lambda key, x: dropout(key, x, 0.0), 3)(make_key("raw"), x)
@@ -189,7 +203,7 @@ def test_classes_that_neither_view_allows_count_nothing():
     np.testing.assert_allclose(value, reference(*np.delete(LOGITS[:, 0], 2, -1)), rtol=1e-5)
     assert jnp.isfinite(slope).all()
     assert slope[2] == 0
-    assert symmetric_kl(a, masked[1]) == jnp.inf
+    assert symmetric_kl(a, masked[1]) == symmetric_kl(masked[0], b) == jnp.inf
     nothing = jnp.full(3, -jnp.inf)
     value, slope = jax.value_and_grad(symmetric_kl)(nothing, nothing)
     np.testing.assert_array_equal((value, *slope), 0)
@@ -225,6 +239,9 @@ def test_bad_arguments_of_the_divergence_are_named():
         TypeError, match=r"^symmetric_kl: logits must be floating or complex; got i"
     ):
         symmetric_kl(jnp.arange(3), jnp.ones(3))
+    for pair in ((jnp.ones(3, complex), jnp.ones(3)), (jnp.ones(3), jnp.ones(3, complex))):
+        with pytest.raises(TypeError, match=r"^symmetric_kl: (other_)?logits must be real; got co"):
+            symmetric_kl(*pair)
     with pytest.raises(ValueError, match=r"^symmetric_kl: axis must lie in \[-1, 1\)"):
         symmetric_kl(jnp.ones(3), jnp.ones(3), axis=1)
 

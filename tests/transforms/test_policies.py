@@ -77,6 +77,26 @@ class TestPerLeaf:
         tree = per_leaf(half)(key, [jnp.ones(100), jnp.ones(100)])
         assert jnp.any(tree[0] != tree[1])
 
+    def test_predicate_picks_leaves_by_path_and_value(self):
+        tree = {"w": jnp.ones(40), "b": jnp.ones(40), "n": 3, "text": "text"}
+        leaves = {}
+
+        def where(path, leaf):
+            leaves[path[-1].key] = leaf
+            return path[-1].key == "w"
+
+        dropped = per_leaf(half, where=where)(jax.random.key(0), tree)
+        assert leaves == tree
+        chex.assert_trees_all_equal(dropped["w"], per_leaf(half)(jax.random.key(0), tree)["w"])
+        assert (dropped["w"] == 0).any()
+        assert all(dropped[name] is tree[name] for name in ("b", "n", "text"))
+
+    def test_arrays_of_numpy_are_dropped_and_other_leaves_pass(self, key):
+        tree = {"a": np.ones(40, np.float32), "n": 3, "none": None}
+        dropped = per_leaf(half)(key, tree)
+        expected = half(fold_in_name(jax.random.key(0), "['a']"), jnp.ones(40))
+        chex.assert_trees_all_equal(dropped, tree | {"a": expected})
+
     def test_leaf_that_cannot_be_dropped_raises(self, key):
         with pytest.raises(TypeError, match="x must be floating or complex; got int32"):
             per_leaf(half)(key, {"ids": jnp.arange(3)})
@@ -159,6 +179,11 @@ class TestSchedules:
         schedule = jaxdrop.early_dropout_schedule(0.5, 4, linear=True)
         assert self.rates(schedule, 6) == [0.5, 0.375, 0.25, 0.125, 0, 0]
 
+    @pytest.mark.parametrize("linear", [False, True])
+    def test_early_dropout_of_no_steps_never_drops(self, linear):
+        assert self.rates(jaxdrop.early_dropout_schedule(0.5, 0, linear=linear), 3) == [0, 0, 0]
+        assert self.rates(jaxdrop.late_dropout_schedule(0.5, 0), 3) == [0.5, 0.5, 0.5]
+
     def test_linear_schedules_of_any_length_end_at_a_valid_rate(self):
         def keeps_all(rate):
             return jnp.all(dropout(jax.random.key(0), jnp.ones(4), rate) == 1)
@@ -177,6 +202,10 @@ class TestSchedules:
         kept = (1 - theta) * np.exp(-gamma * np.arange(100)) + theta
         np.testing.assert_allclose(1 - np.array(rates), kept, rtol=1e-6)
 
+    def test_curriculum_is_exact_in_the_first_of_many_steps(self):
+        rates = self.rates(jaxdrop.curriculum_dropout_schedule(0.5, 1e-8), 4)
+        np.testing.assert_allclose(rates, 0.5e-8 * np.arange(4), rtol=1e-6)
+
     @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
     def test_bad_rates_are_refused(self, rate):
         for make in (
@@ -186,6 +215,12 @@ class TestSchedules:
         ):
             with pytest.raises(ValueError, match=rf"{make.__name__}: rate must lie in \[0, 1\]"):
                 make(rate, 10)
+
+    def test_negative_steps_are_refused(self):
+        with pytest.raises(ValueError, match=r"^early_dropout_schedule: steps must be at least 0"):
+            jaxdrop.early_dropout_schedule(0.5, -1)
+        with pytest.raises(ValueError, match=r"^late_dropout_schedule: start must be at least 0"):
+            jaxdrop.late_dropout_schedule(0.5, -1)
 
     def test_negative_gamma_is_refused(self):
         with pytest.raises(ValueError, match="gamma must be at least 0 and finite; got -1"):
