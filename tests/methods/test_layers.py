@@ -178,8 +178,21 @@ def test_pytrees_of_any_dtype_and_a_rule_of_the_user():
     half = lambda mask, x: jnp.full(mask.shape, 0.5)  # noqa: E731
     y = layer_drop(KEPT, X, RATE, layer=layer, rescale=half)
     np.testing.assert_allclose(y, (X + layer(X)) / 2, rtol=1e-6)
+    counted = rescale.realized(-1)  # it asks the mask for an axis of the array
+    y = layer_drop(KEPT, X, RATE, layer=layer, rescale=counted)
+    np.testing.assert_allclose(y, layer(X), rtol=1e-6)
     low = layer_drop(KEPT, X.astype(jnp.bfloat16), RATE, layer=lambda x: 2 * x)
     assert low.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rule", [rescale.expected, rescale.none])
+def test_layer_may_return_numbers_of_python_and_numpy(rule):
+    for number in (3.0, np.float32(3), np.full((), 3, np.float32)):
+        for rate in (0, RATE):
+            y = layer_drop(KEPT, jnp.float32(2), rate, layer=lambda x, n=number: n, rescale=rule)
+            assert (y.dtype, y.weak_type) == (jnp.float32, False)
+            scaled = rate and rule is rescale.expected
+            assert y == (2 + jnp.float32(1 / keep_prob_of(RATE)) if scaled else 3)
 
 
 @pytest.mark.parametrize("x", [jnp.arange(3), {"a": X, "b": jnp.array(True)}])

@@ -67,6 +67,13 @@ def test_zoneout_without_a_key_is_its_mean_over_all_masks(rate):
     np.testing.assert_allclose(probabilities(masks, q) @ outputs, mean, rtol=1e-12)
 
 
+def test_mean_of_zoneout_is_rounded_once():
+    new, old = (jnp.linspace(low, 3, 64).astype(jnp.bfloat16) for low in (-2, 1))
+    mean = zoneout(None, new, 0.3, old=old)
+    wide = zoneout(None, new.astype(jnp.float32), 0.3, old=old.astype(jnp.float32))
+    np.testing.assert_array_equal(mean, wide.astype(jnp.bfloat16))
+
+
 def test_zoneout_leaves_the_old_state_where_the_mask_drops():
     new, old = jnp.arange(1.0, 41.0), -jnp.arange(1.0, 41.0)
     kept = draw_mask(KEY, 40, 0.1).unpack()

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import subsets
-from modes import enable_x64, make_key
+from jax.experimental import checkify
+from modes import assert_check_failed, enable_x64, make_key
 from reference.methods import Key
 
 from jaxdrop import (
@@ -131,6 +132,9 @@ def test_shake_drop_without_a_key_is_its_mean():
         y, pull = jax.vjp(lambda x, rate=rate: shake_drop(None, x, rate), BRANCH)
         np.testing.assert_array_equal(y, 0.75 * BRANCH)
         np.testing.assert_array_equal(pull(BRANCH)[0], 0.75 * BRANCH)
+    narrow = shake_drop(None, BRANCH.astype(jnp.bfloat16), 0.3)
+    wide = shake_drop(None, BRANCH.astype(jnp.bfloat16).astype(jnp.float32), 0.3)
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
     assert not shake_drop(None, jnp.full((2, 3), jnp.inf), 1).any()
     with pytest.raises(ValueError, match=r"^shake_drop: rate must lie in \[0, 1\]; got 2\.0\.$"):
         shake_drop(None, BRANCH, 2.0)
@@ -181,6 +185,27 @@ def test_drop_path_rates_rise_linearly_to_the_last():
         drop_path_rates(0.5, 0)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "rates",
+    [partial(drop_path_rates, depth=3), partial(drop_block_gamma, shape=(8,), block_size=3)],
+)
+def test_bad_traced_rate_of_what_only_computes_rates_is_seen(rates):
+    for rate in (-0.1, 1.5, jnp.nan):
+        assert jnp.isnan(rates(jnp.float32(rate))).all()
+        error, _ = checkify.checkify(rates)(jnp.float32(rate))
+        assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
+
+
+@pytest.mark.quick
+def test_rates_computed_from_narrow_ones_are_of_32_bits():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        rate = jnp.asarray(0.3, dtype)
+        np.testing.assert_allclose(
+            drop_path_rates(rate, 7), drop_path_rates(float(rate), 7), rtol=1e-6
+        )
+
+
 def spread(seeds, blocks):
     """Dropped positions, by the definition: all that a seed's block covers."""
     dropped = np.zeros([s + b - 1 for s, b in zip(seeds.shape, blocks, strict=True)], bool)
@@ -214,6 +239,17 @@ def expected_keep(gamma, sizes, blocks):
 def test_exact_gamma_keeps_the_asked_share_over_all_sets_of_seeds(sizes, blocks, rate):
     gamma = drop_block_gamma(rate, sizes, blocks)
     np.testing.assert_allclose(expected_keep(gamma, sizes, blocks), 1 - rate, rtol=1e-12)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rate", [1e-12, 1 - 2**-20, 1 - 2**-32])
+def test_exact_gamma_keeps_the_asked_share_near_zero_and_one(rate):
+    cover = np.outer([1, 2, 3, 3, 3, 3, 2, 1], [1, 2, 3, 3, 3, 3, 2, 1])
+    gamma = drop_block_gamma(rate, (8, 8), 3)
+    if rate < 0.5:
+        np.testing.assert_allclose(-np.expm1(cover * np.log1p(-gamma)).mean(), rate, rtol=1e-12)
+    else:  # 1 - gamma has few digits
+        np.testing.assert_allclose(np.mean((1 - gamma) ** cover), 1 - rate, rtol=1e-5)
 
 
 @pytest.mark.quick
