@@ -68,8 +68,8 @@ def random_erasing(
       An array with the shape and dtype of `x`.
 
     Raises:
-      TypeError: `x` is not an array, `key` is not one key, `fill` is of another kind, or
-        another argument is no number.
+      TypeError: `x` is not an array, `key` is not one key, `fill` is of a wider kind,
+        such as a float for integers, or another argument is no known number.
       ValueError: a known `rate` lies outside [0, 1], `area` or `aspect` are not two rising
         numbers in their range, an axis is out of range, both are the same, or they do not
         leave two.

@@ -112,7 +112,7 @@ def restore_tokens(
 
     Raises:
       TypeError: `tokens` is no array, `positions` are not integers, or `fill`
-        has another kind of dtype.
+        is of a wider kind than `tokens`, such as a float for integers.
       ValueError: the shapes do not fit, or `length` is too short.
 
     Example:
@@ -168,8 +168,9 @@ def replace_tokens(
       An array with the shape and dtype of `ids`.
 
     Raises:
-      TypeError: `ids` is not an array, `replacement` is of another kind,
-        `where` is not boolean, `key` is not one key, or `rate` is not a number.
+      TypeError: `ids` is not an array, `replacement` is of a wider kind, such as a
+        float for integers, `where` is not boolean, `key` is not one key, or `rate` is
+        not a number.
       ValueError: a known `rate` lies outside [0, 1], or `replacement` or
         `where` does not broadcast to `ids`.
 

@@ -107,8 +107,8 @@ def mixout(
       A pytree of the structure of `params`; the target where `rate` is 1.
 
     Raises:
-      TypeError: a leaf that `where` picks is not floating or complex, `key` is
-        not one key, or `rate` is not a number.
+      TypeError: a leaf that `where` picks is not floating or complex, or is real and
+        its target complex, `key` is not one key, or `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], or `target` has another
         structure, or a leaf that does not broadcast to that of `params`.
 

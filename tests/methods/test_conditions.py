@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from modes import make_key
+from nodes import Pair
 
 from jaxdrop import draw_mask, drop_condition
 
@@ -47,10 +48,11 @@ def test_null_may_be_a_tree_of_learned_arrays_with_gradients():
 
 
 def test_a_leaf_of_the_null_stands_for_all_leaves_below_it():
-    condition = {"a": [jnp.ones((4, 2)), (jnp.ones(4), None)], "b": jnp.ones(4)}
-    y = drop_condition(KEY, condition, 1, null={"a": 5, "b": 7})
-    assert jax.tree.structure(y) == jax.tree.structure(condition)
-    assert [float(leaf.min()) for leaf in jax.tree.leaves(y)] == [5, 5, 7]
+    condition = {"a": Pair(jnp.ones((4, 2)), (jnp.ones(4), None)), "b": jnp.ones(4)}
+    for null, expected in (({"a": 5, "b": 7}, [5, 5, 7]), ({"a": Pair(5, 6), "b": 7}, [5, 6, 7])):
+        y = drop_condition(KEY, condition, 1, null=null)
+        assert jax.tree.structure(y) == jax.tree.structure(condition)
+        assert [float(leaf.min()) for leaf in jax.tree.leaves(y)] == expected
 
 
 def test_one_decision_for_a_sample_under_vmap():
@@ -108,6 +110,8 @@ def test_bad_conditions():
         drop_condition(KEY, {"a": jnp.ones(3)}, 0.5, null={"a": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"^drop_condition: null must be a pytree prefix"):
         drop_condition(KEY, {"a": jnp.ones(3)}, 0.5, null={"b": 0})
+    with raises(ValueError, "drop_condition: batch_axis must lie in [-1, 1) for 1 axes; got 1."):
+        drop_condition(KEY, {"a": jnp.ones((3, 2)), "b": jnp.ones(3)}, 0.5, null=0, batch_axis=1)
     with raises(
         TypeError, "drop_condition: condition['a'] must be an array of numbers; got 'text'."
     ):

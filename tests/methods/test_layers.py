@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from enumeration import keep_prob_of, moments
 from modes import enable_x64, make_key, make_keys
+from nodes import Pair
 
 from jaxdrop import drop_path, drop_path_rates, layer_drop, rescale
 
@@ -175,6 +176,9 @@ def test_pytrees_of_any_dtype_and_a_rule_of_the_user():
     assert int(y["steps"]) == 4
     np.testing.assert_array_equal(y["x"], layer(X))
     assert int(layer_drop(DROPPED, tree, RATE, layer=grow, rescale=rescale.none)["steps"]) == 3
+    pair = layer_drop(KEPT, Pair(X, -X), RATE, layer=lambda pair: Pair(*map(layer, pair.children)))
+    for x, y in zip((X, -X), pair.children, strict=True):
+        np.testing.assert_array_equal(y, layer_drop(KEPT, x, RATE, layer=layer))
     half = lambda mask, x: jnp.full(mask.shape, 0.5)  # noqa: E731
     y = layer_drop(KEPT, X, RATE, layer=layer, rescale=half)
     np.testing.assert_allclose(y, (X + layer(X)) / 2, rtol=1e-6)
@@ -198,8 +202,9 @@ def test_layer_may_return_numbers_of_python_and_numpy(rule):
 @pytest.mark.parametrize("x", [jnp.arange(3), {"a": X, "b": jnp.array(True)}])
 def test_what_cannot_be_scaled_is_refused(x):
     place = r"\['b'\]" if isinstance(x, dict) else ""
-    with pytest.raises(TypeError, match=rf"^layer_drop: x{place} must be floating or complex"):
-        layer_drop(KEPT, x, RATE, layer=lambda x: x)
+    for rate in (0, RATE, 1):
+        with pytest.raises(TypeError, match=rf"^layer_drop: x{place} must be floating or complex"):
+            layer_drop(KEPT, x, rate, layer=lambda x: x)
 
 
 @pytest.mark.quick

@@ -175,7 +175,9 @@ def test_planted_shake_drop_is_that_of_the_key_of_its_site():
 
 
 def test_drop_path_rates_rise_linearly_to_the_last():
-    assert drop_path_rates(0.5, 5) == (0.1, 0.2, 0.3, 0.4, 0.5)
+    for rate in (0.5, np.float32(0.5), np.array(0.5)):
+        assert drop_path_rates(rate, 5) == (0.1, 0.2, 0.3, 0.4, 0.5)
+        assert {type(each) for each in drop_path_rates(rate, 5)} == {float}
     np.testing.assert_allclose(
         jax.jit(drop_path_rates, static_argnums=1)(0.5, 5), drop_path_rates(0.5, 5), rtol=1e-6
     )
@@ -258,6 +260,7 @@ def test_gamma_of_the_paper_misses_the_asked_share():
     kept = lambda gamma: np.mean((1 - gamma) ** np.outer(cover, cover))  # noqa: E731
     published = drop_block_gamma(0.5, (8, 8), 3, exact=False)
     exact = drop_block_gamma(0.5, (8, 8), 3)
+    assert type(published) is type(exact) is float
     assert (round(kept(published), 3), round(exact, 4)) == (0.614, 0.1421)
     np.testing.assert_allclose(kept(exact), 0.5, rtol=1e-14)
     np.testing.assert_allclose(drop_block_gamma(0.1, (14, 14), 7), 0.006764, atol=5e-7)

@@ -128,6 +128,8 @@ def test_bad_calls_of_drop_and_restore():
     x = jnp.ones((2, 5, 3))
     with raises(ValueError, "drop_tokens: prefix must be at most the 5 tokens; got 6."):
         drop_tokens(KEY, x, 0.5, prefix=6)
+    with raises(ValueError, "drop_tokens: prefix must be at least 0; got -1."):
+        drop_tokens(KEY, x, 0.5, prefix=-1)
     with raises(ValueError, "drop_tokens: axis must lie in [-3, 3) for 3 axes; got 3."):
         drop_tokens(KEY, x, 0.5, axis=3)
     with raises(TypeError, "restore_tokens: positions must be integers; got float32."):
@@ -137,6 +139,16 @@ def test_bad_calls_of_drop_and_restore():
         "restore_tokens: positions must have the first axes of tokens; got (2, 4) for (2, 5, 3).",
     ):
         restore_tokens(x, jnp.ones((2, 4), int), 6)
+    with raises(
+        ValueError,
+        "restore_tokens: positions must have the first axes of tokens; got () for (2, 5, 3).",
+    ):
+        restore_tokens(x, 0, 6)
+    with raises(
+        TypeError,
+        "restore_tokens: fill must be of the kind of the result; got complex64 for float32.",
+    ):
+        restore_tokens(x, jnp.ones((2, 5), int), 6, fill=1j)
     with raises(ValueError, "restore_tokens: length must be at least 5; got 4."):
         restore_tokens(x, jnp.ones((2, 5), int), 4)
     with raises(
@@ -197,5 +209,7 @@ def test_bad_replacements():
         replace_tokens(KEY, ids.astype(jnp.uint8), 0.5, replacement=np.int64(300))
     with raises(ValueError, "replace_tokens: replacement must fit into int32; got 2199023255552."):
         replace_tokens(KEY, ids, 0.5, replacement=2**41)
+    with raises(ValueError, "replace_tokens: where must broadcast to ids; got (3,) for (4,)."):
+        replace_tokens(KEY, ids, 0.5, replacement=0, where=ids[:3] > 0)
     with raises(TypeError, "replace_tokens: where must be boolean; got int32."):
         replace_tokens(KEY, ids, 0.5, replacement=0, where=ids)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from enumeration import keep_prob_of, moments, one_of_each, outputs_by_mask, probabilities
 from modes import enable_x64, make_key
+from nodes import Pair
 
 from jaxdrop import (
     draw_mask,
@@ -100,21 +101,6 @@ def test_arrays_of_numpy_and_of_complex_numbers_are_dropped_from():
     mixed = mixout(KEY, params, 0.5, target={"a": np.float32(3), "b": 1.0})
     assert set(np.unique(mixed["a"])) == {-1, 3}
     assert set(np.unique(mixed["b"])) == {1, 2j - 1}
-
-
-@jax.tree_util.register_pytree_node_class
-class Pair:
-    """A node that says nothing of the names of its children."""
-
-    def __init__(self, *children):
-        self.children = children
-
-    def tree_flatten(self):
-        return self.children, None
-
-    @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
 
 
 def test_nodes_of_the_user_have_a_mask_for_each_child():
