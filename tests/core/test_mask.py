@@ -64,7 +64,7 @@ def test_mask_drawn_under_vmap_must_be_applied_under_vmap():
         jaxdrop.apply_mask(masks, jnp.ones((6, 3)))
 
 
-@pytest.mark.parametrize("x", [(4, 5), (3, 4), (6, 5), (5, 3), (3, 5, 1), (5,), ()])
+@pytest.mark.parametrize("x", [(4, 5), (3, 4), (6, 5), (1, 5), (5, 3), (3, 5, 1), (5,), ()])
 def test_mask_of_another_shape_is_refused(x, key):
     mask = jaxdrop.draw_mask(key, (3, 5), 0.5)
     with pytest.raises(ValueError, match=r"^apply_mask: mask must have the shape of x, or size 1"):

@@ -291,6 +291,26 @@ def test_bad_arguments_are_named():
             r"masksembles: masks must have shape \(masks, 4\); got \(3, 3\)",
         ),
         (
+            lambda: masksembles(MASKS[0], X, 0),
+            ValueError,
+            r"masksembles: masks must have shape \(masks, 4\); got \(4,\)",
+        ),
+        (
+            lambda: masksembles(MASKS[:0], X, 0),
+            ValueError,
+            r"masksembles: masks must have shape \(masks, 4\); got \(0, 4\)",
+        ),
+        (
+            lambda: masksembles(MASKS, X, 0, feature_axis=2),
+            ValueError,
+            r"masksembles: feature_axis must lie in \[-2, 2\) for 2 axes; got 2",
+        ),
+        (
+            lambda: draw_masksembles(key, 8, 4, scale=float("nan")),
+            ValueError,
+            "draw_masksembles: scale must be at least 0 and finite; got nan",
+        ),
+        (
             lambda: masksembles(MASKS.astype(int), X, 0),
             TypeError,
             "masksembles: masks must be boolean; got int32",

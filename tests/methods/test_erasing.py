@@ -170,6 +170,12 @@ def test_bad_areas_aspects_and_axes(options, message):
 
 
 @pytest.mark.quick
+def test_key_is_needed_to_place_what_is_erased_for_sure():
+    with pytest.raises(TypeError, match=r"^random_erasing: key must be one key; got None"):
+        random_erasing(None, jnp.ones((2, 5, 6, 3)), 1)
+
+
+@pytest.mark.quick
 def test_sizes_must_be_known_and_may_be_of_numpy():
     x = jnp.ones((2, 5, 6, 3))
     with pytest.raises(

@@ -106,6 +106,15 @@ def test_shake_drop_goes_forward_and_back_by_factors_of_their_own(rate):
     np.testing.assert_array_equal(tangent, pull(BRANCH)[0])
 
 
+def test_factors_of_shake_drop_have_32_bits_in_float64():
+    forward, backward = shaken_by_numpy(BRANCH, 0.3)
+    with enable_x64():
+        y, pull = jax.vjp(lambda x: shake_drop(KEY, x, 0.3), jnp.ones(BRANCH.shape))
+        np.testing.assert_allclose(y, np.broadcast_to(forward, y.shape), rtol=1e-15)
+        slope = pull(jnp.ones(BRANCH.shape))[0]
+        np.testing.assert_allclose(slope, np.broadcast_to(backward, y.shape), rtol=1e-15)
+
+
 @pytest.mark.parametrize("rate", [0.25, 1.0])
 def test_shake_drop_has_the_stated_moments_over_all_decisions_and_evenly_spread_words(rate):
     parts = 2**12
