@@ -221,3 +221,11 @@ def test_layer_must_return_what_it_was_given(changed, returned, rate):
     message = rf"^layer_drop: layer must return what x is, float32\[3, 4\]; got {returned}\.(\n|$)"
     with pytest.raises(TypeError, match=message):
         layer_drop(KEPT, X, rate, layer=changed)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rate", [0, RATE])
+def test_layer_must_return_the_structure_that_it_was_given(rate):
+    for x, changed in ((X, lambda x: [x]), ([X], lambda x: (x[0],)), ({"a": X}, lambda x: x["a"])):
+        with pytest.raises(TypeError, match=r"^layer_drop: layer must return what x is"):
+            layer_drop(KEPT, x, rate, layer=changed)
