@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from good_calls import GOOD, call
 
 import jaxdrop
-from jaxdrop import rescale
+from jaxdrop import per_sample, rescale
 
 pytestmark = pytest.mark.quick
 
 KEY = np.zeros(2, np.uint32)
 X = jnp.ones((2, 3))
 
+AXES = {
+    "axis", "batch_axis", "channel_axis", "feature_axis", "time_axis", "head_axis",
+    "broadcast_dims",
+}  # fmt: skip
 CALLS = {
     "dropout": lambda key=KEY, rate=0.5, **kw: jaxdrop.dropout(key, X, rate, **kw),
     "draw_mask": lambda key=KEY, rate=0.5, **kw: jaxdrop.draw_mask(key, X.shape, rate, **kw),
@@ -109,6 +114,21 @@ def test_keys_that_are_none(name, key, shown):
 def test_axes_out_of_range(name, axis):
     message = f"{name}: broadcast_dims must lie in [-2, 2) for 2 axes; got {axis}."
     raises(ValueError, message, CALLS[name], broadcast_dims=(axis,))
+
+
+@pytest.mark.parametrize("axis", [9, -9])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        (name, argument)
+        for name, arguments in GOOD.items()
+        for argument in arguments
+        if argument in AXES and getattr(jaxdrop, name, per_sample) is not per_sample
+    ],
+)
+def test_axes_out_of_range_in_every_function(name, argument, axis):
+    with pytest.raises(ValueError, match=rf"^{name}: {argument} must lie in \[-\d, \d\) for \d"):
+        call(name, GOOD[name] | {argument: axis})
 
 
 @every_call

@@ -13,7 +13,7 @@ from modes import make_key
 from table.methods import METHODS
 
 import jaxdrop
-from jaxdrop import dropout, rescale
+from jaxdrop import alpha_dropout, dropout, rescale
 
 MIB = 2**20
 
@@ -190,6 +190,8 @@ def test_known_rate_zero_returns_the_input_itself_and_draws_nothing():
     x = jnp.ones(3)
     assert dropout(make_key("raw"), x, 0) is x
     assert dropout(make_key("raw"), x, 0.0) is x
+    assert dropout(make_key("raw"), x, 0, rescale=lambda mask, x: jnp.float32(3)) is x
+    assert alpha_dropout(make_key("raw"), x, 0) is x
     text = str(jax.make_jaxpr(lambda k, x: dropout(k, x, 0.0))(make_key("raw"), x))
     assert "jit" not in text
 

@@ -80,6 +80,22 @@ with_traced_probability = methods(
     lambda method: method.takes_traced_rate and not method.rate_learns
 )
 linear_methods = methods(lambda method: method.linear)
+# All others draw a mask and multiply as `dropout` does, or only select.
+OWN_ARITHMETIC = {
+    "dropout",
+    "gaussian_dropout",
+    "alpha_dropout",
+    "fixed_count_dropout",
+    "concrete_dropout",
+    "variational_dropout",
+    "hard_concrete",
+    "drop_block",
+    "shake_drop",
+    "drop_spans",
+    "layer_drop",
+    "mixout",
+    "zoneout",
+}
 
 
 def inputs(shape, dtype=jnp.float32):
@@ -161,6 +177,27 @@ def test_shape_and_dtype_are_those_of_the_input_in_double_precision(method):
             x = jax.ShapeDtypeStruct(method.shape, dtype)
             y = jax.eval_shape(lambda x: method.run(make_key("raw"), x, 0.3), x)
             assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
+@methods(lambda method: method.name in OWN_ARITHMETIC)
+def test_low_precision_is_rounded_once_and_parts_of_complex_numbers_go_alike(method):
+    @quick_jit  # one program for all
+    def drop_all(narrow):
+        x = narrow.astype(jnp.float32)
+        both = [jax.lax.complex(x, -2 * x)] if method.takes_complex else []
+        return [method.run(make_key("raw"), each, 0.3) for each in (narrow, x, *both)]
+
+    narrow, y, *both = drop_all(inputs(method.shape, jnp.bfloat16))
+    np.testing.assert_array_equal(narrow, y.astype(jnp.bfloat16))
+    for z in both:
+        np.testing.assert_array_equal(z, jax.lax.complex(y, -2 * y))
+
+
+@methods(lambda method: method.name in OWN_ARITHMETIC and not method.rate_learns)
+def test_rates_that_round_to_zero_or_one_do_as_these(method):
+    x, key = inputs(method.shape), make_key("raw")
+    close(method, method.run(key, x, 2**-34), method.at_zero(x))
+    close(method, method.run(key, x, 1 - 2**-34), method.run(key, x, 1))
 
 
 @pytest.mark.quick

@@ -14,7 +14,7 @@ from table.methods import METHODS
 from table.record import Spread
 
 import jaxdrop
-from jaxdrop import dropout
+from jaxdrop import alpha_dropout, concrete_dropout, dropout, gaussian_dropout
 
 SPECS = [P("a"), P(None, "a"), P("a", "b"), P(("a", "b")), P(None, ("a", "b")), P()]
 ids = [str(spec) for spec in SPECS]
@@ -170,6 +170,14 @@ def test_masks_shared_along_a_sharded_axis(axes, kind):
     drop, x = jax.jit(partial(dropout, rate=0.3, broadcast_dims=axes)), inputs((64, 256))
     y = drop(make_key("raw"), put(x, P("a", "b"), kind))
     np.testing.assert_array_equal(y, drop(make_key("raw"), x))
+
+
+@pytest.mark.parametrize("method", [gaussian_dropout, alpha_dropout, concrete_dropout])
+def test_noise_shared_along_an_explicit_axis(method):
+    drop, x = jax.jit(partial(method, broadcast_dims=0)), inputs((16, 8))
+    y = drop(make_key("raw"), put(x, P("a", "b"), AxisType.Explicit), jnp.float32(0.3))
+    np.testing.assert_allclose(y, drop(make_key("raw"), x, jnp.float32(0.3)), rtol=1e-6)
+    assert jax.typeof(y).sharding.spec == P("a", "b")
 
 
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)

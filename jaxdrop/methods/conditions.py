@@ -47,8 +47,8 @@ def drop_condition(
       A pytree with the structure, shapes and dtypes of `condition`.
 
     Raises:
-      TypeError: a leaf is not an array, a leaf of `null` is of another kind,
-        `key` is not one key, or `rate` is not a number.
+      TypeError: a leaf is not an array, a leaf of `null` is of a wider kind, such
+        as a float for integers, `key` is not one key, or `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], `null` is no prefix or
         does not broadcast, `batch_axis` is out of range, or leaves differ in
         their number of samples.

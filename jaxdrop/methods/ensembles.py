@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Inexact, Int
 
 from jaxdrop.base.arguments import refuse_swapped
+from jaxdrop.base.axes import lies_inside
 from jaxdrop.base.compat import enable_x64
 from jaxdrop.base.nan import nan_unless
 from jaxdrop.base.types import Key
@@ -144,7 +145,8 @@ def _checked_index(check: Check, index: ArrayLike, count: int) -> Array:
     index = check.integer_array("index", index)
     if known is not None and not np.all((np.asarray(known) >= 0) & (known < count)):
         raise ValueError(f"{check}: index must lie in [0, {count}); got {known}.")
-    return index.astype(jnp.int32)
+    # Judged before it is narrowed, which makes 0 of 2^32.
+    return jnp.where(lies_inside(index, count), index.astype(jnp.int32), -1)
 
 
 @partial(jax.jit, static_argnames=("batch_axes", "feature_axis"))

@@ -57,7 +57,7 @@ def random_erasing(
       key: one random key, consumed here; None will do at a known rate of 0.
       x: array of any numbers, such as (batch, height, width, channels).
       rate: probability that an image is erased, in [0, 1]; may be traced.
-      area: the least and the most share of the image, in [0, 1].
+      area: the least and the most share of the image, above 0 and at most 1.
       aspect: the least and the most of height / width, positive.
       fill: what stands in the rectangle: a number, or an array that broadcasts to `x`,
         such as the mean of each channel, or noise of another key.
@@ -68,8 +68,8 @@ def random_erasing(
       An array with the shape and dtype of `x`.
 
     Raises:
-      TypeError: `x` is not an array, `key` is not one key, `fill` is of another kind, or
-        another argument is no number.
+      TypeError: `x` is not an array, `key` is not one key, `fill` is of a wider kind,
+        such as a float for integers, or another argument is no known number.
       ValueError: a known `rate` lies outside [0, 1], `area` or `aspect` are not two rising
         numbers in their range, an axis is out of range, both are the same, or they do not
         leave two.
@@ -113,13 +113,13 @@ def random_erasing(
 def _range(check: Check, name: str, values: Any, most: float | None = None) -> tuple[float, float]:
     """Two positive numbers that do not fall, at most `most`."""
     given = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
-    low, *rest = (check.amount(name, value) for value in given)
-    if len(rest) != 1 or not 0 < low <= rest[0] <= (most or float("inf")):
+    ends = [check.known_amount(name, value) for value in given]
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= (most or float("inf")):
         limit = "" if most is None else f" up to {most}"
         raise ValueError(
             f"{check}: {name} must be two positive numbers{limit} that do not fall; got {values}."
         )
-    return float(low), float(rest[0])
+    return ends[0], ends[1]
 
 
 @lru_cache(maxsize=64)

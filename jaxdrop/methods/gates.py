@@ -166,7 +166,7 @@ def hard_concrete_penalty(
 
 def _checked_stretch(check: Check, stretch: Any) -> tuple[float, float]:
     try:
-        low, high = (float(bound) for bound in stretch)
+        low, high = (float(bound) for bound in stretch if not isinstance(bound, str))
     except (TypeError, ValueError):
         raise TypeError(f"{check}: stretch must be two numbers; got {stretch!r}.") from None
     if not (-math.inf < low < 0 and 1 < high < math.inf):

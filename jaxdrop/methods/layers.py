@@ -128,7 +128,8 @@ def _like(check: Check, y: Any, x: Any) -> Any:
     )
     if not alike:
         raise TypeError(f"{check}: layer must return what x is, {describe(x)}; got {describe(y)}.")
-    return y
+    # A layer may return numbers of Python, or arrays of NumPy.
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), y, x)
 
 
 @jax.jit

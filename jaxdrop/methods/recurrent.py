@@ -93,14 +93,14 @@ def zoneout(
       key: one random key, consumed here; None for the mean, at test time.
       new: floating or complex array, the state that the cell computed.
       rate: probability of keeping the old state, in [0, 1]; may be traced.
-      old: the state before this step, of the shape and kind of `new`.
+      old: the state before this step, which broadcasts to `new`.
 
     Returns:
       An array with the shape and dtype of `new`; `old` where `rate` is 1.
 
     Raises:
-      TypeError: `new` or `old` is not floating or complex, `key` is not one
-        key, or `rate` is not a number.
+      TypeError: `new` is not floating or complex, or is real and `old` complex,
+        `key` is not one key, or `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], or `old` does not
         broadcast to the shape of `new`.
 

@@ -111,8 +111,8 @@ def drop_spans(
 
     Raises:
       TypeError: `x` is not an array, or not floating or complex and to be rescaled,
-        `key` is not one key, `fill` is of another kind, `where` is not boolean, or
-        another argument is no number.
+        `key` is not one key, `fill` is of a wider kind, such as a float for integers,
+        `where` is not boolean, or another argument is no number.
       ValueError: both or none of `rate` and `num_spans` are given, a known `rate` lies
         outside [0, 1], `width` is too small or falls, `num_spans` is negative, an axis
         is out of range, or `axis` is a batch axis too.

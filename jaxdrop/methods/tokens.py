@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
 
 from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_swapped
+from jaxdrop.base.axes import lies_inside
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
 from jaxdrop.base.types import Key, Rate
@@ -100,8 +101,8 @@ def restore_tokens(
       tokens: the tokens that `drop_tokens` returned, or what was computed from them.
         Their axes after those of `positions` may have changed.
       positions: the positions that `drop_tokens` returned. They lie in [0, length) and
-        are all different within a sequence. With other positions tokens are lost; only
-        `checkify` reports this.
+        are all different within a sequence. A token whose position lies outside is lost;
+        only `checkify` reports this. Of several tokens at one position, one is left.
       length: number of tokens before `drop_tokens`.
       fill: what stands for a dropped token: a number, or an array that
         broadcasts to the result, such as one learned token.
@@ -111,7 +112,7 @@ def restore_tokens(
 
     Raises:
       TypeError: `tokens` is no array, `positions` are not integers, or `fill`
-        has another kind of dtype.
+        is of a wider kind than `tokens`, such as a float for integers.
       ValueError: the shapes do not fit, or `length` is too short.
 
     Example:
@@ -167,8 +168,9 @@ def replace_tokens(
       An array with the shape and dtype of `ids`.
 
     Raises:
-      TypeError: `ids` is not an array, `replacement` is of another kind,
-        `where` is not boolean, `key` is not one key, or `rate` is not a number.
+      TypeError: `ids` is not an array, `replacement` is of a wider kind, such as a
+        float for integers, `where` is not boolean, `key` is not one key, or `rate` is
+        not a number.
       ValueError: a known `rate` lies outside [0, 1], or `replacement` or
         `where` does not broadcast to `ids`.
 
@@ -212,8 +214,10 @@ def _drop_tokens(
 @jax.jit
 def _restore(tokens: Array, positions: Int[Array, "..."], fill: Array) -> Array:
     length = fill.shape[positions.ndim - 1]
-    inside = jnp.all((positions >= 0) & (positions < length))
-    debug_check(inside, f"positions must lie in [0, {length})")
+    inside = lies_inside(positions, length)
+    debug_check(jnp.all(inside), f"positions must lie in [0, {length})")
+    # Left as it is, -2 would be counted from the end.
+    positions = jnp.where(inside, positions.astype(jnp.int32), length)
     axis, kept = positions.ndim - 1, positions.shape[-1]
     fill = laid_like(fill, tokens, axis)
     if kept == 0:  # the gather below needs at least one token

@@ -78,13 +78,11 @@ def drop_connect(
     key, rate = key_and_rate(check, key, params, rate, name="params")
     on_grid = grid_rate(rate)
     rescale = checked_rule(check, rescale)
-    if on_grid.is_zero:
-        return params
 
     def drop_leaf(key: Key, leaf: Array) -> Array:
         return drop_on_grid(key, leaf, on_grid, (), rescale)
 
-    return _map_leaves(check, drop_leaf, key, where, params)
+    return _map_leaves(check, drop_leaf, key, on_grid, where, params)
 
 
 def mixout(
@@ -109,10 +107,10 @@ def mixout(
       A pytree of the structure of `params`; the target where `rate` is 1.
 
     Raises:
-      TypeError: a leaf that `where` picks is not floating or complex, `key` is
-        not one key, or `rate` is not a number.
+      TypeError: a leaf that `where` picks is not floating or complex, or is real and
+        its target complex, `key` is not one key, or `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], or `target` has another
-        structure or shapes.
+        structure, or a leaf that does not broadcast to that of `params`.
 
     Example:
       >>> params, target = {"w": jnp.full(6, 3.0)}, {"w": jnp.ones(6)}
@@ -133,16 +131,14 @@ def mixout(
             f"{check}: target must have the structure of params; got"
             f" {jax.tree.structure(target)} for {structure}."
         )
-    if on_grid.is_zero:
-        return params
 
     def mix(key: Key, leaf: Array, other: Any) -> Array:
         other = check.like("target", other, leaf, "params")
-        if on_grid.is_one:
-            return other
+        if on_grid.is_zero or on_grid.is_one:
+            return leaf if on_grid.is_zero else other
         return _mix(key, leaf, other, on_grid, mask_layout(leaf.shape, ()))
 
-    return _map_leaves(check, mix, key, where, params, target)
+    return _map_leaves(check, mix, key, on_grid, where, params, target)
 
 
 def embedding_dropout(
@@ -196,23 +192,30 @@ def _map_leaves(
     check: Check,
     drop_leaf: Callable[..., Array],
     key: Key,
+    rate: GridRate,
     where: Where | None,
     params: Tree,
     *others: Tree,
 ) -> Tree:
-    """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path."""
+    """Calls `drop_leaf(key, leaf, *others)` for each chosen leaf, with a key from its path.
+
+    At a known rate of 0 it checks the leaves, and uses no key.
+    """
     if where is not None:
         check.function_of("where", where, "(path, leaf)")
-    mark_consumed(key)
+    if not rate.is_zero:
+        mark_consumed(key)
 
     def drop_chosen(path: tuple[Any, ...], leaf: Any, *other: Any) -> Any:
         if not (_is_inexact(leaf) if where is None else where(path, leaf)):
             return leaf
         name = "params" + jax.tree_util.keystr(path)
         leaf = check.inexact_array(name, leaf)
-        return drop_leaf(fold_in_name(key, path_name(path)), leaf, *other)
+        leaf_key = key if rate.is_zero else fold_in_name(key, path_name(path))
+        return drop_leaf(leaf_key, leaf, *other)
 
-    return jax.tree_util.tree_map_with_path(drop_chosen, params, *others)
+    dropped = jax.tree_util.tree_map_with_path(drop_chosen, params, *others)
+    return params if rate.is_zero else dropped
 
 
 def _is_inexact(leaf: Any) -> bool:

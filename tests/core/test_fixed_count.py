@@ -90,6 +90,14 @@ def test_none_and_all_may_survive(count):
     assert drawn(0, (2, 3), count).sum() == count
 
 
+def test_no_key_is_needed_where_none_or_all_survive():
+    for count in (0, 3):
+        mask = jaxdrop.draw_fixed_count_mask(None, (2, 3), count, axis=1)
+        assert mask.unpack().sum() == 2 * count
+    with pytest.raises(TypeError, match=r"^draw_fixed_count_mask: key must be one key; got None"):
+        jaxdrop.draw_fixed_count_mask(None, (2, 3), 3)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
 def test_empty_masks(shape):
     mask = jaxdrop.draw_fixed_count_mask(jax.random.key(0), shape, 0, axis=None)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
+from modes import assert_check_failed, enable_x64
 
 import jaxdrop
 from jaxdrop import Mask, rescale
@@ -62,7 +64,7 @@ def test_mask_drawn_under_vmap_must_be_applied_under_vmap():
         jaxdrop.apply_mask(masks, jnp.ones((6, 3)))
 
 
-@pytest.mark.parametrize("x", [(4, 5), (3, 4), (6, 5), (5, 3), (3, 5, 1), (5,), ()])
+@pytest.mark.parametrize("x", [(4, 5), (3, 4), (6, 5), (1, 5), (5, 3), (3, 5, 1), (5,), ()])
 def test_mask_of_another_shape_is_refused(x, key):
     mask = jaxdrop.draw_mask(key, (3, 5), 0.5)
     with pytest.raises(ValueError, match=r"^apply_mask: mask must have the shape of x, or size 1"):
@@ -138,6 +140,19 @@ def test_masks_of_other_shapes_or_kinds_do_not_combine(key):
             combine(mask, True)
 
 
+def test_batches_of_masks_combine_with_batches_of_their_size_alone():
+    def draw(seed, count):
+        keys = jax.random.split(jax.random.PRNGKey(seed), count)
+        return jax.vmap(lambda key: jaxdrop.draw_mask(key, (3, 5), 0.5))(keys)
+
+    a, b, one = draw(0, 4), draw(1, 4), draw(2, 1)
+    np.testing.assert_array_equal((a | b).unpack(), a.unpack() | b.unpack())
+    np.testing.assert_array_equal((~a).unpack(), ~a.unpack())
+    for combine in (operator.and_, operator.or_):
+        with pytest.raises(ValueError, match=r"^Mask: other must have the shape \(4, 3, 5\); got"):
+            combine(a, one)
+
+
 def test_numpy_sees_booleans(key):
     mask = jaxdrop.draw_mask(key, (3, 5), 0.5)
     assert np.asarray(mask).dtype == bool
@@ -190,6 +205,55 @@ def test_packed_masks_scale_each_element_by_its_own_probability():
     for bad in (np.array([0.5, 1.5, 0]), np.ones(2)):
         with pytest.raises(ValueError, match=r"^Mask\.pack: keep_prob must (lie in|broadcast to)"):
             Mask.pack(mask.unpack(), bad)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_packed_probabilities_are_of_the_default_dtype(wide):
+    with enable_x64(wide):
+        for keep_prob in (0.3, 1, np.float32(0.3), np.array([0.3, 0, 1])):
+            mask = Mask.pack(np.ones(3, bool), keep_prob)
+            assert mask.keep_prob.dtype == (jnp.float64 if wide else jnp.float32)
+            np.testing.assert_allclose(mask.keep_prob, keep_prob, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rates", "options", "error", "message"),
+    [
+        (np.ones(2) / 2, {}, ValueError, r"rate must broadcast to the mask; got \(2,\) for \(4, 3"),
+        (np.array([0, 0.5, 1.5]), {}, ValueError, r"rate must lie in \[0, 1\]; got \[0"),
+        (np.array([0, 0.5, np.nan]), {}, ValueError, r"rate must lie in \[0, 1\]; got \[0"),
+        (np.ones(3, bool), {}, TypeError, "rate must be real; got bool"),
+        (jnp.ones(3, jnp.complex64), {}, TypeError, "rate must be real; got complex64"),
+        ([0.5, 0.5, 0.5], {}, TypeError, "rate must be a real number; got"),
+        (
+            np.ones(3) / 2,
+            {"part": jaxdrop.Part((0, 0), (9, 3))},
+            ValueError,
+            r"rate must be a scalar for a part; got float32\[1, 3\]",
+        ),
+        (
+            np.ones((4, 1)) / 2,
+            {"broadcast_dims": 0},
+            ValueError,
+            r"rate must broadcast to the mask; got \(4, 1\) for \(1, 3\)",
+        ),
+    ],
+)
+def test_bad_arrays_of_rates_are_named(rates, options, error, message, key):
+    with pytest.raises(error, match=f"^draw_mask: {message}"):
+        jaxdrop.draw_mask(key, (4, 3), rates, **options)
+
+
+def test_arrays_of_integers_are_rates(key):
+    mask = jaxdrop.draw_mask(key, (4, 3), jnp.array([0, 1, 0]))
+    assert mask.unpack().all(0).tolist() == [True, False, True]
+    assert not mask.unpack()[:, 1].any()
+
+
+def test_bad_rate_of_an_array_fails_under_checkify(key):
+    draw = checkify.checkify(lambda key, rates: jaxdrop.draw_mask(key, (2, 3), rates).words)
+    error, _ = draw(key, jnp.array([0.0, 0.5, 2.0]))
+    assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
 
 
 def test_masks_are_immutable_and_equal_to_themselves_only(key):

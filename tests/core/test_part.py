@@ -63,6 +63,13 @@ def test_shards_that_say_where_they_lie_drop_as_one_array(spec):
     np.testing.assert_array_equal(y, dropout(make_key("raw"), x, 0.5))
 
 
+def test_part_is_a_pytree_of_starts_with_a_static_shape():
+    part, x = Part((jnp.int32(1), 0), (5, 64)), jnp.ones((2, 64))
+    assert jax.tree.leaves(part) == [1, 0]
+    y = jax.jit(lambda part: dropout(make_key("raw"), x, RATE, part=part))(part)
+    np.testing.assert_array_equal(y, dropout(make_key("raw"), jnp.ones((5, 64)), RATE)[1:3])
+
+
 def test_part_of_no_elements():
     mask = draw_mask(make_key("raw"), (0, 0, 5), RATE, part=Part((2, 3, 0), (3, 9, 6)))
     assert mask.unpack().shape == (0, 0, 5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from modes import make_key
+from nodes import Pair
 
 from jaxdrop import draw_mask, drop_condition
 
@@ -46,6 +47,14 @@ def test_null_may_be_a_tree_of_learned_arrays_with_gradients():
     assert jnp.all(to_null == 40 - kept)
 
 
+def test_a_leaf_of_the_null_stands_for_all_leaves_below_it():
+    condition = {"a": Pair(jnp.ones((4, 2)), (jnp.ones(4), None)), "b": jnp.ones(4)}
+    for null, expected in (({"a": 5, "b": 7}, [5, 5, 7]), ({"a": Pair(5, 6), "b": 7}, [5, 6, 7])):
+        y = drop_condition(KEY, condition, 1, null=null)
+        assert jax.tree.structure(y) == jax.tree.structure(condition)
+        assert [float(leaf.min()) for leaf in jax.tree.leaves(y)] == expected
+
+
 def test_one_decision_for_a_sample_under_vmap():
     keys = jax.random.split(make_key("raw"), 40)
     y = jax.vmap(lambda key, c: drop_condition(key, c, 0.4, null=0, batch_axis=None))(
@@ -63,6 +72,22 @@ def test_rate_one_gives_the_null_and_rate_zero_the_condition():
     assert drop_condition(KEY, {}, 0.5, null=0) == {}
     nothing = jax.jit(lambda rate: drop_condition(KEY, {"a": None}, rate, null=0))
     assert nothing(0.3) == {"a": None}
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan])
+def test_bad_traced_rate_poisons_every_kind_of_leaf(rate):
+    y = jax.jit(lambda rate: drop_condition(KEY, CONDITION, rate, null=0))(rate)
+    assert jnp.isnan(y["text"]).all()
+    assert not y["mask"].any()
+    assert (y["label"] == jnp.iinfo(jnp.int32).min).all()
+
+
+def test_a_null_of_another_kind_is_refused():
+    message = (
+        "drop_condition: null must be of the kind of condition['label']; got float32 for int32."
+    )
+    with raises(TypeError, message):
+        drop_condition(KEY, CONDITION, 0.5, null={"text": 0, "mask": False, "label": 0.5})
 
 
 def test_batch_axis_may_be_any():
@@ -85,6 +110,8 @@ def test_bad_conditions():
         drop_condition(KEY, {"a": jnp.ones(3)}, 0.5, null={"a": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"^drop_condition: null must be a pytree prefix"):
         drop_condition(KEY, {"a": jnp.ones(3)}, 0.5, null={"b": 0})
+    with raises(ValueError, "drop_condition: batch_axis must lie in [-1, 1) for 1 axes; got 1."):
+        drop_condition(KEY, {"a": jnp.ones((3, 2)), "b": jnp.ones(3)}, 0.5, null=0, batch_axis=1)
     with raises(
         TypeError, "drop_condition: condition['a'] must be an array of numbers; got 'text'."
     ):

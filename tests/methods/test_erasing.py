@@ -152,6 +152,12 @@ def test_gradient_passes_where_nothing_is_erased_and_to_the_fill():
          " got (0.5, 0.2)."),
         ({"area": (0.1, 1.5)}, "area must be two positive numbers up to 1 that do not fall;"
          " got (0.1, 1.5)."),
+        ({"area": ()}, "area must be two positive numbers up to 1 that do not fall; got ()."),
+        ({"area": (0, 0.2)}, "area must be two positive numbers up to 1 that do not fall;"
+         " got (0, 0.2)."),
+        ({"aspect": (1, 2, 3)}, "aspect must be two positive numbers that do not fall;"
+         " got (1, 2, 3)."),
+        ({"aspect": (0.5, jnp.inf)}, "aspect must be at least 0 and finite; got inf."),
         ({"area": 0.2}, "area must be two positive numbers up to 1 that do not fall; got 0.2."),
         ({"aspect": (0, 2)}, "aspect must be two positive numbers that do not fall; got (0, 2)."),
         ({"channel_axis": None}, "x must have two spatial axes; got shape (2, 5, 6, 3)."),
@@ -161,3 +167,21 @@ def test_gradient_passes_where_nothing_is_erased_and_to_the_fill():
 def test_bad_areas_aspects_and_axes(options, message):
     with pytest.raises(ValueError, match=rf"^random_erasing: {re.escape(message)}$"):
         random_erasing(KEY, jnp.ones((2, 5, 6, 3)), **({"rate": 0.5} | options))
+
+
+@pytest.mark.quick
+def test_key_is_needed_to_place_what_is_erased_for_sure():
+    with pytest.raises(TypeError, match=r"^random_erasing: key must be one key; got None"):
+        random_erasing(None, jnp.ones((2, 5, 6, 3)), 1)
+
+
+@pytest.mark.quick
+def test_sizes_must_be_known_and_may_be_of_numpy():
+    x = jnp.ones((2, 5, 6, 3))
+    with pytest.raises(
+        TypeError, match=r"^random_erasing: area must be known while tracing; got f"
+    ):
+        jax.jit(lambda least: random_erasing(KEY, x, 0.5, area=(least, 1)))(0.1)
+    for area in (np.array([0.1, 0.5]), (0.1, np.float64(0.5))):
+        found = random_erasing(KEY, x, 1, area=area)
+        np.testing.assert_array_equal(found, random_erasing(KEY, x, 1, area=(0.1, 0.5)))

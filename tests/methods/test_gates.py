@@ -242,6 +242,41 @@ def test_samples_of_gates_are_samples_for_all_of_uncertainty():
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("function", [hard_concrete_gate, hard_concrete_penalty])
+def test_gates_and_penalties_are_computed_in_float32_and_stay_so(function):
+    at = jnp.array([-2.3, 0.31, 1.7], jnp.bfloat16)
+    found = function(at)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, function(at.astype(jnp.float32)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ((), TypeError, "stretch must be two numbers"),
+        ((-0.1, 1.0, 1.1), TypeError, "stretch must be two numbers"),
+        (("-0.1", "1.1"), TypeError, "stretch must be two numbers"),
+        ((-0.1, 1.1j), TypeError, "stretch must be two numbers"),
+        ((float("nan"), 1.1), ValueError, "stretch must reach below 0 and above 1"),
+        ((-0.1, float("nan")), ValueError, "stretch must reach below 0 and above 1"),
+        ((-float("inf"), 1.1), ValueError, "stretch must reach below 0 and above 1"),
+    ],
+)
+def test_bad_stretches_are_named_by_all_that_take_one(bad, error, message):
+    for function in (partial(hard_concrete, make_key("raw"), X), hard_concrete_gate,
+                     hard_concrete_penalty):  # fmt: skip
+        with pytest.raises(error, match=rf"^hard_concrete\w*: {message}; got"):
+            function(0.0, stretch=bad)
+
+
+@pytest.mark.quick
+def test_stretch_may_be_of_numpy():
+    bounds = np.array([-0.1, 1.1])
+    assert hard_concrete_gate(0.3, stretch=bounds) == hard_concrete_gate(0.3)
+
+
+@pytest.mark.quick
 def test_bad_arguments_are_named():
     gate, key = hard_concrete_gate, make_key("raw")
     for call, error, message in (
@@ -267,11 +302,6 @@ def test_bad_arguments_are_named():
         ),
         (
             lambda: gate(0.0, stretch=(-0.1, 1.0)),
-            ValueError,
-            "hard_concrete_gate: stretch must reach below 0 and above 1",
-        ),
-        (
-            lambda: gate(0.0, stretch=(-0.1, float("inf"))),
             ValueError,
             "hard_concrete_gate: stretch must reach below 0 and above 1",
         ),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from enumeration import keep_prob_of, moments
 from modes import enable_x64, make_key, make_keys
+from nodes import Pair
 
 from jaxdrop import drop_path, drop_path_rates, layer_drop, rescale
 
@@ -175,18 +176,35 @@ def test_pytrees_of_any_dtype_and_a_rule_of_the_user():
     assert int(y["steps"]) == 4
     np.testing.assert_array_equal(y["x"], layer(X))
     assert int(layer_drop(DROPPED, tree, RATE, layer=grow, rescale=rescale.none)["steps"]) == 3
+    pair = layer_drop(KEPT, Pair(X, -X), RATE, layer=lambda pair: Pair(*map(layer, pair.children)))
+    for x, y in zip((X, -X), pair.children, strict=True):
+        np.testing.assert_array_equal(y, layer_drop(KEPT, x, RATE, layer=layer))
     half = lambda mask, x: jnp.full(mask.shape, 0.5)  # noqa: E731
     y = layer_drop(KEPT, X, RATE, layer=layer, rescale=half)
     np.testing.assert_allclose(y, (X + layer(X)) / 2, rtol=1e-6)
+    counted = rescale.realized(-1)  # it asks the mask for an axis of the array
+    y = layer_drop(KEPT, X, RATE, layer=layer, rescale=counted)
+    np.testing.assert_allclose(y, layer(X), rtol=1e-6)
     low = layer_drop(KEPT, X.astype(jnp.bfloat16), RATE, layer=lambda x: 2 * x)
     assert low.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rule", [rescale.expected, rescale.none])
+def test_layer_may_return_numbers_of_python_and_numpy(rule):
+    for number in (3.0, np.float32(3), np.full((), 3, np.float32)):
+        for rate in (0, RATE):
+            y = layer_drop(KEPT, jnp.float32(2), rate, layer=lambda x, n=number: n, rescale=rule)
+            assert (y.dtype, y.weak_type) == (jnp.float32, False)
+            scaled = rate and rule is rescale.expected
+            assert y == (2 + jnp.float32(1 / keep_prob_of(RATE)) if scaled else 3)
 
 
 @pytest.mark.parametrize("x", [jnp.arange(3), {"a": X, "b": jnp.array(True)}])
 def test_what_cannot_be_scaled_is_refused(x):
     place = r"\['b'\]" if isinstance(x, dict) else ""
-    with pytest.raises(TypeError, match=rf"^layer_drop: x{place} must be floating or complex"):
-        layer_drop(KEPT, x, RATE, layer=lambda x: x)
+    for rate in (0, RATE, 1):
+        with pytest.raises(TypeError, match=rf"^layer_drop: x{place} must be floating or complex"):
+            layer_drop(KEPT, x, rate, layer=lambda x: x)
 
 
 @pytest.mark.quick
@@ -203,3 +221,11 @@ def test_layer_must_return_what_it_was_given(changed, returned, rate):
     message = rf"^layer_drop: layer must return what x is, float32\[3, 4\]; got {returned}\.(\n|$)"
     with pytest.raises(TypeError, match=message):
         layer_drop(KEPT, X, rate, layer=changed)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rate", [0, RATE])
+def test_layer_must_return_the_structure_that_it_was_given(rate):
+    for x, changed in ((X, lambda x: [x]), ([X], lambda x: (x[0],)), ({"a": X}, lambda x: x["a"])):
+        with pytest.raises(TypeError, match=r"^layer_drop: layer must return what x is"):
+            layer_drop(KEPT, x, rate, layer=changed)

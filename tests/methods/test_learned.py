@@ -203,6 +203,15 @@ def test_penalties_are_exact_at_extreme_parameters(dtype):
     np.testing.assert_allclose(np.float32(slope), exact, rtol=1e-5 if dtype == "float32" else 0.01)
 
 
+@pytest.mark.quick
+def test_squares_of_narrow_weights_are_summed_in_float32():
+    """257 is no number of bfloat16, and 300^2 none of float16."""
+    for weights in (jnp.ones(257, jnp.bfloat16), jnp.full(2, 300, jnp.float16)):
+        found = penalty(-jnp.inf, weights, weight_regularizer=1.0)
+        assert found.dtype == jnp.float32
+        assert found == (np.asarray(weights, float) ** 2).sum()
+
+
 @both
 def test_infinite_parameters_have_gradients_and_hide_what_is_dropped(method):
     x = jnp.array([1.0, jnp.inf, jnp.nan])
@@ -272,12 +281,9 @@ def test_parameters_may_be_split_over_other_explicit_axes_than_x(method):
 
 
 @both
-def test_low_precision_is_rounded_once(method):
-    x, a = X.astype(jnp.bfloat16), jnp.bfloat16(-1.5)
-    wide = method(make_key("raw"), x.astype(jnp.float32), -1.5)
-    np.testing.assert_array_equal(method(make_key("raw"), x, a), wide.astype(jnp.bfloat16))
-    # The gradient is a sum over many elements: bfloat16 would stop at 256.
-    ones = jnp.ones(2**14, jnp.bfloat16)
+def test_gradient_to_a_narrow_parameter_is_summed_in_float32(method):
+    """It is a sum over many elements: bfloat16 would stop at 256."""
+    a, ones = jnp.bfloat16(-1.5), jnp.ones(2**14, jnp.bfloat16)
     slope = jax.grad(lambda a, x: jnp.sum(method(make_key("raw"), x, a).astype(jnp.float32) ** 2))
     expected = slope(jnp.float32(-1.5), ones.astype(jnp.float32))
     assert slope(a, ones).dtype == jnp.bfloat16
@@ -315,6 +321,16 @@ def test_divergences_have_the_published_coefficients():
     kingma = np.log(alpha) / 2 + 1.16145124 * alpha - 1.50204118 * alpha**2 + 0.58629921 * alpha**3
     found = variational_dropout_kl(jnp.log(alpha), approximation="kingma")
     np.testing.assert_allclose(found + kingma, (np.euler_gamma + np.log(2)) / 2, rtol=1e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("approximation", ["molchanov", "kingma"])
+def test_divergences_of_narrow_parameters_are_computed_in_float32(approximation):
+    at = jnp.array([-3.3, -0.7, 2.1], jnp.bfloat16)
+    kl = partial(variational_dropout_kl, approximation=approximation)
+    assert kl(at).dtype == jnp.float32
+    np.testing.assert_array_equal(kl(at), kl(at.astype(jnp.float32)))
+    np.testing.assert_array_equal(kl(-2), kl(-2.0))
 
 
 def test_slope_of_the_bounded_divergence_is_whole_up_to_its_bound():
@@ -445,5 +461,7 @@ def test_other_bad_arguments_are_named():
         penalty(0.0, X, 0)
     with pytest.raises(TypeError, match=r"^concrete_dropout_penalty: weights must be floating or"):
         penalty(0.0, {"kernel": X, "steps": jnp.arange(3)})
+    with pytest.raises(TypeError, match=r"^concrete_dropout_penalty: weights must be real; got co"):
+        penalty(0.0, X.astype(jnp.complex64))
     with pytest.raises(ValueError, match=r"\"molchanov\" or \"kingma\"; got 'exact'"):
         variational_dropout_kl(0.0, approximation="exact")

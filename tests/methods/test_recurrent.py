@@ -67,6 +67,13 @@ def test_zoneout_without_a_key_is_its_mean_over_all_masks(rate):
     np.testing.assert_allclose(probabilities(masks, q) @ outputs, mean, rtol=1e-12)
 
 
+def test_mean_of_zoneout_is_rounded_once():
+    new, old = (jnp.linspace(low, 3, 64).astype(jnp.bfloat16) for low in (-2, 1))
+    mean = zoneout(None, new, 0.3, old=old)
+    wide = zoneout(None, new.astype(jnp.float32), 0.3, old=old.astype(jnp.float32))
+    np.testing.assert_array_equal(mean, wide.astype(jnp.bfloat16))
+
+
 def test_zoneout_leaves_the_old_state_where_the_mask_drops():
     new, old = jnp.arange(1.0, 41.0), -jnp.arange(1.0, 41.0)
     kept = draw_mask(KEY, 40, 0.1).unpack()
@@ -83,6 +90,13 @@ def test_zoneout_at_the_ends_of_the_rate(key):
         np.testing.assert_array_equal(zoneout(key, new, zero, old=old), new)
 
 
+def test_old_state_broadcasts_and_may_be_of_integers():
+    new = jnp.full((40, 3), 0.5)
+    y = zoneout(KEY, new, 0.4, old=jnp.arange(3))
+    np.testing.assert_array_equal(y, zoneout(KEY, new, 0.4, old=jnp.tile(jnp.arange(3.0), (40, 1))))
+    assert y.dtype == jnp.float32
+
+
 def test_zoneout_sends_gradients_to_the_state_that_was_taken():
     new, old = jnp.ones(64), jnp.zeros(64)
     to_new, to_old = jax.grad(
@@ -95,6 +109,8 @@ def test_zoneout_sends_gradients_to_the_state_that_was_taken():
 def test_zoneout_rejects_bad_rates_and_states():
     with pytest.raises(ValueError, match=r"^zoneout: rate must lie in \[0, 1\]; got 2\.0\.$"):
         zoneout(None, jnp.ones(3), 2.0, old=jnp.ones(3))
+    with pytest.raises(TypeError, match=r"^zoneout: old must be of the kind of new; got complex64"):
+        zoneout(KEY, jnp.ones(3), 0.5, old=jnp.ones(3, jnp.complex64))
     message = re.escape("zoneout: old must broadcast to new; got (2,) for (3,).")
     with pytest.raises(ValueError, match=f"^{message}$"):
         zoneout(KEY, jnp.ones(3), 0.5, old=jnp.ones(2))

@@ -15,6 +15,7 @@ from modes import enable_x64, make_key
 from scipy import optimize
 
 from jaxdrop import chain, drop_spans, per_sample, rescale
+from jaxdrop.methods.spans import _known_starts, _starts
 
 KEY = make_key("raw")
 UNITS = 2**32
@@ -84,6 +85,18 @@ def test_rate_is_that_of_each_position_over_all_starts_and_widths(width, n, rate
         np.testing.assert_allclose(
             both[i, j], found[0] * np.prod(spared(begin)[: j - i]), rtol=1e-12
         )
+
+
+@pytest.mark.parametrize("width", [(1, 1), (7, 7), (1, 1000)])
+def test_spans_of_traced_rates_begin_as_often_as_those_of_known_ones(width):
+    for rate in np.array([1e-6, 1e-3, 0.5, 0.97, 0.9999], np.float32):
+        known = _known_starts(float(rate), width)
+        traced = _starts(jnp.asarray(rate), width, jnp)
+        begin = [UNITS - int(starts.threshold.digits) for starts in (known, traced)]
+        assert abs(begin[1] - begin[0]) <= 1 + 1e-5 * begin[0]
+        np.testing.assert_allclose(traced.keep_prob, known.keep_prob, rtol=2e-5)
+        grid = wider(width).sum() / 2 / UNITS
+        assert abs(1 - known.keep_prob - float(rate)) <= grid + 1e-15
 
 
 @pytest.mark.parametrize(("width", "number"), [((0, 3), 2), ((2, 2), 3), ((1, 4), 1), ((0, 9), 2)])
@@ -264,6 +277,15 @@ def test_masks_of_time_and_frequency_make_spec_augment():
 def test_bad_amounts_widths_and_axes(options, message):
     with pytest.raises(ValueError, match=rf"^drop_spans: {re.escape(message)}$"):
         drop_spans(KEY, jnp.ones((2, 9)), **({"width": 2} | options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_bad_traced_rate_poisons_what_must_stay_too(dtype):
+    ids = jnp.ones((2, 9), dtype)
+    drop = partial(drop_spans, KEY, ids, width=2, where=jnp.arange(9) > 3)
+    y = jax.jit(drop)(1.5)
+    poison = jnp.nan if dtype == "float32" else jnp.iinfo(dtype).min
+    np.testing.assert_array_equal(y, jnp.full_like(ids, poison))
 
 
 def test_integers_are_not_rescaled():

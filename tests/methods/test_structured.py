@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import subsets
-from modes import enable_x64, make_key
+from jax.experimental import checkify
+from modes import assert_check_failed, enable_x64, make_key
 from reference.methods import Key
 
 from jaxdrop import (
@@ -105,6 +106,15 @@ def test_shake_drop_goes_forward_and_back_by_factors_of_their_own(rate):
     np.testing.assert_array_equal(tangent, pull(BRANCH)[0])
 
 
+def test_factors_of_shake_drop_have_32_bits_in_float64():
+    forward, backward = shaken_by_numpy(BRANCH, 0.3)
+    with enable_x64():
+        y, pull = jax.vjp(lambda x: shake_drop(KEY, x, 0.3), jnp.ones(BRANCH.shape))
+        np.testing.assert_allclose(y, np.broadcast_to(forward, y.shape), rtol=1e-15)
+        slope = pull(jnp.ones(BRANCH.shape))[0]
+        np.testing.assert_allclose(slope, np.broadcast_to(backward, y.shape), rtol=1e-15)
+
+
 @pytest.mark.parametrize("rate", [0.25, 1.0])
 def test_shake_drop_has_the_stated_moments_over_all_decisions_and_evenly_spread_words(rate):
     parts = 2**12
@@ -131,6 +141,9 @@ def test_shake_drop_without_a_key_is_its_mean():
         y, pull = jax.vjp(lambda x, rate=rate: shake_drop(None, x, rate), BRANCH)
         np.testing.assert_array_equal(y, 0.75 * BRANCH)
         np.testing.assert_array_equal(pull(BRANCH)[0], 0.75 * BRANCH)
+    narrow = shake_drop(None, BRANCH.astype(jnp.bfloat16), 0.3)
+    wide = shake_drop(None, BRANCH.astype(jnp.bfloat16).astype(jnp.float32), 0.3)
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
     assert not shake_drop(None, jnp.full((2, 3), jnp.inf), 1).any()
     with pytest.raises(ValueError, match=r"^shake_drop: rate must lie in \[0, 1\]; got 2\.0\.$"):
         shake_drop(None, BRANCH, 2.0)
@@ -171,7 +184,9 @@ def test_planted_shake_drop_is_that_of_the_key_of_its_site():
 
 
 def test_drop_path_rates_rise_linearly_to_the_last():
-    assert drop_path_rates(0.5, 5) == (0.1, 0.2, 0.3, 0.4, 0.5)
+    for rate in (0.5, np.float32(0.5), np.array(0.5)):
+        assert drop_path_rates(rate, 5) == (0.1, 0.2, 0.3, 0.4, 0.5)
+        assert {type(each) for each in drop_path_rates(rate, 5)} == {float}
     np.testing.assert_allclose(
         jax.jit(drop_path_rates, static_argnums=1)(0.5, 5), drop_path_rates(0.5, 5), rtol=1e-6
     )
@@ -179,6 +194,27 @@ def test_drop_path_rates_rise_linearly_to_the_last():
     np.testing.assert_allclose(kept, 54 - 0.5 * 55 / 2)  # 40.25 of the paper's 54
     with pytest.raises(ValueError, match=r"^drop_path_rates: depth must be at least 1; got 0\.$"):
         drop_path_rates(0.5, 0)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "rates",
+    [partial(drop_path_rates, depth=3), partial(drop_block_gamma, shape=(8,), block_size=3)],
+)
+def test_bad_traced_rate_of_what_only_computes_rates_is_seen(rates):
+    for rate in (-0.1, 1.5, jnp.nan):
+        assert jnp.isnan(rates(jnp.float32(rate))).all()
+        error, _ = checkify.checkify(rates)(jnp.float32(rate))
+        assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
+
+
+@pytest.mark.quick
+def test_rates_computed_from_narrow_ones_are_of_32_bits():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        rate = jnp.asarray(0.3, dtype)
+        np.testing.assert_allclose(
+            drop_path_rates(rate, 7), drop_path_rates(float(rate), 7), rtol=1e-6
+        )
 
 
 def spread(seeds, blocks):
@@ -217,11 +253,23 @@ def test_exact_gamma_keeps_the_asked_share_over_all_sets_of_seeds(sizes, blocks,
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("rate", [1e-12, 1 - 2**-20, 1 - 2**-32])
+def test_exact_gamma_keeps_the_asked_share_near_zero_and_one(rate):
+    cover = np.outer([1, 2, 3, 3, 3, 3, 2, 1], [1, 2, 3, 3, 3, 3, 2, 1])
+    gamma = drop_block_gamma(rate, (8, 8), 3)
+    if rate < 0.5:
+        np.testing.assert_allclose(-np.expm1(cover * np.log1p(-gamma)).mean(), rate, rtol=1e-12)
+    else:  # 1 - gamma has few digits
+        np.testing.assert_allclose(np.mean((1 - gamma) ** cover), 1 - rate, rtol=1e-5)
+
+
+@pytest.mark.quick
 def test_gamma_of_the_paper_misses_the_asked_share():
     cover = np.array([1, 2, 3, 3, 3, 3, 2, 1])
     kept = lambda gamma: np.mean((1 - gamma) ** np.outer(cover, cover))  # noqa: E731
     published = drop_block_gamma(0.5, (8, 8), 3, exact=False)
     exact = drop_block_gamma(0.5, (8, 8), 3)
+    assert type(published) is type(exact) is float
     assert (round(kept(published), 3), round(exact, 4)) == (0.614, 0.1421)
     np.testing.assert_allclose(kept(exact), 0.5, rtol=1e-14)
     np.testing.assert_allclose(drop_block_gamma(0.1, (14, 14), 7), 0.006764, atol=5e-7)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
-from modes import assert_check_failed, make_key
+from modes import assert_check_failed, enable_x64, make_key
 
 from jaxdrop import (
     draw_mask,
@@ -91,14 +91,45 @@ def test_restore_takes_changed_features_and_checks_positions_under_checkify():
     assert restore_tokens(tokens[..., 0], positions, 6).shape == (2, 6)
     assert restore_tokens(tokens @ jnp.ones((3, 7)), positions, 8).shape == (2, 8, 7)
     checked = checkify.checkify(lambda positions: restore_tokens(tokens, positions, 6))
-    error, _ = checked(positions + 6)
-    assert_check_failed(error, r"positions must lie in \[0, 6\)")
+    for wrong in (positions + 6, positions.at[0, 0].set(-1)):
+        error, _ = checked(wrong)
+        assert_check_failed(error, r"positions must lie in \[0, 6\)")
+
+
+@pytest.mark.parametrize("outside", [-2, -1, 5, 6, 99])
+def test_tokens_outside_of_the_sequence_are_lost(outside):
+    y = restore_tokens(jnp.array([7.0, 8.0]), jnp.array([3, outside]), 5)
+    np.testing.assert_array_equal(y, [0, 0, 0, 7, 0])
+
+
+def test_positions_of_narrow_types_may_be_of_long_sequences():
+    restore = lambda positions: restore_tokens(jnp.ones(2), positions, 300)  # noqa: E731
+    error, y = checkify.checkify(restore)(jnp.array([0, 200], jnp.uint8))
+    error.throw()
+    assert np.flatnonzero(y).tolist() == [0, 200]
+
+
+def test_positions_are_of_32_bits_with_x64_too():
+    with enable_x64():
+        for rate in (0, 0.5):
+            drop = partial(drop_tokens, KEY, rate=rate, prefix=1)
+            assert jax.eval_shape(drop, jnp.ones((2, 6, 1)))[1].dtype == jnp.int32
+        wide = restore_tokens(jnp.ones(2), jnp.array([0, 2**32 + 1]), 3)
+        np.testing.assert_array_equal(wide, [1, 0, 0])
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(5, 2), (7, 4), (3, 2)])
+def test_half_a_token_is_rounded_to_the_even_number(tokens, kept):
+    drop = partial(drop_tokens, KEY, rate=0.5, axis=0)
+    assert jax.eval_shape(drop, jnp.ones(tokens))[0].shape == (kept,)
 
 
 def test_bad_calls_of_drop_and_restore():
     x = jnp.ones((2, 5, 3))
     with raises(ValueError, "drop_tokens: prefix must be at most the 5 tokens; got 6."):
         drop_tokens(KEY, x, 0.5, prefix=6)
+    with raises(ValueError, "drop_tokens: prefix must be at least 0; got -1."):
+        drop_tokens(KEY, x, 0.5, prefix=-1)
     with raises(ValueError, "drop_tokens: axis must lie in [-3, 3) for 3 axes; got 3."):
         drop_tokens(KEY, x, 0.5, axis=3)
     with raises(TypeError, "restore_tokens: positions must be integers; got float32."):
@@ -108,6 +139,16 @@ def test_bad_calls_of_drop_and_restore():
         "restore_tokens: positions must have the first axes of tokens; got (2, 4) for (2, 5, 3).",
     ):
         restore_tokens(x, jnp.ones((2, 4), int), 6)
+    with raises(
+        ValueError,
+        "restore_tokens: positions must have the first axes of tokens; got () for (2, 5, 3).",
+    ):
+        restore_tokens(x, 0, 6)
+    with raises(
+        TypeError,
+        "restore_tokens: fill must be of the kind of the result; got complex64 for float32.",
+    ):
+        restore_tokens(x, jnp.ones((2, 5), int), 6, fill=1j)
     with raises(ValueError, "restore_tokens: length must be at least 5; got 4."):
         restore_tokens(x, jnp.ones((2, 5), int), 4)
     with raises(
@@ -138,7 +179,8 @@ def test_tokens_that_must_stay_do():
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int16"])
 def test_bad_traced_rate_gives_the_integer_farthest_from_zero(dtype):
     ids = jnp.arange(1, 5).astype(dtype)
-    y = jax.jit(lambda rate: replace_tokens(KEY, ids, rate, replacement=0))(1.5)
+    where = ids > 2  # what must stay is no excuse
+    y = jax.jit(lambda rate: replace_tokens(KEY, ids, rate, replacement=0, where=where))(1.5)
     bounds = jnp.iinfo(dtype)
     assert jnp.all(y == (bounds.min if bounds.min else bounds.max))
 
@@ -167,5 +209,7 @@ def test_bad_replacements():
         replace_tokens(KEY, ids.astype(jnp.uint8), 0.5, replacement=np.int64(300))
     with raises(ValueError, "replace_tokens: replacement must fit into int32; got 2199023255552."):
         replace_tokens(KEY, ids, 0.5, replacement=2**41)
+    with raises(ValueError, "replace_tokens: where must broadcast to ids; got (3,) for (4,)."):
+        replace_tokens(KEY, ids, 0.5, replacement=0, where=ids[:3] > 0)
     with raises(TypeError, "replace_tokens: where must be boolean; got int32."):
         replace_tokens(KEY, ids, 0.5, replacement=0, where=ids)
