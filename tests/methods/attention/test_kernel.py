@@ -182,8 +182,9 @@ def test_all_head_sizes_and_dtypes(dtype, features):
 
 
 def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
+    """And what a bias of minus infinity hides adds nothing either."""
     arrays = [normal(1, 35, 1, 4, seed=seed) for seed in range(4)]
-    bias = jnp.full((1, 35), 1000, jnp.float32)
+    bias = jnp.full((35, 35), 1000, jnp.float32).at[:, 5].set(-jnp.inf).at[7].set(-jnp.inf)
     found, expected = (
         quick_jit(partial(output_and_pull, attend, bias=bias))(*arrays)
         for attend in (kernel, whole)
@@ -194,7 +195,7 @@ def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
 def test_bad_traced_rate_gives_nan():
     x = normal(1, 33, 1, 16)
     out = output_and_pull(kernel, x, x, x, x, rate=jnp.float32(1.5))
-    assert all(np.isnan(y).all() for y in out[:1])
+    assert all(np.isnan(y).all() for y in out)
 
 
 # Transforms
@@ -426,6 +427,12 @@ for implementation in (None, "kernel"):
             "query must have at most 256 features with implementation='kernel'; got 300."
             " Use implementation='tiled'.",
         ),
+        (
+            {"value": np.zeros((1, 2, 1, 257), np.float32)},
+            ValueError,
+            "value must have at most 256 features with implementation='kernel'; got 257."
+            " Use implementation='tiled'.",
+        ),
         *(
             (
                 {f"{name}_block_size": size},
@@ -437,10 +444,11 @@ for implementation in (None, "kernel"):
             for name, size in (("query", 16), ("key", 48))
         ),
     ],
-    ids=["float64", "300 features", "small block", "block that is no power of two"],
+    ids=["float64", "300 features", "wide values", "small block", "block that is no power of two"],
 )
 def test_what_kernels_cannot_serve_is_an_error(changes, kind, message):
     changes = dict(changes)
     query = changes.pop("query", np.zeros((1, 2, 1, 4), np.float32))
+    value = changes.pop("value", query)
     with enable_x64(), pytest.raises(kind, match=f"^dot_product_attention: {re.escape(message)}$"):
-        kernel(make_key("raw"), query, query, query, 0.5, **changes)
+        kernel(make_key("raw"), query, query, value, 0.5, **changes)
