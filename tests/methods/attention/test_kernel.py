@@ -22,6 +22,8 @@ from modes import enable_x64, make_key, make_keys, quick_jit
 from scripts import run as run_process
 
 from jaxdrop import dot_product_attention, dropout
+from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.tiles import KernelTiles
 
 RATE = 0.5
 kernel = partial(dot_product_attention, implementation="kernel")
@@ -196,6 +198,55 @@ def test_bad_traced_rate_gives_nan():
     x = normal(1, 33, 1, 16)
     out = output_and_pull(kernel, x, x, x, x, rate=jnp.float32(1.5))
     assert all(np.isnan(y).all() for y in out)
+
+
+# Blocks that are computed
+
+
+@pytest.mark.parametrize("window", [(None, None), (0, 0), (37, None), (None, 0), (5, 70), (200, 3)])
+@pytest.mark.parametrize("lengths", [None, (40, 70), (0, 33)])
+def test_blocks_are_those_that_a_window_reaches_and_in_which_something_is_real(window, lengths):
+    """Of keys for each block of queries, and of queries for each block of keys."""
+    queries, keys, rows, columns = 128, 192, 32, 64
+    tiles = KernelTiles(
+        layout=None,
+        batch=(1,),
+        at_words=True,
+        window=window,
+        soft_cap=None,
+        pairs=1,
+        queries=queries,
+        keys=keys,
+        query_features=16,
+        value_features=16,
+        groups=1,
+        rows=rows,
+        columns=columns,
+    )
+    row, column = np.arange(queries)[:, None], np.arange(keys)
+    before, after = (10**6 if reach is None else reach for reach in window)
+    seen = (row - before <= column) & (column <= row + after)
+    real = {}
+    if lengths is not None:
+        names = "query_lengths", "key_lengths"
+        real = {name: np.asarray(n, np.int32) for name, n in zip(names, lengths, strict=True)}
+    arrays = Operands(None, None, None, None, **real)
+
+    real_queries, real_keys = lengths or (queries, keys)
+
+    def assert_are(found, reached, size, real):
+        first, end = map(int, found)
+        there = size * np.arange(reached.size) < real
+        np.testing.assert_array_equal(range(first, max(first, end)), np.nonzero(reached & there)[0])
+
+    for start in range(0, queries, rows):
+        reached = seen[start : start + rows].reshape(rows, -1, columns).any((0, 2))
+        found = tiles.key_blocks(arrays, np.int32(start))
+        assert_are(found, reached, columns, real_keys)
+    for start in range(0, keys, columns):
+        reached = seen[:, start : start + columns].reshape(-1, rows, columns).any((1, 2))
+        found = tiles.query_blocks(arrays, np.int32(start))
+        assert_are(found, reached, rows, real_queries)
 
 
 # Transforms
