@@ -12,6 +12,8 @@ from jax.experimental import checkify
 from modes import assert_check_failed, enable_x64, make_key, quick_jit
 
 from jaxdrop import dot_product_attention
+from jaxdrop.base.validate import Check
+from jaxdrop.methods.attention.arrays import _lengths
 
 tiled = partial(dot_product_attention, query_block_size=4, key_block_size=3)
 whole = partial(dot_product_attention, implementation="whole")
@@ -256,3 +258,10 @@ def test_lengths_of_any_integer_type_are_taken(attend):
     assert not jnp.any(run(jnp.array([-1, 0])))
     beyond = np.array([2**32 - 1, 2**32 - 1], np.uint32)
     np.testing.assert_array_equal(run(beyond), run(jnp.array([9, 9])))
+
+
+def test_lengths_of_64_bits_are_clipped_before_they_are_narrowed():
+    with enable_x64():
+        lengths = np.array([2**32 + 1, -(2**32) + 1, 2**63 - 1])
+        found = _lengths(Check("f"), "lengths", lengths, (3,), 0, 9)
+    np.testing.assert_array_equal(found, [9, 0, 9])

@@ -23,6 +23,7 @@ from scripts import run as run_process
 
 from jaxdrop import dot_product_attention, dropout
 from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.spans import spans_of_documents
 from jaxdrop.methods.attention.kernel.tiles import KernelTiles
 
 RATE = 0.5
@@ -203,26 +204,18 @@ def test_bad_traced_rate_gives_nan():
 # Blocks that are computed
 
 
+def some_tiles(**changes):
+    sizes = {"queries": 128, "keys": 192, "query_features": 16, "value_features": 16, "groups": 1}
+    sizes |= {"rows": 32, "columns": 64, "window": (None, None), "soft_cap": None, "pairs": 1}
+    return KernelTiles(**{"layout": None, "batch": (1,), "at_words": True} | sizes | changes)
+
+
 @pytest.mark.parametrize("window", [(None, None), (0, 0), (37, None), (None, 0), (5, 70), (200, 3)])
 @pytest.mark.parametrize("lengths", [None, (40, 70), (0, 33)])
 def test_blocks_are_those_that_a_window_reaches_and_in_which_something_is_real(window, lengths):
     """Of keys for each block of queries, and of queries for each block of keys."""
-    queries, keys, rows, columns = 128, 192, 32, 64
-    tiles = KernelTiles(
-        layout=None,
-        batch=(1,),
-        at_words=True,
-        window=window,
-        soft_cap=None,
-        pairs=1,
-        queries=queries,
-        keys=keys,
-        query_features=16,
-        value_features=16,
-        groups=1,
-        rows=rows,
-        columns=columns,
-    )
+    tiles = some_tiles(window=window)
+    queries, keys, rows, columns = tiles.queries, tiles.keys, tiles.rows, tiles.columns
     row, column = np.arange(queries)[:, None], np.arange(keys)
     before, after = (10**6 if reach is None else reach for reach in window)
     seen = (row - before <= column) & (column <= row + after)
@@ -247,6 +240,27 @@ def test_blocks_are_those_that_a_window_reaches_and_in_which_something_is_real(w
         reached = seen[:, start : start + columns].reshape(-1, rows, columns).any((1, 2))
         found = tiles.query_blocks(arrays, np.int32(start))
         assert_are(found, reached, rows, real_queries)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_blocks_span_all_that_have_a_document_in_common(sign):
+    tiles, random = replace(some_tiles(), rows=4, columns=8), np.random.default_rng(0)
+
+    @quick_jit
+    def spans(queries, keys):
+        operands = Operands(None, None, None, None, query_segments=queries, key_segments=keys)
+        return [spans_of_documents(operands, tiles, over_queries=flag) for flag in (False, True)]
+
+    steps = [random.random((2, size)) < 0.3 for size in (20, 30)]
+    queries, keys = (sign * np.cumsum(each, 1, np.int32) - sign * 4 for each in steps)
+    seen = np.pad(queries[:, :, None] == keys[:, None], ((0, 0), (0, 0), (0, 2)))
+    blocks = seen.reshape(2, 5, 4, 4, 8).any((2, 4))
+    found_both = map(np.asarray, spans(queries, keys))
+    for found, reached in zip(found_both, (blocks, blocks.swapaxes(1, 2)), strict=True):
+        number = np.arange(reached.shape[2])
+        inside = (number >= found[..., :1]) & (number < found[..., 1:])
+        np.testing.assert_array_equal(inside, reached)
+        assert not reached.all()
 
 
 # Transforms

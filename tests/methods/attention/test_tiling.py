@@ -16,7 +16,8 @@ from modes import make_key, quick_jit
 from jaxdrop import dot_product_attention
 from jaxdrop.methods.attention.arguments import Blocks
 from jaxdrop.methods.attention.block_sizes import BUDGET, GPU_BUDGET, block_sizes
-from jaxdrop.methods.attention.operands import Inputs
+from jaxdrop.methods.attention.operands import Inputs, Selection
+from jaxdrop.methods.attention.skipping import tiles_to_compute
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 from jaxdrop.planting.jaxprs import jaxprs_in
 
@@ -62,6 +63,50 @@ def test_tiles_are_exactly_those_with_a_visible_pair(tiling):
     ]
     assert found == seen_tiles(tiling)
     assert len(found) == tiling.count
+
+
+def flags_of_tiles(tiling, visible):
+    """In which of the tiles that are counted some query sees some key, in some sample."""
+    corners = zip(*tiling.numbers, strict=True)
+    blocks = tiling.row_block, tiling.column_block
+    starts = [[n * size for n, size in zip(pair, blocks, strict=True)] for pair in corners]
+    rows, columns = blocks
+    return [visible[..., i : i + rows, j : j + columns].any() for i, j in starts]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, None), (None, 0), (5, 2)])
+def test_tiles_are_skipped_that_a_window_hides_at_a_traced_start(before, after):
+    tiling = Tiling(10, 14, 4, 5, before, after, is_shifted=True)
+
+    @quick_jit
+    def computed(shift):
+        return tiles_to_compute(tiling, Selection(None, None, None, None, shift=shift))
+
+    for shift in (-12, -4, -1, 0, 3, 7, 20):
+        row, column = np.arange(10)[:, None] + shift, np.arange(14)
+        visible = row - (99 if before is None else before) <= column
+        visible &= column <= row + (99 if after is None else after)
+        np.testing.assert_array_equal(computed(np.int32(shift)), flags_of_tiles(tiling, visible))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tiles_are_skipped_between_documents_of_all_samples(sign):
+    """Ids of documents that follow each other may fall too."""
+    tiling, random = Tiling(10, 14, 4, 5, None, None), np.random.default_rng(0)
+
+    @quick_jit
+    def computed(queries, keys):
+        selection = Selection(None, None, None, None, segments=(queries, keys))
+        return tiles_to_compute(tiling, selection)
+
+    for _ in range(5):
+        steps = [random.random((2, size)) < 0.4 for size in (10, 14)]
+        queries, keys = (sign * np.cumsum(each, 1, np.int32) - sign * 3 for each in steps)
+        expected = flags_of_tiles(tiling, queries[:, :, None] == keys[:, None])
+        np.testing.assert_array_equal(computed(queries, keys), expected)
+        assert not all(expected)
 
 
 def over_tiles(tiling, step, start):
