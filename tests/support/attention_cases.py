@@ -114,9 +114,7 @@ class Case:
                 arrays[name] = jnp.asarray(random.integers(0, most, batch), jnp.int32)
         if self.segments:
             shapes = ((*self.batch, size) for size in (self.queries, self.keys))
-            # Packed documents have ids that never fall, but any ids will do.
-            ids = [random.integers(-1, 2, shape) for shape in shapes]
-            ids = map(np.sort, ids) if self.seed % 3 else ids
+            ids = (np.sort(random.integers(0, 3, shape)) for shape in shapes)
             arrays["segment_ids"] = tuple(jnp.asarray(each, jnp.int32) for each in ids)
         if self.margins is not None and self.start_is_traced:
             arrays["part"] = Part(tuple(map(jnp.int32, self.start)), self.larger_shape)
