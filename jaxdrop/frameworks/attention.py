@@ -58,8 +58,10 @@ def _weights(query: Array, key: Array, options: Any) -> Array:
 def _precision(precision: Any) -> Any:
     if isinstance(precision, tuple) and len(set(precision)) == 1:
         precision = precision[0]
-    if precision is None:
+    if precision is None or precision is lax.DotAlgorithmPreset.DEFAULT:
         return nullcontext()
+    if isinstance(precision, str) and precision not in lax.DotAlgorithmPreset.__members__:
+        precision = lax.Precision(precision)  # knows names that the context manager does not
     if isinstance(precision, lax.Precision):
         precision = precision.name.lower()
     elif isinstance(precision, lax.DotAlgorithmPreset):

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
+import jax
+
 from jaxdrop.base.validate import Check
 from jaxdrop.methods.recurrent import zoneout
 from jaxdrop.methods.structured import shake_drop
@@ -36,6 +38,11 @@ def drops_nothing(drop: AnyDrop) -> bool:
     """Whether the rate of a drop is known to be 0, so that it needs no key."""
     rate = drop.keywords.get("rate") if isinstance(drop, partial) else None
     return isinstance(rate, int | float) and rate == 0
+
+
+def with_any_key(drop: AnyDrop, x: Any, **arguments: Any) -> Any:
+    """What a drop gives that draws nothing with its key."""
+    return drop(jax.random.key(0), x, **arguments)
 
 
 def _unchanged(x: Any, /, **_: Any) -> Any:

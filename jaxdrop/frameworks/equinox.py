@@ -8,7 +8,7 @@ import equinox as eqx
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.copies import on_copies
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing, with_any_key
 from jaxdrop.frameworks.equinox_copies import with_marks, with_scopes
 from jaxdrop.frameworks.marks import classes_of_layers
 
@@ -59,8 +59,10 @@ class Drop(eqx.Module):
         """Drops from `x`; the keyword arguments that no layer knows go to the drop."""
         if inference is None:
             inference = self.inference
-        if inference or drops_nothing(self.drop):
+        if inference:
             return at_test_time(self.drop, self.at_test)(x, **arguments)
+        if drops_nothing(self.drop):
+            return with_any_key(self.drop, x, **arguments)
         if key is None:
             raise RuntimeError("Drop: key must be given, unless inference is True; got None.")
         return self.drop(key, x, **arguments)

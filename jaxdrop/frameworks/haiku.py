@@ -5,7 +5,7 @@ from typing import Any
 
 import haiku as hk
 
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing, with_any_key
 from jaxdrop.frameworks.marks import on_interceptor
 
 __all__ = ["Drop", "dropout_sites"]
@@ -49,8 +49,10 @@ class Drop(hk.Module):
 
     def __call__(self, x: Any, is_training: bool, **arguments: Any) -> Any:
         """Drops from `x`; the keyword arguments that no layer knows go to the drop."""
-        if not is_training or drops_nothing(self.drop):
+        if not is_training:
             return self.at_test(x, **arguments)
+        if drops_nothing(self.drop):
+            return with_any_key(self.drop, x, **arguments)
         return self.drop(hk.next_rng_key(), x, **arguments)
 
 

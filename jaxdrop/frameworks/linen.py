@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing, with_any_key
 from jaxdrop.frameworks.marks import on_interceptor
 from jaxdrop.methods.attention.dot_product import Implementation
 
@@ -59,8 +59,10 @@ class Drop(nn.Module):
         """Drops from `x`; the keyword arguments that no layer knows go to the drop."""
         at_test = at_test_time(self.drop, self.at_test)
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        if deterministic or drops_nothing(self.drop):
+        if deterministic:
             return at_test(x, **arguments)
+        if drops_nothing(self.drop):
+            return with_any_key(self.drop, x, **arguments)
         key = self.make_rng(self.rng_collection) if rng is None else rng
         return self.drop(key, x, **arguments)
 

@@ -12,7 +12,7 @@ from jax import Array
 from jaxdrop.base.types import Key
 from jaxdrop.frameworks.attention import Masking, attend
 from jaxdrop.frameworks.copies import on_copies
-from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing
+from jaxdrop.frameworks.drops import AnyDrop, at_test_time, drops_nothing, with_any_key
 from jaxdrop.frameworks.marks import classes_of_layers
 from jaxdrop.frameworks.nnx_copies import with_marks, with_scopes
 from jaxdrop.methods.attention.dot_product import Implementation
@@ -78,8 +78,10 @@ class Drop(nnx.Module):
     ) -> Any:
         """Drops from `x`; the keyword arguments that no layer knows go to the drop."""
         deterministic = _given("deterministic", deterministic, self.deterministic)
-        if deterministic or drops_nothing(self.drop):
+        if deterministic:
             return self.at_test(x, **arguments)
+        if drops_nothing(self.drop):
+            return with_any_key(self.drop, x, **arguments)
         rngs = _given("rngs", rngs, self.rngs)
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs[self.rng_collection]

@@ -157,6 +157,46 @@ def test_probabilities_are_floats_or_scalar_arrays():
     refuses(ValueError, "rate must be a scalar", Check.probability, "rate", jnp.ones(1))
 
 
+def test_objects_that_become_arrays_are_arrays():
+    class Wrapped:
+        def __jax_array__(self):
+            return X
+
+    assert F.inexact_array("x", Wrapped()) is X
+    assert F.any_array("x", Wrapped()) is X
+
+
+@pytest.mark.parametrize("check", [Check.known_probability, Check.known_amount])
+def test_what_must_be_known_is_refused_while_tracing(check):
+    assert check(F, "p", jnp.float32(0.5)) == check(F, "p", np.array(0.5)) == 0.5
+    message = (
+        r"p must be known while tracing; got float32\[\]\. Close over a Python number, or make"
+    )
+
+    def traced(p):
+        refuses(TypeError, message, check, "p", p)
+        return p
+
+    jax.eval_shape(traced, jnp.float32(0.5))
+    kind = "lie in" if check is Check.known_probability else "be at least 0"
+    refuses(ValueError, f"p must {kind}", check, "p", jnp.float32(-1))
+
+
+def test_probabilities_broadcast_to_a_shape_and_those_of_numpy_lie_in_the_unit_interval():
+    take = partial(F.probabilities, "rate", shape=(2, 3), other="x")
+    assert isinstance(take(np.array(0.5)), float)
+    assert_array(take(np.array([0, 1, 0])), [[0, 1, 0]], jnp.float32)
+    assert_array(take(jnp.array([[0.5], [7.0]])), [[0.5], [7]], jnp.float32)
+    assert_array(take(jnp.ones(3, jnp.bfloat16)), np.ones((1, 3)), jnp.bfloat16)
+    refused = partial(refuses, ValueError, check=Check.probabilities, shape=(2, 3), other="x")
+    for bad in (-1e-9, 1.001, np.nan):
+        refused(r"rate must lie in \[0, 1\]; got \[", name="rate", rate=np.array([0.5, bad, 1]))
+    refused(r"rate must broadcast to x; got \(2,\) for \(2, 3\)", name="rate", rate=np.ones(2))
+    refuses(
+        TypeError, "rate must be real; got bool", Check.probabilities, "rate", X > 0, (2, 3), "x"
+    )
+
+
 def test_axes_are_sorted_and_not_negative():
     assert F.axes("axis", (-1, 0), 3) == (0, 2)
     assert F.axes("axis", np.int64(-3), 3) == (0,)

@@ -11,6 +11,7 @@ from flax import linen as nn, nnx
 
 from jaxdrop import draw_mask
 from jaxdrop.frameworks import linen, nnx as nnx_layers
+from jaxdrop.frameworks.attention import _precision as precision_of
 from jaxdrop.planting.jaxprs import bodies_in
 
 T, SIZE, HEADS = 12, 16, 4
@@ -240,6 +241,55 @@ def test_precision_is_that_of_all_products_of_the_derivative_too(flax, implement
     found = precisions(step)
     assert len(found) >= 4
     assert all(str(p).count("HIGHEST") == 2 for p in found), found
+
+
+@pytest.mark.parametrize(
+    ("precision", "set_as"),
+    [
+        (None, None),
+        ("fastest", "default"),
+        ("bfloat16_3x", "high"),
+        ("BF16_BF16_F32", "BF16_BF16_F32"),
+        (jax.lax.Precision.HIGH, "high"),
+        (("highest", "highest"), "highest"),
+        (jax.lax.DotAlgorithmPreset.F32_F32_F32, "F32_F32_F32"),
+        (jax.lax.DotAlgorithmPreset.DEFAULT, None),
+    ],
+    ids=str,
+)
+def test_precision_has_the_forms_that_it_has_in_flax(precision, set_as):
+    with precision_of(precision):
+        assert jax.config.jax_default_matmul_precision == set_as
+
+
+@FLAX
+def test_arguments_are_those_of_flax_with_the_same_defaults(flax):
+    ours, theirs = (inspect.signature(fn[flax]).parameters for fn in (OURS, THEIRS))
+    for name, parameter in theirs.items():
+        assert name in ours
+        assert ours[name].default == parameter.default, name
+    shared = [name for name in ours if name in theirs]
+    assert shared == list(theirs)
+
+
+@FLAX
+def test_implementation_is_passed_on_and_queries_that_see_nothing_give_zeros(flax):
+    x, mask = normal(0, 2, T, HEADS, 8), jnp.arange(T)[:, None] != 3
+    y = OURS[flax](x, x, x, mask=mask, implementation="whole")
+    np.testing.assert_array_equal(y[:, 3], jnp.zeros((2, HEADS, 8)))
+    assert jnp.all(jnp.any(y != 0, -1).sum(1) == T - 1)
+    with pytest.raises(ValueError, match="implementation must be None or one of"):
+        OURS[flax](x, x, x, implementation="other")
+
+
+def test_inputs_are_promoted_by_the_function_that_nnx_passes():
+    def promote(arrays, *, dtype):
+        assert dtype == jnp.bfloat16
+        return tuple(x.astype(jnp.float16) for x in arrays)
+
+    x = normal(0, 2, T, HEADS, 8)
+    attend = partial(nnx_layers.attention_fn, promote_dtype=promote, dtype=jnp.bfloat16)
+    assert jax.eval_shape(attend, x, x, x).dtype == jnp.float16
 
 
 @FLAX

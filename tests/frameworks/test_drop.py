@@ -209,6 +209,17 @@ def test_a_rate_known_to_be_zero_needs_no_key(rate):
     assert hk.transform(lambda: haiku.Drop(drop)(X, is_training=True)).apply({}, None) is X
 
 
+@in_every_framework
+def test_at_test_is_for_test_time_alone_also_at_a_rate_of_zero(framework):
+    for drop, arguments in (
+        (partial(dropout, rate=0), {}),
+        (partial(zoneout, rate=0.0), {"old": OLD}),
+    ):
+        layer = layer_of(framework, drop, at_test=lambda x, **_: -x)
+        np.testing.assert_array_equal(layer(jax.random.key(0), X, **arguments), X)
+        np.testing.assert_array_equal(layer(None, X, **arguments), -X)
+
+
 # What each framework alone has.
 
 
@@ -242,6 +253,27 @@ def test_nnx_takes_keys_from_the_call_before_its_own():
         np.testing.assert_array_equal(layer(X), from_stream(X))
 
 
+def test_nnx_takes_keys_from_the_stream_that_is_named():
+    rngs = nnx.Rngs(dropout=1, other=2)
+    options = {"rng_collection": "other"}
+    with jax.debug_key_reuse(False):
+        expected = bernoulli_drop(nnx.Rngs(other=2).other.fork()(), X)
+        made = nnx_layers.Drop(bernoulli_drop, rngs=rngs, **options)
+        np.testing.assert_array_equal(made(X), expected)
+        called = nnx_layers.Drop(bernoulli_drop, **options)
+        expected = bernoulli_drop(nnx.Rngs(other=2).other(), X)
+        np.testing.assert_array_equal(called(X, rngs=nnx.Rngs(dropout=1, other=2)), expected)
+
+
+def test_nnx_layer_is_told_by_a_view_whether_to_drop():
+    layer = nnx_layers.Drop(bernoulli_drop, rngs=nnx.Rngs(dropout=1))
+    layer.set_view(deterministic=True)
+    layer.set_view()
+    np.testing.assert_array_equal(layer(X), X)
+    layer.set_view(deterministic=False)
+    assert not np.array_equal(layer(X), X)
+
+
 def test_nnx_has_modes_and_counts_keys_under_jit():
     layer = nnx_layers.Drop(partial(dropout, rate=0.5), rngs=nnx.Rngs(dropout=1))
     run = nnx.jit(lambda layer, x: layer(x))
@@ -268,6 +300,10 @@ def test_equinox_has_inference_mode_and_says_that_a_key_is_missing():
         layer(X)
     model = eqx.nn.inference_mode(eqx.nn.Sequential([layer, layer]))
     np.testing.assert_array_equal(model(X), X)
+    off, key = equinox.Drop(bernoulli_drop, inference=True), jax.random.key(5)
+    np.testing.assert_array_equal(off(X, key=jax.random.key(5)), X)
+    with jax.debug_key_reuse(False):
+        np.testing.assert_array_equal(off(X, key=key, inference=False), bernoulli_drop(key, X))
     assert not np.array_equal(layer(X, key=jax.random.key(0)), X)
 
 
@@ -279,6 +315,13 @@ def test_equinox_trains_what_is_in_a_drop():
     ones = eqx.tree_at(lambda layer: layer.drop.args[0], layer, jnp.float32(0.0))
     np.testing.assert_array_equal(run(ones, jax.random.key(0)), X)
     assert not np.array_equal(run(layer, jax.random.key(0)), X)
+
+
+def test_haiku_module_has_the_name_that_it_is_given():
+    drop = partial(dropout, rate=0.5)
+    for options, name in (({}, "drop"), ({"name": "own"}, "own")):
+        named = hk.transform(lambda options=options: haiku.Drop(drop, **options).module_name)
+        assert named.apply({}, None) == name
 
 
 def test_haiku_draws_no_key_at_test_time():

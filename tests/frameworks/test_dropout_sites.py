@@ -207,6 +207,37 @@ def test_drop_of_this_library_is_a_dropout_layer(framework):
     assert [row.site for row in sites(model, X)] == [name]
 
 
+def test_linen_layer_that_is_the_whole_model_has_the_name_of_its_class():
+    for layer in (nn.Dropout(0.5), linen.Drop(own_drop)):
+        run = linen.dropout_sites(partial(layer.apply, {}, deterministic=True))
+        assert [row.site for row in sites(run, X)] == ["Dropout"]
+
+
+def test_weights_that_linen_attention_drops_are_matched_by_the_softmax():
+    layer = nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, deterministic=True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), X)
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+        run = linen.dropout_sites(partial(layer.apply, variables))
+        (row,) = sites(run, X, rules={match.function("softmax"): own_drop})
+    assert (row.site, row.runs) == ("function:softmax", 1)
+
+
+def test_haiku_modules_that_a_constructor_makes_have_plain_names_and_functions_have_none():
+    class Net(hk.Module):
+        def __init__(self):
+            super().__init__("net")
+            self.drop = haiku.Drop(own_drop)
+
+        def __call__(self, x):
+            return hk.dropout(hk.next_rng_key(), 0.5, self.drop(x, is_training=False))
+
+    apply = hk.transform(lambda x: Net()(x)).apply
+    run = haiku.dropout_sites(partial(apply, {}, jax.random.key(0)))
+    with jax.numpy_dtype_promotion("standard"):
+        assert [row.site for row in sites(run, X)] == ["net/drop"]
+
+
 @pytest.mark.parametrize("framework", ["linen", "haiku"])
 def test_what_was_jitted_and_traced_before_is_traced_again(framework):
     make, dropout_sites = MODELS[framework]

@@ -81,14 +81,19 @@ def test_streams_of_keys_go_on():
     assert not np.array_equal(first == 0, second == 0)
 
 
-def test_variables_must_stay():
-    class Adding(Net):
+@pytest.mark.parametrize("change", ["adds", "removes"])
+def test_variables_must_stay(change):
+    class Changing(Net):
         def __call__(self, x):
-            self.added = nnx.Variable(x)
-            return super().__call__(x)
+            y = super().__call__(x)
+            if change == "adds":
+                self.added = nnx.Variable(x)
+            else:
+                del self.norm.mean
+            return y
 
     with pytest.raises(ValueError, match="plant: fn must not add or remove variables"):
-        plant(call, RULES)(jax.random.key(0), Adding(nnx.Rngs(0)), X)
+        plant(call, RULES)(jax.random.key(0), Changing(nnx.Rngs(0)), X)
 
 
 def test_wrong_rules_are_refused_at_once():

@@ -1,5 +1,6 @@
 """Rows that see nothing, narrow dtypes, and the rates 0, 1 and those that are none."""
 
+import itertools
 from functools import partial
 
 import chex
@@ -11,6 +12,8 @@ from jax.experimental import checkify
 from modes import assert_check_failed, enable_x64, make_key, quick_jit
 
 from jaxdrop import dot_product_attention
+from jaxdrop.base.validate import Check
+from jaxdrop.methods.attention.arrays import _lengths
 
 tiled = partial(dot_product_attention, query_block_size=4, key_block_size=3)
 whole = partial(dot_product_attention, implementation="whole")
@@ -134,21 +137,49 @@ def test_narrow_dtypes_are_rounded_where_stated_only(dtype, unit):
         assert np.max(error) > unit / 100  # so the bound is of something
 
 
-@both
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_results_have_the_dtype_of_the_query_and_gradients_of_what_they_are_by(attend, dtype):
+of_each_width = pytest.mark.parametrize(
+    ("implementation", "dtype"),
+    [*itertools.product(("tiled", "whole"), ("bfloat16", "float64")), ("kernel", "bfloat16")],
+)
+
+
+@of_each_width
+def test_results_have_the_dtype_of_the_query_and_gradients_of_what_they_are_by(
+    implementation, dtype
+):
     with enable_x64(dtype == "float64"):
         query, key, value = inputs(dtype=dtype)
         bias, scale = normal(9, 7, dtype=jnp.bfloat16), jnp.float32(0.5)
+        wide = jnp.float64 if dtype == "float64" else jnp.float32
+        options = {"implementation": implementation, "return_residual": True}
 
         def run(query, key, value, bias, scale):
-            return attend(make_key("raw"), query, key, value, 0.5, bias=bias, scale=scale)
+            attend = partial(dot_product_attention, make_key("raw"), rate=0.5, **options)
+            return attend(query, key, value, bias=bias, scale=scale)
 
         moving = (query, key, value, bias, scale)
-        out, slopes = jax.eval_shape(lambda *xs: (run(*xs), jax.vjp(run, *xs)[1](xs[0])), *moving)
+        rows = jnp.ones(query.shape[:-1], wide)
+        (out, residual), slopes = jax.eval_shape(
+            lambda *xs: (run(*xs), jax.vjp(run, *xs)[1]((xs[0], rows))), *moving
+        )
     assert (out.shape, out.dtype, out.weak_type) == (query.shape, dtype, False)
+    assert (residual.shape, residual.dtype) == (rows.shape, wide)
     for slope, x in zip(slopes, moving, strict=True):
         assert (slope.shape, slope.dtype) == (x.shape, x.dtype)
+
+
+@of_each_width
+def test_logits_are_not_rounded_to_the_dtype_of_the_query(implementation, dtype):
+    """Of one key, the log-sum-exp is the logit."""
+    with enable_x64(dtype == "float64"):
+        x = jnp.asarray([16.0, 1.0], dtype).reshape(1, 1, 2)
+        bias = jnp.full((1, 1), 0.3, jnp.float64 if dtype == "float64" else jnp.float32)
+        options = {"scale": 1.1, "bias": bias, "logits_soft_cap": 1000.0}
+        options |= {"return_residual": True, "implementation": implementation}
+        _, residual = dot_product_attention(None, x, x, x, 0, **options)
+    expected = 1000 * np.tanh(1.1 * 257 / 1000) + 0.3
+    rtol = 1e-15 if dtype == "float64" else 3e-7
+    np.testing.assert_allclose(residual[0, 0], expected, rtol=rtol)
 
 
 @pytest.mark.quick
@@ -177,17 +208,21 @@ def test_rate_one_gives_zeros_with_zero_derivatives(rate):
         np.testing.assert_array_equal(zeros, 0)
 
 
-def test_bad_traced_rates_turn_gradients_into_nan_too():
+@both
+def test_bad_traced_rates_turn_gradients_into_nan_too(attend):
+    """And what queries give that see nothing, those of the first sample."""
+
     @quick_jit
     @checkify.checkify
     def derivatives(rate, *moving):
-        out, pull = jax.vjp(partial(tiled, make_key("raw"), rate=rate), *moving)
+        run = partial(attend, make_key("raw"), rate=rate, key_value_seq_lengths=jnp.array([0, 7]))
+        out, pull = jax.vjp(run, *moving)
         return out, pull(jnp.ones_like(out))
 
     for rate in (-0.1, 1.5, jnp.nan):
-        error, found = derivatives(jnp.float32(rate), *inputs())
+        error, (out, slopes) = derivatives(jnp.float32(rate), *inputs())
         assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
-        assert all(jnp.isnan(x).all() for x in jax.tree.leaves(found))
+        assert all(jnp.isnan(x).all() for x in (out, *(slope[1] for slope in slopes)))
     error, found = derivatives(jnp.float32(0.5), *inputs())
     error.throw()
     assert_finite(found)
@@ -223,3 +258,10 @@ def test_lengths_of_any_integer_type_are_taken(attend):
     assert not jnp.any(run(jnp.array([-1, 0])))
     beyond = np.array([2**32 - 1, 2**32 - 1], np.uint32)
     np.testing.assert_array_equal(run(beyond), run(jnp.array([9, 9])))
+
+
+def test_lengths_of_64_bits_are_clipped_before_they_are_narrowed():
+    with enable_x64():
+        lengths = np.array([2**32 + 1, -(2**32) + 1, 2**63 - 1])
+        found = _lengths(Check("f"), "lengths", lengths, (3,), 0, 9)
+    np.testing.assert_array_equal(found, [9, 0, 9])

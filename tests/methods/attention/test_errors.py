@@ -112,6 +112,16 @@ BAD_OPTIONS = [
         TypeError,
         "rng must be one key; got a batch of shape (3,). Use jax.vmap.",
     ),
+    (
+        {"rng": np.zeros((3, 2), np.uint32), "rate": 0},
+        TypeError,
+        "rng must be one key; got a batch of shape (3,). Use jax.vmap.",
+    ),
+    (
+        {"rng": 3, "rate": 1},
+        TypeError,
+        "rng must be one key; got 3. Make one with jax.random.key.",
+    ),
     ({"rate": 1.5}, ValueError, "rate must lie in [0, 1]; got 1.5."),
     ({"rate": None}, TypeError, "rate must be a real number; got None."),
     (
@@ -286,6 +296,14 @@ def test_key_is_needed_for_every_rate_but_a_known_zero_and_one(implementation):
     out, residual = attend(1, return_residual=True)
     assert not out.any()
     np.testing.assert_allclose(residual, attend(0, return_residual=True)[1], rtol=1e-5)
+
+
+def test_flags_and_numbers_of_numpy_are_taken():
+    options = {"is_causal": np.True_, "return_residual": np.False_, "scale": np.int8(2)}
+    options |= {"local_window_size": np.array([1, 2]), "logits_soft_cap": np.float16(3)}
+    options |= {"query_block_size": np.int64(2), "segment_ids": [np.zeros((2, 5), int)] * 2}
+    attend = partial(dot_product_attention, np.zeros(2, np.uint32), rate=np.array(0.5), **options)
+    assert jax.eval_shape(attend, QUERY, QUERY, QUERY).shape == QUERY.shape
 
 
 @each

@@ -66,7 +66,7 @@ def test_head_axis_and_batch_axis_must_differ():
         drop_heads(KEY, jnp.ones((2, 3, 4)), 0.5, head_axis=-3)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.99, 1, jnp.float32(1)])
+@pytest.mark.parametrize("rate", [0.99, 1, jnp.float32(1)])
 @pytest.mark.parametrize("keys", [1, 2, 63, 64, 65, 200])
 def test_a_query_never_loses_all_its_keys(rate, keys):
     y = drop_key(KEY, jnp.zeros((4, 128, keys)), rate)
@@ -127,11 +127,33 @@ def test_a_query_without_keys_is_returned_as_it_came(masked):
     np.testing.assert_array_equal(y[2:], logits[2:])
 
 
-def test_where_says_which_keys_a_query_may_be_left_with():
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_logit_below_half_of_the_lowest_is_masked_and_no_other_is(dtype):
+    half = jnp.asarray(float(jnp.finfo(dtype).min) / 2, dtype)
+    rows = [[jnp.nextafter(half, -jnp.inf), seen, -jnp.inf] for seen in (half, -1e4, jnp.nan)]
+    logits = jnp.stack([jnp.stack([jnp.asarray(x, dtype) for x in row]) for row in rows])
+    y = drop_key(KEY, logits, 1)
+    expected = logits.at[:, 0].set(-jnp.inf)
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected.astype(jnp.float32))
+    assert y.dtype == dtype
+
+
+def test_where_says_which_keys_a_query_may_be_left_with_and_masks_none():
     where = jnp.arange(6) < 2  # the others were masked by -1e9, which is a logit like any other
     logits = jnp.broadcast_to(jnp.where(where, 0.0, -1e9), (512, 6))
-    y = drop_key(KEY, logits, 0.9, where=where)
-    np.testing.assert_array_equal((y[:, :2] == 0).any(1), True)
+    y = np.asarray(drop_key(KEY, logits, 0.9, where=where))
+    drawn = np.where(draw_mask(KEY, logits.shape, 0.9).unpack(), logits, -np.inf)
+    lost = ~(drawn[:, :2] == 0).any(1)
+    assert lost.any()
+    assert (drawn[lost, 2:] == -1e9).any()
+    np.testing.assert_array_equal(y[:, 2:], drawn[:, 2:])
+    np.testing.assert_array_equal(y[~lost], drawn[~lost])
+    np.testing.assert_array_equal(np.sort(y[lost, :2]), np.array([[-np.inf, 0]] * lost.sum()))
+    hidden = logits.at[:, 0].set(-jnp.inf)  # by the logits too
+    assert (drop_key(KEY, hidden, 1.0, where=where)[:, 1] == 0).all()
+    np.testing.assert_array_equal(drop_key(KEY, logits, 0.9, where=False), logits)
+    np.testing.assert_array_equal(drop_key(None, logits, 0, where=where), logits)
     with pytest.raises(TypeError, match=r"^drop_key: where must be boolean; got float32\.$"):
         drop_key(KEY, logits, 0.5, where=logits)
 
@@ -160,6 +182,12 @@ def test_drop_key_shares_its_mask_over_heads():
 def test_heads_need_an_axis():
     with pytest.raises(TypeError, match=r"^drop_heads: head_axis must be integers; got None"):
         drop_heads(KEY, jnp.ones((2, 3, 4)), 0.5, head_axis=None)
+
+
+@pytest.mark.quick
+def test_drop_key_needs_a_key_at_rate_one():
+    with pytest.raises(TypeError, match=r"^drop_key: key must be one key; got None\."):
+        drop_key(None, jnp.ones((2, 3)), 1)
 
 
 @pytest.mark.quick

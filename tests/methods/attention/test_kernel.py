@@ -22,6 +22,9 @@ from modes import enable_x64, make_key, make_keys, quick_jit
 from scripts import run as run_process
 
 from jaxdrop import dot_product_attention, dropout
+from jaxdrop.methods.attention.kernel.operands import Operands
+from jaxdrop.methods.attention.kernel.spans import spans_of_documents
+from jaxdrop.methods.attention.kernel.tiles import KernelTiles
 
 RATE = 0.5
 kernel = partial(dot_product_attention, implementation="kernel")
@@ -182,8 +185,9 @@ def test_all_head_sizes_and_dtypes(dtype, features):
 
 
 def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
+    """And what a bias of minus infinity hides adds nothing either."""
     arrays = [normal(1, 35, 1, 4, seed=seed) for seed in range(4)]
-    bias = jnp.full((1, 35), 1000, jnp.float32)
+    bias = jnp.full((35, 35), 1000, jnp.float32).at[:, 5].set(-jnp.inf).at[7].set(-jnp.inf)
     found, expected = (
         quick_jit(partial(output_and_pull, attend, bias=bias))(*arrays)
         for attend in (kernel, whole)
@@ -194,7 +198,69 @@ def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
 def test_bad_traced_rate_gives_nan():
     x = normal(1, 33, 1, 16)
     out = output_and_pull(kernel, x, x, x, x, rate=jnp.float32(1.5))
-    assert all(np.isnan(y).all() for y in out[:1])
+    assert all(np.isnan(y).all() for y in out)
+
+
+# Blocks that are computed
+
+
+def some_tiles(**changes):
+    sizes = {"queries": 128, "keys": 192, "query_features": 16, "value_features": 16, "groups": 1}
+    sizes |= {"rows": 32, "columns": 64, "window": (None, None), "soft_cap": None, "pairs": 1}
+    return KernelTiles(**{"layout": None, "batch": (1,), "at_words": True} | sizes | changes)
+
+
+@pytest.mark.parametrize("window", [(None, None), (0, 0), (37, None), (None, 0), (5, 70), (200, 3)])
+@pytest.mark.parametrize("lengths", [None, (40, 70), (0, 33)])
+def test_blocks_are_those_that_a_window_reaches_and_in_which_something_is_real(window, lengths):
+    """Of keys for each block of queries, and of queries for each block of keys."""
+    tiles = some_tiles(window=window)
+    queries, keys, rows, columns = tiles.queries, tiles.keys, tiles.rows, tiles.columns
+    row, column = np.arange(queries)[:, None], np.arange(keys)
+    before, after = (10**6 if reach is None else reach for reach in window)
+    seen = (row - before <= column) & (column <= row + after)
+    real = {}
+    if lengths is not None:
+        names = "query_lengths", "key_lengths"
+        real = {name: np.asarray(n, np.int32) for name, n in zip(names, lengths, strict=True)}
+    arrays = Operands(None, None, None, None, **real)
+
+    real_queries, real_keys = lengths or (queries, keys)
+
+    def assert_are(found, reached, size, real):
+        first, end = map(int, found)
+        there = size * np.arange(reached.size) < real
+        np.testing.assert_array_equal(range(first, max(first, end)), np.nonzero(reached & there)[0])
+
+    for start in range(0, queries, rows):
+        reached = seen[start : start + rows].reshape(rows, -1, columns).any((0, 2))
+        found = tiles.key_blocks(arrays, np.int32(start))
+        assert_are(found, reached, columns, real_keys)
+    for start in range(0, keys, columns):
+        reached = seen[:, start : start + columns].reshape(-1, rows, columns).any((1, 2))
+        found = tiles.query_blocks(arrays, np.int32(start))
+        assert_are(found, reached, rows, real_queries)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_blocks_span_all_that_have_a_document_in_common(sign):
+    tiles, random = replace(some_tiles(), rows=4, columns=8), np.random.default_rng(0)
+
+    @quick_jit
+    def spans(queries, keys):
+        operands = Operands(None, None, None, None, query_segments=queries, key_segments=keys)
+        return [spans_of_documents(operands, tiles, over_queries=flag) for flag in (False, True)]
+
+    steps = [random.random((2, size)) < 0.3 for size in (20, 30)]
+    queries, keys = (sign * np.cumsum(each, 1, np.int32) - sign * 4 for each in steps)
+    seen = np.pad(queries[:, :, None] == keys[:, None], ((0, 0), (0, 0), (0, 2)))
+    blocks = seen.reshape(2, 5, 4, 4, 8).any((2, 4))
+    found_both = map(np.asarray, spans(queries, keys))
+    for found, reached in zip(found_both, (blocks, blocks.swapaxes(1, 2)), strict=True):
+        number = np.arange(reached.shape[2])
+        inside = (number >= found[..., :1]) & (number < found[..., 1:])
+        np.testing.assert_array_equal(inside, reached)
+        assert not reached.all()
 
 
 # Transforms
@@ -426,6 +492,12 @@ for implementation in (None, "kernel"):
             "query must have at most 256 features with implementation='kernel'; got 300."
             " Use implementation='tiled'.",
         ),
+        (
+            {"value": np.zeros((1, 2, 1, 257), np.float32)},
+            ValueError,
+            "value must have at most 256 features with implementation='kernel'; got 257."
+            " Use implementation='tiled'.",
+        ),
         *(
             (
                 {f"{name}_block_size": size},
@@ -437,10 +509,11 @@ for implementation in (None, "kernel"):
             for name, size in (("query", 16), ("key", 48))
         ),
     ],
-    ids=["float64", "300 features", "small block", "block that is no power of two"],
+    ids=["float64", "300 features", "wide values", "small block", "block that is no power of two"],
 )
 def test_what_kernels_cannot_serve_is_an_error(changes, kind, message):
     changes = dict(changes)
     query = changes.pop("query", np.zeros((1, 2, 1, 4), np.float32))
+    value = changes.pop("value", query)
     with enable_x64(), pytest.raises(kind, match=f"^dot_product_attention: {re.escape(message)}$"):
-        kernel(make_key("raw"), query, query, query, 0.5, **changes)
+        kernel(make_key("raw"), query, query, value, 0.5, **changes)

@@ -13,6 +13,7 @@ from modes import make_key
 
 from jaxdrop import dot_product_attention
 from jaxdrop.base.compat import varying_axes
+from jaxdrop.methods.attention.operands import Inputs, output_specs
 
 SPECS = [P("a"), P(None, None, ("a", "b")), P("a", None, "b")]
 OPTIONS = {"is_causal": True, "query_block_size": 32, "key_block_size": 32}
@@ -120,6 +121,28 @@ def test_batch_that_is_split_in_any_input_is_split_in_the_output(implementation,
         np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-5)
         assert y.sharding.spec[0] == "a"
         assert not COLLECTIVE.findall(compiled.as_text())
+
+
+@pytest.mark.parametrize(
+    ("specs", "of_output", "of_rows"),
+    [
+        ((P("a", None, "b"), P(), P()), ("a", None, "b", None), ("a", None, "b")),
+        ((P(), P("a"), P("b")), ("a", None, None, None), ("a", None, None)),  # the first of two
+        ((P(None, "a"), P("a"), P("b")), ("b", "a", None, None), ("b", "a", None)),
+        ((P(None, None, None, "a"), P(), P()), (None,) * 4, (None,) * 3),  # other features
+    ],
+    ids=str,
+)
+def test_output_is_split_as_the_query_and_along_the_batch_as_the_first_input(
+    specs, of_output, of_rows
+):
+    mesh_of_types = mesh(AxisType.Explicit)
+    arrays = [
+        jax.device_put(jnp.ones((8, 8, 8, n)), NamedSharding(mesh_of_types, spec))
+        for n, spec in zip((8, 8, 4), specs, strict=True)
+    ]
+    found = output_specs(Inputs(*arrays, None, jnp.ones(())))
+    assert tuple(map(tuple, found)) == (of_output, of_rows)
 
 
 def test_batch_is_not_split_like_keys_over_a_mesh_axis_that_splits_heads_of_the_query():

@@ -14,6 +14,10 @@ from logs import Compilations
 from modes import make_key, quick_jit
 
 from jaxdrop import dot_product_attention
+from jaxdrop.methods.attention.arguments import Blocks
+from jaxdrop.methods.attention.block_sizes import BUDGET, GPU_BUDGET, block_sizes
+from jaxdrop.methods.attention.operands import Inputs, Selection
+from jaxdrop.methods.attention.skipping import tiles_to_compute
 from jaxdrop.methods.attention.tiling import Tile, Tiling
 from jaxdrop.planting.jaxprs import jaxprs_in
 
@@ -59,6 +63,50 @@ def test_tiles_are_exactly_those_with_a_visible_pair(tiling):
     ]
     assert found == seen_tiles(tiling)
     assert len(found) == tiling.count
+
+
+def flags_of_tiles(tiling, visible):
+    """In which of the tiles that are counted some query sees some key, in some sample."""
+    corners = zip(*tiling.numbers, strict=True)
+    blocks = tiling.row_block, tiling.column_block
+    starts = [[n * size for n, size in zip(pair, blocks, strict=True)] for pair in corners]
+    rows, columns = blocks
+    return [visible[..., i : i + rows, j : j + columns].any() for i, j in starts]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, None), (None, 0), (5, 2)])
+def test_tiles_are_skipped_that_a_window_hides_at_a_traced_start(before, after):
+    tiling = Tiling(10, 14, 4, 5, before, after, is_shifted=True)
+
+    @quick_jit
+    def computed(shift):
+        return tiles_to_compute(tiling, Selection(None, None, None, None, shift=shift))
+
+    for shift in (-12, -4, -1, 0, 3, 7, 20):
+        row, column = np.arange(10)[:, None] + shift, np.arange(14)
+        visible = row - (99 if before is None else before) <= column
+        visible &= column <= row + (99 if after is None else after)
+        np.testing.assert_array_equal(computed(np.int32(shift)), flags_of_tiles(tiling, visible))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tiles_are_skipped_between_documents_of_all_samples(sign):
+    """Ids of documents that follow each other may fall too."""
+    tiling, random = Tiling(10, 14, 4, 5, None, None), np.random.default_rng(0)
+
+    @quick_jit
+    def computed(queries, keys):
+        selection = Selection(None, None, None, None, segments=(queries, keys))
+        return tiles_to_compute(tiling, selection)
+
+    for _ in range(5):
+        steps = [random.random((2, size)) < 0.4 for size in (10, 14)]
+        queries, keys = (sign * np.cumsum(each, 1, np.int32) - sign * 3 for each in steps)
+        expected = flags_of_tiles(tiling, queries[:, :, None] == keys[:, None])
+        np.testing.assert_array_equal(computed(queries, keys), expected)
+        assert not all(expected)
 
 
 def over_tiles(tiling, step, start):
@@ -109,6 +157,38 @@ def test_parts_add_up_for_every_shape_that_broadcasts():
     for shape, total in zip(shapes, totals, strict=True):
         shared = tuple(axis for axis in range(5) if shape[axis] == 1)
         np.testing.assert_array_equal(total, whole.sum(shared, keepdims=True))
+
+
+def sizes_of_tiles(batch, queries, keys, heads, features, asked=(None, None), budget=BUDGET):
+    query, key = (jax.ShapeDtypeStruct((batch, n, heads, features), "f4") for n in (queries, keys))
+    return block_sizes(Inputs(query, key, key, None, None), Blocks(*asked), budget)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("shape", "on_cpu", "on_gpu"),
+    [
+        ((1, 4096, 4096, 64, 64), (128, 128), (512, 1024)),
+        ((1, 16384, 16384, 1, 64), (512, 1024), (2048, 2048)),
+        ((8, 100, 7, 2, 64), (100, 7), (100, 7)),  # no larger than the weights
+        ((1, 1000, 5000, 64, 1), (128, 128), (512, 1024)),  # in equal parts of whole words
+        ((4096, 8, 64, 16, 1), (8, 64), (8, 64)),  # as large as 32 x 32, however many heads
+        ((1, 300, 3000, 256, 8), (64, 64), (160, 768)),
+    ],
+    ids=str,
+)
+def test_tiles_are_nearly_square_and_larger_on_a_gpu(shape, on_cpu, on_gpu):
+    assert sizes_of_tiles(*shape) == on_cpu
+    assert sizes_of_tiles(*shape, budget=GPU_BUDGET) == on_gpu
+
+
+@pytest.mark.quick
+def test_tiles_are_as_large_as_asked_but_not_larger_than_the_weights():
+    shape = (1, 1000, 5000, 64, 64)
+    assert sizes_of_tiles(*shape, asked=(7, 5001)) == (7, 5000)
+    assert sizes_of_tiles(*shape, asked=(1001, 7)) == (1000, 7)
+    rows, columns = sizes_of_tiles(*shape, asked=(7, None))
+    assert (rows, columns) == (7, 1696)  # a third of 5000, in whole words
 
 
 def equations(jaxpr):
