@@ -57,7 +57,7 @@ def random_erasing(
       key: one random key, consumed here; None will do at a known rate of 0.
       x: array of any numbers, such as (batch, height, width, channels).
       rate: probability that an image is erased, in [0, 1]; may be traced.
-      area: the least and the most share of the image, in [0, 1].
+      area: the least and the most share of the image, in (0, 1].
       aspect: the least and the most of height / width, positive.
       fill: what stands in the rectangle: a number, or an array that broadcasts to `x`,
         such as the mean of each channel, or noise of another key.

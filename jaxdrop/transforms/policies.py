@@ -160,7 +160,8 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1].
+      TypeError: `rate` is not a known number, or `steps` not an integer.
+      ValueError: `rate` lies outside [0, 1], or `steps` is negative.
 
     Example:
       >>> schedule = early_dropout_schedule(0.25, 10)
@@ -187,7 +188,8 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1].
+      TypeError: `rate` is not a known number, or `start` not an integer.
+      ValueError: `rate` lies outside [0, 1], or `start` is negative.
 
     Example:
       >>> schedule = late_dropout_schedule(0.25, 10)
@@ -214,7 +216,8 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1], or `gamma` is negative.
+      TypeError: `rate` is not a known number, or `gamma` is not a number.
+      ValueError: `rate` lies outside [0, 1], or a known `gamma` is negative or infinite.
 
     Example:
       >>> schedule = curriculum_dropout_schedule(0.5, 0.1)
