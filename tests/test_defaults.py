@@ -17,7 +17,8 @@ from jaxdrop import rescale, uncertainty
 GOLDEN = Path(__file__).parent / "golden/signatures.txt"
 IMAGES = jnp.arange(1.0, 25).reshape(2, 3, 4)
 ROWS = jnp.arange(1.0, 13).reshape(3, 4)
-TREE = {"ids": jnp.arange(4), "w": ROWS, "z": ROWS.astype(complex)}
+COMPLEX = ROWS.astype(complex)
+TREE = {"ids": jnp.arange(4), "w": ROWS, "z": COMPLEX}
 DRAWN = jaxdrop.Mask.pack(jnp.array([[True, False, True], [True, True, False]]), 0.5)
 MEANS, TARGETS = jnp.array([[0.0, 1.0], [0.5, -1.0]]), jnp.array([0.25, 0.5])
 halved = partial(jaxdrop.dropout, rate=0.5)
@@ -82,11 +83,11 @@ MEANING = {
     ),
     "drop_connect where": (partial(jaxdrop.drop_connect, KEY, TREE, 0.5), is_floating, is_real),
     "mixout where": (
-        partial(jaxdrop.mixout, KEY, TREE, 0.5, target=TREE | {"w": ROWS * 0, "z": ROWS.astype(complex) * 0}),
+        partial(jaxdrop.mixout, KEY, TREE, 0.5, target=TREE | {"w": ROWS * 0, "z": COMPLEX * 0}),
         is_floating, is_real,
     ),
     "per_leaf where": (
-        lambda **where: jaxdrop.per_leaf(halved, **where)(KEY, {"w": ROWS, "z": ROWS.astype(complex), "n": 3}),
+        lambda **where: jaxdrop.per_leaf(halved, **where)(KEY, {"w": ROWS, "z": COMPLEX, "n": 3}),
         is_array, lambda path, leaf: is_array(path, leaf) and is_real(path, leaf),
     ),
     "monte_carlo batch_size": (
@@ -95,7 +96,9 @@ MEANING = {
     "rescale.realized axis": (with_axis_of_rule(rescale.realized), (0, 1), 0),
     "rescale.preserve_sum axis": (with_axis_of_rule(rescale.preserve_sum), (0, 1), 0),
     "rescale.preserve_norm axis": (with_axis_of_rule(rescale.preserve_norm), (0, 1), 0),
-    "uncertainty.regression variances": (partial(uncertainty.regression, MEANS), 0.0 * MEANS, MEANS**2),
+    "uncertainty.regression variances": (
+        partial(uncertainty.regression, MEANS), 0.0 * MEANS, MEANS**2
+    ),
     "uncertainty.probability_integral_transform variances": (
         partial(uncertainty.probability_integral_transform, TARGETS, MEANS), 0.0, 1.0
     ),

@@ -220,30 +220,6 @@ def test_rate_that_decides_a_shape_must_be_known(method):
 
 
 @every_method
-@pytest.mark.parametrize("jit", [False, True])
-def test_key_is_consumed(method, jit):
-    def drop(key):
-        return method.run(key, inputs(method.shape), 0.3)
-
-    key = make_key("threefry2x32")
-    run = jax.jit(drop) if jit else drop
-    run(key)
-    with pytest.raises(jax.errors.KeyReuseError):
-        run(key)
-    with pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(lambda key: drop(key) + drop(key))(make_key("threefry2x32"))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("implementation", [k for k in KEY_IMPLEMENTATIONS if k != "raw"])
-def test_key_of_every_implementation_is_consumed(implementation):
-    key, x = make_key(implementation), inputs((6, 40))
-    jaxdrop.dropout(key, x, 0.3)
-    with pytest.raises(jax.errors.KeyReuseError):
-        jaxdrop.dropout(key, x, 0.3)
-
-
-@every_method
 def test_nan_and_infinity_at_dropped_places_become_zero(method):
     plain = inputs(method.shape)
     keys = [make_key("raw", seed) for seed in range(8)]  # of a batch that is dropped whole too

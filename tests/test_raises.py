@@ -34,10 +34,15 @@ INTEGERS = jnp.arange(3)
 BATCH = jax.vmap(lambda keep: jaxdrop.Mask.pack(keep, 0.5))(jnp.ones((2, 3), bool))
 HUGE = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
 HUGER = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
-AUTO = jax.sharding.NamedSharding(
-    jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,)),
-    jax.sharding.PartitionSpec("a"),
-)
+
+
+def split(kind, *spec):
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(kind,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+
+AUTO = split(jax.sharding.AxisType.Auto, "a")
+EXPLICIT = split(jax.sharding.AxisType.Explicit, None, "a")
 Q, WIDE = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2, 1, 300))
 F8 = Q.astype(jnp.float8_e5m2)
 ATTENTION = {"rng": KEY, "query": Q, "key": Q, "value": Q, "rate": 0.5}
@@ -65,11 +70,11 @@ def framework(name):
 
 
 SCOPE = {
-    "AUTO": AUTO, "BATCH": BATCH, "DROP": DROP, "F8": F8, "HUGE": HUGE, "HUGER": HUGER,
-    "INTEGERS": INTEGERS, "KEY": KEY, "MASK": MASK, "P": P, "Q": Q, "ROW": ROW, "WIDE": WIDE,
-    "X": X, "dropped": dropped, "framework": framework, "jax": jax, "jaxdrop": jaxdrop,
-    "jnp": jnp, "marked": marked, "np": np, "planted": planted, "rescale": rescale,
-    "traced": traced,
+    "AUTO": AUTO, "BATCH": BATCH, "DROP": DROP, "EXPLICIT": EXPLICIT, "F8": F8, "HUGE": HUGE,
+    "HUGER": HUGER, "INTEGERS": INTEGERS, "KEY": KEY, "MASK": MASK, "P": P, "Q": Q, "ROW": ROW,
+    "WIDE": WIDE, "X": X, "dropped": dropped, "framework": framework, "jax": jax,
+    "jaxdrop": jaxdrop, "jnp": jnp, "marked": marked, "np": np, "planted": planted,
+    "rescale": rescale, "traced": traced,
 }  # fmt: skip
 
 

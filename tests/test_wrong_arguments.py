@@ -151,9 +151,7 @@ HERE = {
     "uncertainty.interval_coverage targets": ARRAY,
     "uncertainty.interval_score targets": ARRAY,
     "match.value predicate": "must be a function of shape and dtype; got '?'.",
-    "match.within outer": (
-        "must be one of match.named_scope, match.function, match.jit; got '?'."
-    ),
+    "match.within outer": ("must be one of match.named_scope, match.function, match.jit; got '?'."),
     "checks.assert_shape_and_dtype_kept x": NUMBERS,
     "checks.assert_expectation_kept x": ARRAY,
 }
@@ -196,6 +194,33 @@ def test_wrong_argument_is_named(name, argument):
     assert type(raised.value) is kind
     said = {said for said, _ in clauses(function_named(name))}
     assert kind.__name__ in said, f"{name} raises it, and its docstring does not say so"
+
+
+TEXTS = np.array(["?"])
+# What is no number, no integer or no array, though it looks like one.
+ODD = {
+    NUMBER: [(TypeError, True), (ValueError, float("nan")), (ValueError, np.float32("inf"))],
+    INTEGERS: [(TypeError, True), (TypeError, float("nan"))],
+    ARRAY: [(TypeError, TEXTS)],
+    NUMBERS: [(TypeError, TEXTS)],
+    ONE_KEY: [(TypeError, TEXTS)],
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_looks_like_a_number_or_an_array_is_named(name):
+    said = {said for said, _ in clauses(function_named(name))}
+    for argument in GOOD[name]:
+        if f"{name} {argument}" in TAKE_IT:
+            continue
+        for kind, value in ODD.get(HERE.get(f"{name} {argument}", BY_NAME.get(argument)), []):
+            with pytest.raises(kind) as raised:
+                call(name, GOOD[name] | {argument: value})
+            shown = "<U1[1]" if value is TEXTS else f"{value}"
+            own = name if name.startswith(("Mask.", "match.")) else name.split(".")[-1]
+            assert str(raised.value).startswith(f"{own}: {argument} must ")
+            assert f"; got {shown}." in str(raised.value)
+            assert kind.__name__ in said, f"{name}: {argument}={value!r}"
 
 
 SPARSE = sparse.BCOO((jnp.ones(2), jnp.zeros((2, 1), int)), shape=(3,))

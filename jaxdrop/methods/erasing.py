@@ -113,13 +113,13 @@ def random_erasing(
 def _range(check: Check, name: str, values: Any, most: float | None = None) -> tuple[float, float]:
     """Two positive numbers that do not fall, at most `most`."""
     given = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
-    low, *rest = (check.amount(name, value) for value in given)
-    if len(rest) != 1 or not 0 < low <= rest[0] <= (most or float("inf")):
+    bounds = [check.known_amount(name, value) for value in given]
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= (most or float("inf")):
         limit = "" if most is None else f" up to {most}"
         raise ValueError(
             f"{check}: {name} must be two positive numbers{limit} that do not fall; got {values}."
         )
-    return float(low), float(rest[0])
+    return bounds[0], bounds[1]
 
 
 @lru_cache(maxsize=64)
