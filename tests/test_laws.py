@@ -157,7 +157,7 @@ def test_shape_and_dtype_are_those_of_the_input(method):
 @every_method
 def test_shape_and_dtype_are_those_of_the_input_in_double_precision(method):
     with enable_x64():
-        for dtype in ["float64", "complex128"] if method.takes_complex else ["float64"]:
+        for dtype in ["float32", "float64", *(["complex128"] if method.takes_complex else [])]:
             x = jax.ShapeDtypeStruct(method.shape, dtype)
             y = jax.eval_shape(lambda x: method.run(make_key("raw"), x, 0.3), x)
             assert (y.shape, y.dtype) == (x.shape, x.dtype)

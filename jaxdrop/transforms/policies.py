@@ -277,4 +277,7 @@ def _in_one_step(before: float, after: float, step: int, /, count: ArrayLike) ->
 
 
 def _curriculum(rate: float, gamma: float | Array, /, count: ArrayLike) -> ArrayLike:
-    return -rate * jnp.expm1(-gamma * jnp.asarray(count))  # exact for small gamma * step too
+    step = jnp.asarray(count)
+    if not jnp.issubdtype(step.dtype, jnp.floating):
+        step = step.astype(jnp.result_type(float))
+    return -rate * jnp.expm1(-gamma * step)  # exact for small gamma * step too
