@@ -197,20 +197,19 @@ def test_bad_known_rate_raises(method, rate):
 
 
 @with_traced_rate
-def test_bad_traced_rate_turns_everything_into_nan(method):
-    drop = jax.jit(method.run)
+def test_bad_traced_rate_gives_nan_and_is_all_that_fails_under_checkify(method):
+    """Of all checks: a NaN, a division by zero and an index out of bounds would fail too."""
+    checks = checkify.user_checks | checkify.float_checks | checkify.index_checks
+    checked = jax.jit(checkify.checkify(method.run, errors=checks))  # one program for all
+    key, x = make_key("raw"), inputs(method.small)
     for rate in (-0.1, 1.5, jnp.nan):
-        assert jnp.isnan(drop(make_key("raw"), inputs(method.shape), jnp.float32(rate))).all()
-
-
-@with_traced_probability
-def test_bad_traced_rate_fails_under_checkify(method):
-    checked = jax.jit(checkify.checkify(method.run))
-    for rate in (-0.1, 1.5, jnp.nan):
-        error, _ = checked(make_key("raw"), inputs(method.shape), jnp.float32(rate))
-        assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
-    error, _ = checked(make_key("raw"), inputs(method.shape), jnp.float32(0.5))
-    error.throw()
+        error, y = checked(key, x, jnp.float32(rate))
+        assert jnp.isnan(y).all()
+        if not method.rate_learns:
+            assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
+    for rate in (0.0, 0.5, *([] if method.rate_learns else [1.0])):
+        error, _ = checked(key, x, jnp.float32(rate))
+        error.throw()
 
 
 @methods(lambda method: not method.takes_traced_rate)
