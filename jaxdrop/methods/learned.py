@@ -124,7 +124,7 @@ def concrete_dropout_penalty(
     Raises:
       TypeError: `rate_logit` or a weight is not real and floating, or one of the other
         arguments is not a number.
-      ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a
+      ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a known
         regularizer is negative.
 
     Example:
