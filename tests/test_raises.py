@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ NAMES = [*public_names(), "Mask.pack"]
 INTEGERS = jnp.arange(3)
 BATCH = jax.vmap(lambda keep: jaxdrop.Mask.pack(keep, 0.5))(jnp.ones((2, 3), bool))
 HUGE = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+SYMBOLIC = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 8"), jnp.float32)
 HUGER = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
 
 
@@ -72,6 +74,7 @@ def framework(name):
 SCOPE = {
     "AUTO": AUTO, "BATCH": BATCH, "DROP": DROP, "EXPLICIT": EXPLICIT, "F8": F8, "HUGE": HUGE,
     "HUGER": HUGER, "INTEGERS": INTEGERS, "KEY": KEY, "MASK": MASK, "P": P, "Q": Q, "ROW": ROW,
+    "SYMBOLIC": SYMBOLIC,
     "WIDE": WIDE, "X": X, "dropped": dropped, "framework": framework, "jax": jax,
     "jaxdrop": jaxdrop, "jnp": jnp, "marked": marked, "np": np, "planted": planted,
     "rescale": rescale, "traced": traced,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdrop.base.axes import broadcasts, other_axes
@@ -252,7 +253,10 @@ class Check:
 
     def shape(self, shape: Any) -> tuple[int, ...]:
         """Returns the shape as a tuple of non-negative integers."""
-        sizes = self.integers("shape", shape)
+        several = shape if isinstance(shape, Sequence | np.ndarray) else (shape,)
+        sizes = tuple(
+            size if is_symbolic_dim(size) else self.whole_number("shape", size) for size in several
+        )
         if any(size < 0 for size in sizes):
             raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
         return sizes
