@@ -253,10 +253,9 @@ class Check:
 
     def shape(self, shape: Any) -> tuple[int, ...]:
         """Returns the shape as a tuple of non-negative integers."""
-        several = shape if isinstance(shape, Sequence | np.ndarray) else (shape,)
-        sizes = tuple(
-            size if is_symbolic_dim(size) else self.whole_number("shape", size) for size in several
-        )
+        if isinstance(shape, Sequence) and any(map(is_symbolic_dim, shape)):
+            return tuple(shape)  # that of an array
+        sizes = self.integers("shape", shape)
         if any(size < 0 for size in sizes):
             raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
         return sizes
