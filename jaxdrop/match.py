@@ -49,6 +49,9 @@ def site(pattern: str) -> Matcher:
     Returns:
       A matcher for the rules of `plant`.
 
+    Raises:
+      TypeError: `pattern` is not a string.
+
     Example:
       >>> match.site("mlp/*")
       match.site('mlp/*')
@@ -64,6 +67,9 @@ def checkpoint_name(pattern: str) -> Matcher:
 
     Returns:
       A matcher for the rules of `plant`.
+
+    Raises:
+      TypeError: `pattern` is not a string.
 
     Example:
       >>> from jax.ad_checkpoint import checkpoint_name
@@ -94,6 +100,9 @@ def named_scope(pattern: str, *, output: Output = None) -> Matcher:
     Returns:
       A matcher for the rules of `plant`.
 
+    Raises:
+      TypeError: `pattern` is not a string, or `output` no index and no function.
+
     Example:
       >>> def model(x):
       ...     with jax.named_scope("hidden"):
@@ -120,6 +129,9 @@ def jit(pattern: str, *, output: Output = None) -> Matcher:
     Returns:
       A matcher for the rules of `plant`.
 
+    Raises:
+      TypeError: `pattern` is not a string, or `output` no index and no function.
+
     Example:
       >>> drop = partial(dropout, rate=1.0)
       >>> planted = plant(lambda x: jax.nn.relu(x), {match.jit("relu"): drop})
@@ -137,6 +149,9 @@ def primitive(pattern: str) -> Matcher:
 
     Returns:
       A matcher for the rules of `plant`.
+
+    Raises:
+      TypeError: `pattern` is not a string.
 
     Example:
       >>> drop = partial(dropout, rate=1.0)
@@ -165,6 +180,9 @@ def function(pattern: str, *, output: Output = None) -> Matcher:
 
     Returns:
       A matcher for the rules of `plant`.
+
+    Raises:
+      TypeError: `pattern` is not a string, or `output` no index and no function.
 
     Example:
       >>> def normalize(x):

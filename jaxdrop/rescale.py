@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxdrop.base.compat import decided
 from jaxdrop.base.types import Axes, Rate
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import (
@@ -283,7 +284,7 @@ class _Realized:
     def __call__(self, mask: Mask, x: Array) -> Array:
         axes = _axes(self.check, self.axis, x)
         size = math.prod([mask.shape[axis] for axis in axes])
-        if size >= 2**32:  # counts are uint32
+        if decided(lambda: size >= 2**32):  # counts are uint32; a symbolic batch is smaller
             raise ValueError(
                 f"{self.check}: axis must span fewer than 2^32 elements; got {size}."
                 " Name the axes to count over."

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from modes import assert_check_failed
 from table.methods import METHODS
 
 import jaxdrop
+from jaxdrop.uncertainty import interval_score
 
 ONES = jnp.ones((1, 3, 1, 4))  # queries, keys and values of attention
 
@@ -62,3 +64,32 @@ def without_a_key(key, x):
 def test_no_index_is_out_of_bounds(function, key):
     error, _ = checkify.checkify(function, errors=checkify.index_checks)(key, jnp.ones((8, 2)))
     error.throw()
+
+
+X = jnp.ones((2, 3))
+# What takes a rate, and is no method or has no key.
+OF_RATES = {
+    "drop_block_gamma": lambda rate: jaxdrop.drop_block_gamma(rate, (4,), 2),
+    "drop_block_gamma of the paper": lambda rate: jaxdrop.drop_block_gamma(
+        rate, (4,), 2, exact=False
+    ),
+    "drop_path_rates": lambda rate: jaxdrop.drop_path_rates(rate, 3),
+    "inference_scale": lambda rate: jaxdrop.rescale.inference_scale(X, rate),
+    "shake_drop": lambda rate: jaxdrop.shake_drop(None, X, rate),
+    "zoneout": lambda rate: jaxdrop.zoneout(None, X, rate, old=X),
+    "interval_score": lambda rate: interval_score(X, X, X, alpha=rate),
+}
+
+
+def test_bad_traced_rates_of_what_is_no_method_give_nan_and_fail_under_checkify():
+    checked = jax.jit(
+        lambda rate: {name: checkify.checkify(run)(rate) for name, run in OF_RATES.items()}
+    )
+    for rate in (-0.1, 1.5, jnp.nan):
+        for name, (error, found) in checked(jnp.float32(rate)).items():
+            assert jnp.isnan(found).all(), name
+            if name != "interval_score":  # whose docstring promises NaN alone
+                assert_check_failed(error, r"rate must lie in \[0, 1\]; got")
+    for name, (error, found) in checked(jnp.float32(1)).items():
+        error.throw()
+        assert not jnp.isnan(found).any(), name

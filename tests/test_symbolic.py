@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax import export
 from modes import make_key
+from table.methods import RECORDS
 
 from jaxdrop import (
     dot_product_attention,
+    draw_mask,
     drop_path,
     drop_spans,
     dropout,
@@ -41,7 +43,8 @@ PROGRAMS = {
     "an axis that a constraint makes long": ("b, t, 8", drop),
     "two axes before two": ("b, c, 4, 8", drop),
     "a traced rate": ("b, 8", lambda key, x: dropout(key, x, jnp.float32(0.3))),
-    "another rule": ("b, 8", lambda key, x: drop(key, x, rescale=rescale.realized(-1))),
+    "another rule": ("b, 8", lambda key, x: drop(key, x, rescale=rescale.realized())),
+    "a mask by itself": ("b, 8", lambda key, x: draw_mask(key, x.shape, 0.3).unpack()),
     "drop_path": ("b, 8", partial(drop_path, rate=0.3)),
     "drop_spans": ("b, 40, 8", partial(drop_spans, rate=0.3, width=(1, 4))),
     "drop_spans of a number": ("b, 40, 8", partial(drop_spans, num_spans=2, width=(0, 4))),
@@ -78,6 +81,31 @@ def test_exported_programs_draw_the_masks_of_the_library(name):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     else:
         np.testing.assert_array_equal(found, expected)
+
+
+CONSTRAINTS = {
+    "drop_block of the paper": "b >= 3",  # whose first axis is no batch
+    "dot_product_attention": "40*b >= 775",  # whose record has queries along the first axis
+}
+COUNTED = {"fixed_count_dropout"}  # over all axes, which is refused
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_every_method_takes_a_symbolic_first_axis(record):
+    spec = ", ".join(["b", *map(str, record.shape[1:])])
+    constraint = CONSTRAINTS.get(record.name)
+    shape = export.symbolic_shape(spec, constraints=[constraint] if constraint else ())
+    key, x = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def run():
+        return jax.eval_shape(lambda key, x: record.run(key, x, 0.3), key, x)
+
+    if record.name in COUNTED:
+        with pytest.raises(ValueError, match="axis must span a known number of elements; got 40"):
+            run()
+    else:
+        assert run().shape == shape
 
 
 def test_error_names_the_constraint_that_is_missing():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from good_calls import DROP, GOOD, KEY, METHOD, X, call, function_named, public_functions
 from jax.experimental import sparse
+from raises import clauses
 
 import jaxdrop
 from jaxdrop import dropout
@@ -118,6 +119,7 @@ BY_NAME = (
     | {"drop": DROPS, "drops": DROPS, "where": LEAVES, "rescale": RULE, "fn": CALLED}
     | {"stretch": "must be two numbers; got '?'."}
     | {"progress": PROGRESS, "rules": RULES, "part": "must be a Part; got '?'."}
+    | {"output": "must be an index or a function of shape and dtype; got '?'."}
 )
 HERE = {
     "Mask.pack keep": "must be boolean; got '?'. Compare first, as in keep > 0.",
@@ -148,11 +150,15 @@ HERE = {
     "uncertainty.crps_normal targets": ARRAY,
     "uncertainty.interval_coverage targets": ARRAY,
     "uncertainty.interval_score targets": ARRAY,
+    "match.value predicate": "must be a function of shape and dtype; got '?'.",
+    "match.within outer": ("must be one of match.named_scope, match.function, match.jit; got '?'."),
     "checks.assert_shape_and_dtype_kept x": NUMBERS,
     "checks.assert_expectation_kept x": ARRAY,
 }
-# A text is a leaf like any other, which these pass unchanged, and a name.
+CHOICES = {"approximation", "estimator"}  # among texts, so that another text is a wrong value
+# A text is a leaf like any other, which these pass unchanged, and a name or a pattern.
 TAKE_IT = {"drop_connect params", "mixout params", "site x", "site name", "site_key name"}
+TAKE_IT |= {f"match.{name} pattern" for name in jaxdrop.match.__all__}
 FLAGS = {
     "exact",
     "linear",
@@ -180,12 +186,41 @@ def test_every_public_function_has_a_good_call():
 @pytest.mark.parametrize(("name", "argument"), PLACES)
 def test_wrong_argument_is_named(name, argument):
     message = HERE.get(f"{name} {argument}") or BY_NAME[argument]
-    expected = f"{name.removeprefix('checks.').split('.')[-1]}: {argument} {message}"
-    if name == "Mask.pack":
-        expected = f"Mask.{expected}"
+    own = name if name.startswith(("Mask.", "match.")) else name.split(".")[-1]
     with pytest.raises((TypeError, ValueError)) as raised:
         call(name, GOOD[name] | {argument: "?"})
-    assert str(raised.value).split("\n")[0] == expected
+    assert str(raised.value).split("\n")[0] == f"{own}: {argument} {message}"
+    kind = ValueError if argument in CHOICES else TypeError
+    assert type(raised.value) is kind
+    said = {said for said, _ in clauses(function_named(name))}
+    assert kind.__name__ in said, f"{name} raises it, and its docstring does not say so"
+
+
+TEXTS = np.array(["?"])
+# What is no number, no integer or no array, though it looks like one.
+ODD = {
+    NUMBER: [(TypeError, True), (ValueError, float("nan")), (ValueError, np.float32("inf"))],
+    INTEGERS: [(TypeError, True), (TypeError, float("nan"))],
+    ARRAY: [(TypeError, TEXTS)],
+    NUMBERS: [(TypeError, TEXTS)],
+    ONE_KEY: [(TypeError, TEXTS)],
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_looks_like_a_number_or_an_array_is_named(name):
+    said = {said for said, _ in clauses(function_named(name))}
+    for argument in GOOD[name]:
+        if f"{name} {argument}" in TAKE_IT:
+            continue
+        for kind, value in ODD.get(HERE.get(f"{name} {argument}", BY_NAME.get(argument)), []):
+            with pytest.raises(kind) as raised:
+                call(name, GOOD[name] | {argument: value})
+            shown = "<U1[1]" if value is TEXTS else f"{value}"
+            own = name if name.startswith(("Mask.", "match.")) else name.split(".")[-1]
+            assert str(raised.value).startswith(f"{own}: {argument} must ")
+            assert f"; got {shown}." in str(raised.value)
+            assert kind.__name__ in said, f"{name}: {argument}={value!r}"
 
 
 SPARSE = sparse.BCOO((jnp.ones(2), jnp.zeros((2, 1), int)), shape=(3,))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdrop.base.axes import broadcasts, other_axes
@@ -37,7 +38,7 @@ class Check:
 
     def one_key(self, key: Any, name: str = "key", advice: str = _NEW_KEY) -> Key:
         """Returns `key` if it is one key, typed or raw. The advice is for what is no key."""
-        if isinstance(key, np.ndarray):
+        if _is_numeric(key, np.ndarray):
             key = jnp.asarray(key)
         if isinstance(key, jax.Array):
             if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -57,7 +58,8 @@ class Check:
 
     def inexact_array(self, name: str, x: Any, advice: str | None = None) -> Array:
         """Returns `x` as a JAX array if it is floating or complex. The advice is for integers."""
-        if isinstance(x, np.ndarray | np.generic | float | complex) or hasattr(x, "__jax_array__"):
+        known = np.ndarray | np.generic | float | complex
+        if _is_numeric(x, known) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array):
             raise TypeError(f"{self}: {name} must be an array; got {describe(x)}.{way_out(x)}")
@@ -77,7 +79,8 @@ class Check:
 
     def any_array(self, name: str, x: Any) -> Array:
         """Returns `x` as a JAX array of numbers or booleans."""
-        if isinstance(x, np.ndarray | np.generic | numbers.Number) or hasattr(x, "__jax_array__"):
+        known = np.ndarray | np.generic | numbers.Number
+        if _is_numeric(x, known) or hasattr(x, "__jax_array__"):
             x = jnp.asarray(x)
         if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             raise TypeError(
@@ -250,6 +253,8 @@ class Check:
 
     def shape(self, shape: Any) -> tuple[int, ...]:
         """Returns the shape as a tuple of non-negative integers."""
+        if isinstance(shape, Sequence) and any(map(is_symbolic_dim, shape)):
+            return tuple(shape)  # that of an array
         sizes = self.integers("shape", shape)
         if any(size < 0 for size in sizes):
             raise ValueError(f"{self}: shape must have no negative sizes; got {sizes}.")
@@ -282,11 +287,13 @@ class Check:
 
     def integers(self, name: str, values: Any) -> tuple[int, ...]:
         """Returns one or several integers as a tuple."""
-        several = isinstance(values, Sequence | np.ndarray)
+        several = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
         try:
-            return tuple(operator.index(value) for value in (values if several else (values,)))
+            if not any(isinstance(value, bool) for value in several):
+                return tuple(map(operator.index, several))
         except TypeError:
-            raise TypeError(f"{self}: {name} must be integers; got {values!r}.") from None
+            pass
+        raise TypeError(f"{self}: {name} must be integers; got {values!r}.")
 
     def sharding(self, out_sharding: Any, ndim: int) -> NamedSharding | None:
         """Returns the sharding that a user passed as `out_sharding`, in the forms that
@@ -307,6 +314,11 @@ class Check:
                 f"{self}: out_sharding must have at most {ndim} entries; got {sharding.spec}."
             )
         return sharding
+
+
+def _is_numeric(value: Any, kinds: Any) -> bool:
+    """Whether a value of some kinds holds numbers; NumPy has arrays of texts and objects too."""
+    return isinstance(value, kinds) and np.asarray(value).dtype.kind in "biufcV"
 
 
 def _is_real(dtype: Any) -> bool:

@@ -3,7 +3,7 @@
 Each takes a drop, which is any function `(key, x) -> y`, one key and an input. If the
 drop is wrong, it raises an AssertionError that says what was seen. If the input or the
 settings do not allow a decision, it raises a ValueError. The assertions run the drop,
-so call them in tests and not under `jit`.
+so call them in tests and not under `jit`. They do not consume the key.
 
 The statistical ones reject a correct drop with at most the probability
 `false_alarm_rate`, whatever its distribution. They assume that y_i / x_i has the same

@@ -27,6 +27,7 @@ def assert_shape_and_dtype_kept(drop: Drop, key: Key, x: ArrayLike) -> None:
 
     Raises:
       AssertionError: the shape or the dtype differs.
+      TypeError: `drop` is no function, `key` is not one key, or `x` is not an array.
 
     Example:
       >>> drop = partial(dropout, rate=0.1)
@@ -51,6 +52,7 @@ def assert_same_under_jit(drop: Drop, key: Key, x: ArrayLike) -> None:
 
     Raises:
       AssertionError: the outputs differ.
+      TypeError: `drop` is no function, `key` is not one key, or `x` is not floating or complex.
 
     Example:
       >>> drop = partial(dropout, rate=0.1)
@@ -87,6 +89,7 @@ def assert_gradient_uses_same_mask(drop: Drop, key: Key, x: ArrayLike) -> None:
 
     Raises:
       AssertionError: a derivative differs from the central difference.
+      TypeError: `drop` is no function, `key` is not one key, or `x` is not floating or complex.
 
     Example:
       >>> drop = partial(dropout, rate=0.5)
@@ -148,6 +151,9 @@ def assert_key_determines_output(
         correct drop fails with the probability that all draws agree. For n independent
         elements, the probability that all draws keep everything is
         (1 - p)^(n num_samples).
+      TypeError: `drop` is no function, `key` is not one key, `x` is not floating or
+        complex, or `num_samples` is not an integer.
+      ValueError: `x` is empty, or `num_samples` is below 2.
 
     Example:
       >>> drop = partial(dropout, rate=0.5)

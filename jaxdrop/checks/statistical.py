@@ -43,7 +43,10 @@ def assert_expectation_kept(
 
     Raises:
       AssertionError: a mean differs from the input by more than chance allows.
-      ValueError: nothing survived in any draw, or `x` is empty.
+      TypeError: `drop` is no function, `key` is not one key, `x` is not floating or
+        complex, or another argument is not a number.
+      ValueError: nothing survived in any draw, `x` is empty, `num_samples` is below 2, or
+        `false_alarm_rate` lies outside [0, 1].
 
     Example:
       >>> drop = partial(dropout, rate=0.1)
@@ -96,7 +99,10 @@ def assert_keep_rate(
 
     Raises:
       AssertionError: a share of survivors differs from 1 - rate by more than chance allows.
-      ValueError: `rate` lies outside [0, 1], or `x` has zeros.
+      TypeError: `drop` is no function, `key` is not one key, `x` is not floating or
+        complex, or another argument is not a number.
+      ValueError: `rate` or `false_alarm_rate` lies outside [0, 1], `x` is empty or has
+        zeros, or `num_samples` is below 2.
 
     Example:
       >>> drop = partial(dropout, rate=0.1)
@@ -132,8 +138,11 @@ def assert_mask_shared_along(
 
     Raises:
       AssertionError: an element is dropped where another along the axis is not.
-      ValueError: `axis` is out of range, `x` has zeros, or the draws show nothing
-        because all of them kept everything or all dropped everything.
+      TypeError: `drop` is no function, `key` is not one key, `x` is not floating or
+        complex, or `axis` or `num_samples` is not an integer.
+      ValueError: `axis` is out of range, `x` is empty, has zeros or a single slice,
+        `num_samples` is below 2, or the draws show nothing because all of them
+        kept everything or all dropped everything.
 
     Example:
       >>> drop = partial(dropout, rate=0.5, broadcast_dims=(0,))
@@ -180,7 +189,11 @@ def assert_masks_differ_along(
 
     Raises:
       AssertionError: two slices had the same mask in every draw.
-      ValueError: `axis` is out of range, `x` has zeros, or there are too few draws for a decision.
+      TypeError: `drop` is no function, `key` is not one key, `x` is not floating or
+        complex, or another argument is not a number.
+      ValueError: `axis` is out of range, `x` is empty, has zeros or a single slice,
+        `num_samples` is below 2, `false_alarm_rate` lies outside [0, 1], or there are
+        too few draws for a decision.
 
     Example:
       >>> drop = partial(dropout, rate=0.5)

@@ -96,7 +96,8 @@ def count_flags(flags: Bool[Array, "..."], axes: tuple[int, ...]) -> UInt32[Arra
     as long.
     """
     for dtype in (jnp.uint8, jnp.uint16):
-        fitting = [axis for axis in axes if flags.shape[axis] <= jnp.iinfo(dtype).max]
+        known = [axis for axis in axes if isinstance(flags.shape[axis], int)]
+        fitting = [axis for axis in known if flags.shape[axis] <= jnp.iinfo(dtype).max]
         if fitting:
             first = max(fitting, key=lambda axis: flags.shape[axis])
             flags = jnp.sum(flags, first, dtype, keepdims=True)

@@ -88,7 +88,8 @@ def draw_mask(
         `out_sharding` names no Explicit axes, or `part` is not a `Part`.
       ValueError: a known `rate` lies outside [0, 1], a size is negative,
         `broadcast_dims` are out of range or repeated, an array of rates does not
-        broadcast to the mask or comes with a `part`, or `part` does not fit the shape.
+        broadcast to the mask or comes with a `part`, `part` does not fit the shape, or
+        `out_sharding` has more entries than it has axes.
 
     Example:
       >>> mask = draw_mask(jax.random.key(0), (2, 8), 0.25, broadcast_dims=(0,))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxdrop.base.arguments import key_unless, refuse_swapped
@@ -52,7 +53,7 @@ def draw_fixed_count_mask(
     Raises:
       TypeError: `key` is not one key, or the others are not integers.
       ValueError: `count`, `axis` or `broadcast_dims` are out of range, or
-        `axis` spans 2^31 elements or more.
+        `axis` spans 2^31 elements or more, or a symbolic size of `jax.export`.
 
     Example:
       >>> mask = draw_fixed_count_mask(jax.random.key(0), (5, 10), 3, axis=1)
@@ -79,6 +80,8 @@ def count_axes(check: Check, axis: Axes, layout: Layout) -> tuple[tuple[int, ...
     over = tuple(range(len(layout.shape))) if axis is None else axis
     over = check.axes("axis", over, len(layout.shape))
     size = math.prod([layout.shape[i] for i in over])
+    if is_symbolic_dim(size):
+        raise ValueError(f"{check}: axis must span a known number of elements; got {size}.")
     if size >= 2**31:  # counts are compared as int32
         raise ValueError(f"{check}: axis must span fewer than 2^31 elements; got {size}.")
     return over, size

@@ -195,7 +195,7 @@ def below(words: Words, bound: Words | np.uint32) -> Words:
     return _product(words, bound).high
 
 
-def draw_words(key: Key, shape: tuple[int, ...]) -> Words:
+def draw_words(key: Key, shape: tuple[Size, ...]) -> Words:
     """Consumes `key` and returns one word for each element of an array of `shape`."""
     words, _ = draw_pair(threefry_key(key), grid_address(shape), jnp.uint32(0))
     return jnp.broadcast_to(words, shape)

@@ -186,7 +186,7 @@ def fixed_count_dropout(
         `rate` is not a number.
       ValueError: a known `rate` lies outside [0, 1], `axis` or
         `broadcast_dims` are out of range or repeated, or `axis` spans 2^31
-        elements or more.
+        elements or more, or a symbolic size of `jax.export`.
 
     Example:
       >>> y = fixed_count_dropout(jax.random.key(0), jnp.ones((3, 8)), 0.25, axis=1)

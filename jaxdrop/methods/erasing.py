@@ -21,7 +21,7 @@ from jaxdrop.core.apply import poisoned, unpack_for
 from jaxdrop.core.layout import Layout, mask_layout
 from jaxdrop.core.mask import Mask
 from jaxdrop.core.rate import GridRate, grid_rate
-from jaxdrop.core.words import ThreefryKey, below, draw_pair, grid_address, threefry_key
+from jaxdrop.core.words import ThreefryKey, Words, below, draw_pair, grid_address, threefry_key
 from jaxdrop.methods.masked import draw_for
 
 _SIZE_BITS = 7  # 128 areas, each with 128 aspects
@@ -57,7 +57,7 @@ def random_erasing(
       key: one random key, consumed here; None will do at a known rate of 0.
       x: array of any numbers, such as (batch, height, width, channels).
       rate: probability that an image is erased, in [0, 1]; may be traced.
-      area: the least and the most share of the image, above 0 and at most 1.
+      area: the least and the most share of the image, in (0, 1].
       aspect: the least and the most of height / width, positive.
       fill: what stands in the rectangle: a number, or an array that broadcasts to `x`,
         such as the mean of each channel, or noise of another key.
@@ -113,13 +113,13 @@ def random_erasing(
 def _range(check: Check, name: str, values: Any, most: float | None = None) -> tuple[float, float]:
     """Two positive numbers that do not fall, at most `most`."""
     given = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
-    ends = [check.known_amount(name, value) for value in given]
-    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= (most or float("inf")):
+    bounds = [check.known_amount(name, value) for value in given]
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= (most or float("inf")):
         limit = "" if most is None else f" up to {most}"
         raise ValueError(
             f"{check}: {name} must be two positive numbers{limit} that do not fall; got {values}."
         )
-    return ends[0], ends[1]
+    return bounds[0], bounds[1]
 
 
 @lru_cache(maxsize=64)
@@ -155,25 +155,28 @@ def _erase(
     mask = draw_for(key, x, rate, layout)
     # The mask has used the words of this key, so the rectangles use those of another key.
     words_key = threefry_key(fold_in_name(key, "rectangles"))
+    address = grid_address(layout.shape, layout.sharding(explicit_sharding(x)))
+    which, _ = draw_pair(words_key, address, jnp.uint32(0))
+    # `checkify.index_checks` takes no gather under `checkpoint`.
+    edges = [_lookup(table, which >> np.uint32(32 - 2 * _SIZE_BITS)) for table in sizes.T]
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps the words, not the rectangles
-    def erase(words_key: ThreefryKey, mask: Mask, x: Array, fill: Array) -> Array:
-        hit = _rectangles(words_key, x, sizes, spatial, layout) & ~unpack_for(mask, x)
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps the sizes, not the rectangles
+    def erase(
+        words_key: ThreefryKey, edges: list[Array], mask: Mask, x: Array, fill: Array
+    ) -> Array:
+        places = draw_pair(words_key, address, jnp.uint32(1))
+        hit = _rectangles(edges, places, x, spatial) & ~unpack_for(mask, x)
         return poisoned(mask, jnp.where(hit, fill, x))
 
-    return erase(words_key, mask, x, fill)
+    return erase(words_key, edges, mask, x, fill)
 
 
 def _rectangles(
-    key: ThreefryKey, x: Array, sizes: Array, spatial: tuple[int, ...], layout: Layout
+    sizes: Sequence[Array], places: Sequence[Words], x: Array, spatial: tuple[int, ...]
 ) -> Array:
     """True inside of one rectangle for each sample."""
-    address = grid_address(layout.shape, layout.sharding(explicit_sharding(x)))
-    which, _ = draw_pair(key, address, jnp.uint32(0))
-    places = draw_pair(key, address, jnp.uint32(1))
     inside = jnp.ones((1,) * x.ndim, bool)
-    for side, (axis, word) in enumerate(zip(spatial, places, strict=True)):
-        size = _lookup(sizes[:, side], which >> np.uint32(32 - 2 * _SIZE_BITS))
+    for axis, size, word in zip(spatial, sizes, places, strict=True):
         start = below(word, (x.shape[axis] - size + 1).astype(jnp.uint32)).astype(jnp.int32)
         line = tuple(n if j == axis else 1 for j, n in enumerate(x.shape))
         offset = lax.broadcasted_iota(jnp.int32, line, axis) - start

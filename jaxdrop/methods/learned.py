@@ -124,7 +124,7 @@ def concrete_dropout_penalty(
     Raises:
       TypeError: `rate_logit` or a weight is not real and floating, or one of the other
         arguments is not a number.
-      ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a
+      ValueError: `rate_logit` is not a scalar, `num_features` is below 1, or a known
         regularizer is negative.
 
     Example:
@@ -156,7 +156,7 @@ def concrete_dropout_penalty(
     decay = of_weights * total
     # If all weights are 0, no rate is costly. The logit is 0 there, since 0 times infinity is NaN.
     decay *= 1 + jnp.exp(jnp.where(decay == 0, 0, logit))  # 1 / (1 - p) = 1 + e^logit
-    return decay + of_rate * count * _negative_entropy(logit)
+    return decay + of_rate * float(count) * _negative_entropy(logit)  # no int32 need hold it
 
 
 def variational_dropout(

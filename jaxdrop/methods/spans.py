@@ -299,7 +299,8 @@ def _starts(rate: Any, widths: tuple[int, int], xp: ModuleType) -> SpanStarts:
     least, _ = widths
     wider = xp.asarray(_wider(widths)[least:], rate.dtype)
     narrower = 1 - wider
-    goal, t = -xp.log1p(-rate), xp.zeros_like(rate)
+    # At a rate of 1 the goal is infinite, and a step towards it NaN. It is not used there.
+    goal, t = -xp.log1p(-xp.where(rate == 1, 0, rate)), xp.zeros_like(rate)
     for _ in range(_NEWTON_STEPS):
         kept = narrower + wider * xp.exp(-t)  # 1 - gamma s_d
         found = least * t - xp.sum(xp.log1p(wider * xp.expm1(-t)))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
 
@@ -52,8 +53,8 @@ def drop_tokens(
     Raises:
       TypeError: `x` is not an array, `key` is not one key, or `rate` is not a
         known number.
-      ValueError: `rate` lies outside [0, 1], `axis` is out of range, or
-        `prefix` is negative or longer than the sequence.
+      ValueError: `rate` lies outside [0, 1], `axis` is out of range, or has a symbolic
+        size of `jax.export`, or `prefix` is negative or longer than the sequence.
 
     Example:
       >>> x = jnp.arange(10.0).reshape(1, 10, 1)
@@ -73,6 +74,8 @@ def drop_tokens(
     rate = check.known_probability("rate", rate)
     key = key_unless(check, key, idle=rate in (0, 1))
     axis = check.axis("axis", axis, x.ndim)
+    if is_symbolic_dim(x.shape[axis]):
+        raise ValueError(f"{check}: x must have a known number of tokens; got {x.shape}.")
     prefix = check.whole_number("prefix", prefix, least=0)
     if prefix > x.shape[axis]:
         raise ValueError(

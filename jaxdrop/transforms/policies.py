@@ -160,6 +160,7 @@ def early_dropout_schedule(rate: float, steps: int, *, linear: bool = False) -> 
       A function from the step to the rate.
 
     Raises:
+      TypeError: `rate` is not a known number, or `steps` not an integer.
       ValueError: `rate` lies outside [0, 1], or `steps` is negative.
 
     Example:
@@ -188,6 +189,7 @@ def late_dropout_schedule(rate: float, start: int) -> optax.Schedule:
       A function from the step to the rate.
 
     Raises:
+      TypeError: `rate` is not a known number, or `start` not an integer.
       ValueError: `rate` lies outside [0, 1], or `start` is negative.
 
     Example:
@@ -215,7 +217,8 @@ def curriculum_dropout_schedule(rate: float, gamma: float) -> optax.Schedule:
       A function from the step to the rate.
 
     Raises:
-      ValueError: `rate` lies outside [0, 1], or `gamma` is negative.
+      TypeError: `rate` is not a known number, or `gamma` is not a number.
+      ValueError: `rate` lies outside [0, 1], or a known `gamma` is negative or infinite.
 
     Example:
       >>> schedule = curriculum_dropout_schedule(0.5, 0.1)
@@ -275,4 +278,7 @@ def _in_one_step(before: float, after: float, step: int, /, count: ArrayLike) ->
 
 
 def _curriculum(rate: float, gamma: float | Array, /, count: ArrayLike) -> ArrayLike:
-    return -rate * jnp.expm1(-gamma * jnp.asarray(count))  # exact for small gamma * step too
+    step = jnp.asarray(count)
+    if not jnp.issubdtype(step.dtype, jnp.floating):
+        step = step.astype(jnp.result_type(float))
+    return -rate * jnp.expm1(-gamma * step)  # exact for small gamma * step too

@@ -78,8 +78,8 @@ def expected_calibration_error(
     Raises:
       TypeError: `probabilities` is not real and floating, `labels` or `bins` are
         not integers.
-      ValueError: the shape of `labels` is not that of the examples, or `bins` is
-        below 1.
+      ValueError: `probabilities` is empty or has no axes, the shape of `labels` is not
+        that of the examples, or `bins` is below 1.
 
     Example:
       >>> p = jnp.array([[0.8, 0.2], [0.8, 0.2]])
@@ -128,8 +128,8 @@ def classwise_calibration_error(
     Raises:
       TypeError: `probabilities` is not real and floating, `labels` or `bins` are
         not integers.
-      ValueError: the shape of `labels` is not that of the examples, or `bins` is
-        below 1.
+      ValueError: `probabilities` is empty or has no axes, the shape of `labels` is not
+        that of the examples, or `bins` is below 1.
 
     Example:
       >>> p = jnp.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
@@ -183,8 +183,8 @@ def top_label_calibration_error(
     Raises:
       TypeError: `probabilities` is not real and floating, `labels` or `bins` are
         not integers.
-      ValueError: the shape of `labels` is not that of the examples, or `bins` is
-        below 1.
+      ValueError: `probabilities` is empty or has no axes, the shape of `labels` is not
+        that of the examples, or `bins` is below 1.
 
     Example:
       >>> p = jnp.array([[0.75, 0.25], [0.25, 0.75]])

@@ -83,7 +83,7 @@ def crps_mixture(
 
     Raises:
       TypeError: an array is not real, or `means` is not floating.
-      ValueError: `means` has no samples, or the others do not broadcast to it.
+      ValueError: `means` has no axes or no samples, or the others do not broadcast to it.
 
     Example:
       >>> round(float(crps_mixture(jnp.array(0.0), jnp.zeros(5), 1.0)), 4)  # five times the same
@@ -137,8 +137,8 @@ def crps_ensemble(
 
     Raises:
       TypeError: an array is not real, or `samples` is not floating.
-      ValueError: `samples` has no samples, or only one for "fair"; `targets` does not
-        broadcast to one sample; or `estimator` is neither of the two.
+      ValueError: `samples` has no axes or no samples, or only one for "fair";
+        `targets` does not broadcast to one sample; or `estimator` is neither of the two.
 
     Example:
       >>> samples = jnp.array([0.0, 4.0])

@@ -163,7 +163,7 @@ def regression(
 
     Raises:
       TypeError: an array is not real and floating.
-      ValueError: `means` has no samples, or `variances` does not broadcast to it.
+      ValueError: `means` has no axes or no samples, or `variances` does not broadcast to it.
 
     Example:
       >>> parts = regression(jnp.array([1.0, 3.0]), jnp.array([0.5, 0.5]))

@@ -138,7 +138,7 @@ def probability_integral_transform(
 
     Raises:
       TypeError: an array is not real, or `means` is not floating.
-      ValueError: `means` has no samples, or the others do not broadcast to it.
+      ValueError: `means` has no axes or no samples, or the others do not broadcast to it.
 
     Example:
       >>> samples = jnp.array([1.0, 2.0, 3.0, 4.0])

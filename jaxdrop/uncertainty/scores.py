@@ -31,7 +31,7 @@ def predictive_log_likelihood(
 
     Raises:
       TypeError: an array is not real and floating.
-      ValueError: `means` has no samples, or the others do not broadcast to it.
+      ValueError: `means` has no axes or no samples, or the others do not broadcast to it.
 
     Example:
       >>> density = predictive_log_likelihood(jnp.zeros(()), jnp.zeros(5), 1.0)
@@ -69,7 +69,8 @@ def negative_log_likelihood(
 
     Raises:
       TypeError: `probabilities` is not real and floating, or `labels` are not integers.
-      ValueError: the shape of `labels` is not that of the examples.
+      ValueError: `probabilities` is empty or has no axes, or the shape of `labels` is not
+        that of the examples.
 
     Example:
       >>> round(float(negative_log_likelihood(jnp.array([[0.5, 0.5]]), jnp.array([1]))), 4)
@@ -100,7 +101,8 @@ def brier_score(
 
     Raises:
       TypeError: `probabilities` is not real and floating, or `labels` are not integers.
-      ValueError: the shape of `labels` is not that of the examples.
+      ValueError: `probabilities` is empty or has no axes, or the shape of `labels` is not
+        that of the examples.
 
     Example:
       >>> float(brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([1, 0])))
@@ -130,7 +132,8 @@ def classwise_brier_score(
 
     Raises:
       TypeError: `probabilities` is not real and floating, or `labels` are not integers.
-      ValueError: the shape of `labels` is not that of the examples.
+      ValueError: `probabilities` is empty or has no axes, or the shape of `labels` is not
+        that of the examples.
 
     Example:
       >>> p = jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])

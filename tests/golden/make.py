@@ -1,4 +1,4 @@
-"""Writes the golden masks that test_golden.py compares with.
+"""Writes the golden masks and signatures that the tests compare with.
 
 A new method of `tests/support/table` gets its pattern, and all others keep theirs, by
 
@@ -8,6 +8,10 @@ Without that, all masks and patterns are written anew. Do it only for a major re
 which masks may change:
 
     python tests/golden/make.py
+
+The signatures, which show a default that changed, are written by
+
+    python tests/golden/make.py --signatures
 
 test_golden.py also rebuilds the masks of Threefry keys from the NumPy reference.
 """
@@ -19,10 +23,12 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "support"))
 from golden_masks import CASE_OF_METHODS, draw, encoded, key_of
+from signatures import signatures
 from table.methods import RECORDS
 
 MASKS_PATH = Path(__file__).with_name("masks.json")
 METHODS_PATH = Path(__file__).with_name("methods.json")
+SIGNATURES_PATH = Path(__file__).with_name("signatures.txt")
 RATES = [0.5, 0.25, 0.1, 1 / 3, 0.9, 0.999, 1e-5, 0.0, 1.0]
 SHAPES = [(), (33,), (3, 10), (4, 64), (2, 3, 40)]
 KEYS = {
@@ -73,5 +79,9 @@ def make_all():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--add", nargs="+", metavar="NAME", help="of new records, and no others")
+    parser.add_argument("--signatures", action="store_true", help="of all public names alone")
     asked = parser.parse_args()
-    add(asked.add) if asked.add else make_all()
+    if asked.signatures:
+        SIGNATURES_PATH.write_text("\n".join(signatures()) + "\n")
+    else:
+        add(asked.add) if asked.add else make_all()

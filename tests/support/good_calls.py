@@ -100,6 +100,14 @@ GOOD = {
     "variational_dropout": {"key": KEY, "x": X, "log_alpha": 0.0, "broadcast_dims": ()},
     "variational_dropout_kl": {"log_alpha": 0.0, "approximation": "kingma"},
     "zoneout": {"key": KEY, "new": ROW, "rate": 0.5, "old": ROW},
+    "match.checkpoint_name": {"pattern": "h"},
+    "match.function": {"pattern": "f", "output": 0},
+    "match.jit": {"pattern": "f", "output": 0},
+    "match.named_scope": {"pattern": "net", "output": 0},
+    "match.primitive": {"pattern": "exp"},
+    "match.site": {"pattern": "h"},
+    "match.value": {"predicate": lambda x: True},
+    "match.within": {"outer": jaxdrop.match.named_scope("net")},
     "rescale.inference_scale": {"tree": ROW, "rate": 0.5},
     "rescale.preserve_norm": {"axis": -1},
     "rescale.preserve_sum": {"axis": -1, "tolerance": 0.1},
@@ -146,6 +154,7 @@ def function_named(name):
 def public_functions():
     """The names of all functions that users can call."""
     spaces = {"": jaxdrop, "rescale.": rescale, "uncertainty.": uncertainty, "checks.": checks}
+    spaces["match."] = jaxdrop.match
     return {
         prefix + name
         for prefix, space in spaces.items()
