@@ -104,5 +104,5 @@ def test_edits_change_what_runs_and_nothing_else():
 def test_every_edit_gives_another_program():
     source = (runner.ROOT / "jaxdrop" / "rescale.py").read_text()
     programs = {ast.dump(ast.parse(edit.applied(source))) for edit in edits(source)}
-    assert len(programs) > 100
+    assert len(programs) > 50
     assert ast.dump(ast.parse(source)) not in programs
