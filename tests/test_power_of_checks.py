@@ -49,6 +49,18 @@ def verdict(monkeypatch):
     return judged
 
 
+def test_radius_is_the_empirical_bernstein_bound():
+    samples = np.random.default_rng(0).normal(3, 2, (40, 5))
+    deviations = sampling.Deviations(np.arange(5.0))
+    for part in np.split(samples, [1, 30]):
+        deviations.add(part)
+    np.testing.assert_allclose(deviations.bias, samples.mean(0) - np.arange(5), rtol=1e-12)
+    variances = samples.var(0, ddof=1)
+    for alarm_rate in (1e-9, 1.0):
+        expected = [power.radius(variance, 50, 40, alarm_rate) for variance in variances]
+        np.testing.assert_allclose(deviations.radius(alarm_rate, 50), expected, rtol=1e-12)
+
+
 def of_one_element(draws, scale=1.0):
     """For each number of survivors in so many draws, draws of one element with so many."""
     return [(np.arange(draws) < kept)[:, None] * np.float64(scale) for kept in range(draws + 1)]
