@@ -73,7 +73,9 @@ def expected(mask: Mask, x: Array) -> Array:
       x: the array it will be applied to.
 
     Returns:
-      1 / q as a scalar; 0 where q is 0.
+      1 / q, for each element if q is; 0 where q is 0. In float32, or float64 for an
+      array of 64 bits, as the factors of all rules are; those of `preserve_sum` are
+      complex for a complex array.
 
     Example:
       >>> mask = jaxdrop.draw_mask(jax.random.key(0), 4, 0.75)
@@ -158,7 +160,7 @@ def preserve_sum(axis: Axes = None, *, tolerance: float = 1e-3) -> Rescale:
         cancellation only.
 
     Returns:
-      A rule. A NaN anywhere in the sum makes all of it NaN.
+      A rule. A NaN anywhere in the sum, kept or dropped, makes all survivors NaN.
 
     Raises:
       TypeError: `axis` is not made of integers, or `tolerance` is not a known number.
@@ -189,7 +191,7 @@ def preserve_norm(axis: Axes = None) -> Rescale:
       axis: axes over which the norm is kept; None for all.
 
     Returns:
-      A rule. A NaN anywhere in the norm makes all of it NaN.
+      A rule. A NaN anywhere in the norm, kept or dropped, makes all survivors NaN.
 
     Raises:
       TypeError: `axis` is not made of integers.
@@ -307,9 +309,9 @@ class _PreserveSum:
         kept = jnp.where(unpack_for(mask, x), x, jnp.zeros_like(x))
         kept_sum = jnp.sum(kept, axes, keepdims=True)
         magnitude = jnp.sum(jnp.abs(kept), axes, keepdims=True)
-        defined = jnp.abs(kept_sum) > self.tolerance * magnitude
-        factor = jnp.sum(x, axes, keepdims=True) / jnp.where(defined, kept_sum, 1)
-        return jnp.where(defined, factor, expected(mask, x).astype(factor.dtype))
+        cancels = jnp.abs(kept_sum) <= self.tolerance * magnitude  # False for a NaN, which stays
+        factor = jnp.sum(x, axes, keepdims=True) / jnp.where(cancels, 1, kept_sum)
+        return jnp.where(cancels, expected(mask, x).astype(factor.dtype), factor)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from jax import Array
 import jaxdrop
 from jaxdrop import checks, dropout, rescale
 from jaxdrop.base.types import Key
+from jaxdrop.base.validate import Check
+from jaxdrop.checks import sampling
 
 X = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, (8, 16)), jnp.float32)
 KEY = 17
@@ -34,6 +36,14 @@ class TestShapeAndDtype:
         for dtype in (jnp.float32, jnp.bfloat16):
             checks.assert_shape_and_dtype_kept(right, key(), X.astype(dtype))
 
+    @pytest.mark.parametrize("x", [jnp.arange(3), jnp.ones(0, bool), np.float16(1)])
+    def test_drop_is_traced_and_not_run_on_inputs_of_any_dtype(self, x):
+        def traced(key, x):
+            assert isinstance(x, jax.core.Tracer)
+            return x
+
+        checks.assert_shape_and_dtype_kept(traced, key(), x)
+
     def test_fails_on_another_shape(self):
         with pytest.raises(AssertionError, match="shape"):
             checks.assert_shape_and_dtype_kept(lambda k, x: right(k, x).sum(), key(), X)
@@ -46,7 +56,7 @@ class TestShapeAndDtype:
 
 
 class TestExpectation:
-    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 0.999, 1e-4])
+    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 1e-4])
     def test_passes_on_dropout(self, rate):
         checks.assert_expectation_kept(partial(dropout, rate=rate), key(), X)
 
@@ -64,36 +74,22 @@ class TestExpectation:
     def test_passes_on_zeros(self):
         checks.assert_expectation_kept(right, key(), jnp.zeros(3))
 
-    @pytest.mark.parametrize(
-        ("rate", "size", "num_samples"), [(0.9995, 1000, 16384), (0.999, 4, 1024)]
-    )
-    def test_rare_survivors_raise_no_false_alarm(self, rate, size, num_samples):
-        drop = jax.jit(partial(dropout, rate=rate))
-        for seed in range(10):
-            try:
-                checks.assert_expectation_kept(
-                    drop, jax.random.key(seed), jnp.ones(size), num_samples=num_samples
-                )
-            except ValueError as error:  # honest where nothing survived
-                if "something must survive; got only zeros" not in str(error):
-                    raise
-
     def test_cannot_judge_a_drop_of_which_nothing_survives(self):
         with pytest.raises(ValueError, match="something must survive; got only zeros"):
             checks.assert_expectation_kept(scaled_by(0.0), key(), X)
 
-    @pytest.mark.parametrize("factor", [0.994, 1.006, 0.9, -1.0])
-    def test_fails_on_a_wrong_scale(self, factor):
-        x = jnp.ones(1000)
-        with pytest.raises(AssertionError, match=r"projection .* expected 1: off by .* allowed"):
-            checks.assert_expectation_kept(scaled_by(factor), key(), x)
-
-    def test_finer_bias_is_noticed_with_more_draws(self):
-        x = jnp.ones(256)
-        drop = scaled_by(1.0016)  # what a scale rounded to bfloat16 is off by at rate 0.1
-        checks.assert_expectation_kept(drop, key(), x, num_samples=4096)
-        with pytest.raises(AssertionError, match="off by"):
-            checks.assert_expectation_kept(drop, key(), x, num_samples=2**18)
+    def test_fails_on_a_wrong_scale(self):
+        message = (
+            r"^assert_expectation_kept: the mean projection of the output on the input over 16384"
+            r" draws is 0\.9\d*, expected 1: off by 0\.\d* where 0\.\d* is allowed:"
+            r" \d*\.?\d* standard errors\.$"
+        )
+        with pytest.raises(AssertionError, match=message):
+            checks.assert_expectation_kept(scaled_by(0.98), key(), X)
+        with pytest.raises(
+            AssertionError, match=r"is 2, expected 1: off by 1 where 0\.0\d* is all"
+        ):
+            checks.assert_expectation_kept(lambda key, x: 2 * x, key(), X, num_samples=4096)
 
     @pytest.mark.quick
     def test_fails_where_a_single_element_is_biased(self):
@@ -209,6 +205,10 @@ class TestJit:
         with pytest.raises(AssertionError, match="dropped eagerly or under jit, but not both"):
             checks.assert_same_under_jit(impure, key(), X)
 
+    def test_passes_where_a_scale_and_a_shift_cancel(self):
+        x = jnp.linspace(-2, 2, 100_000)
+        checks.assert_same_under_jit(partial(jaxdrop.alpha_dropout, rate=0.3), key(), x)
+
     def test_fails_on_another_value(self):
         def impure(key, x):
             return right(key, x) * (1.01 if isinstance(x, jax.core.Tracer) else 1)
@@ -225,9 +225,9 @@ class TestGradient:
     def test_passes_on_every_rule(self, rule):
         checks.assert_gradient_uses_same_mask(partial(dropout, rate=0.3, rescale=rule), key(), X)
 
-    def test_passes_in_bfloat16_and_on_large_inputs(self):
-        checks.assert_gradient_uses_same_mask(right, key(), X.astype(jnp.bfloat16))
-        checks.assert_gradient_uses_same_mask(right, key(), jnp.ones((40, 50)))
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64])
+    def test_passes_in_other_dtypes(self, dtype):
+        checks.assert_gradient_uses_same_mask(right, key(), X[:, :2].astype(dtype))
 
     def test_fails_on_a_fresh_mask_in_the_backward_pass(self):
         @jax.custom_vjp
@@ -267,14 +267,44 @@ def call(name, drop, x):
     getattr(checks, name)(drop, key(), x, *extra)
 
 
+JUDGE_VALUES = [name for name in checks.__all__ if name != "assert_shape_and_dtype_kept"]
+HAVE_AN_ALARM_RATE = ["assert_expectation_kept", "assert_keep_rate", "assert_masks_differ_along"]
+
+
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    "name",
-    ["assert_expectation_kept", "assert_keep_rate", "assert_key_determines_output", *NEED_AN_AXIS],
-)
-def test_empty_inputs_cannot_be_judged(name):
-    with pytest.raises(ValueError, match=rf"^{name}: x must not be empty; got"):
+@pytest.mark.parametrize("name", JUDGE_VALUES)
+def test_inputs_that_are_empty_or_not_finite_cannot_be_judged(name):
+    with pytest.raises(ValueError, match=rf"^{name}: x must not be empty; got shape \(0, 3\)"):
         call(name, right, jnp.ones((0, 3)))
+    for bad in (jnp.nan, -jnp.inf):
+        with pytest.raises(ValueError, match=rf"^{name}: x must be finite; got a NaN or an inf"):
+            call(name, right, X.at[2, 3].set(bad))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", HAVE_AN_ALARM_RATE)
+def test_false_alarm_rate_of_zero_allows_no_decision(name):
+    extra = {"assert_keep_rate": [0.3], "assert_masks_differ_along": [0]}.get(name, [])
+    with pytest.raises(ValueError, match=rf"^{name}: false_alarm_rate must be above 0; got 0\.0"):
+        getattr(checks, name)(right, key(), X, *extra, false_alarm_rate=0)
+
+
+@pytest.mark.quick
+def test_output_that_is_not_one_array_is_named():
+    for name in ("shape_and_dtype_kept", "same_under_jit", "gradient_uses_same_mask"):
+        with pytest.raises(AssertionError, match=r"the output must be one array; got \("):
+            call(f"assert_{name}", lambda key, x: (x,), X)
+
+
+@pytest.mark.quick
+def test_draws_have_keys_split_from_one_whatever_is_drawn_at_once(monkeypatch):
+    x, drop = X[:1, :3], lambda key, x: x * jax.random.uniform(key, x.shape)
+    expected = [drop(each, x) for each in jax.random.split(key(), 7)]
+    for at_once in (1, 9, 100):
+        monkeypatch.setattr(sampling, "_ELEMENTS_AT_ONCE", at_once)
+        found = list(sampling.outputs(Check("f"), drop, key(), x, 7))
+        assert max(map(len, found)) == min(7, max(1, at_once // 3))
+        np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-6)
 
 
 @pytest.mark.quick
@@ -285,7 +315,7 @@ def test_one_slice_cannot_be_judged(name):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
+@pytest.mark.parametrize("name", JUDGE_VALUES)
 def test_every_assertion_fails_on_nan(name):
     with pytest.raises(AssertionError):
         call(name, lambda k, x: right(k, x) * jnp.nan, X)
@@ -309,33 +339,8 @@ class TestKeyDeterminesOutput:
             checks.assert_key_determines_output(lambda k, x: jaxdrop.apply_mask(fixed, x), key(), X)
 
 
-def test_false_alarm_rate_sets_how_far_a_mean_may_be_off():
-    drop, x = scaled_by(1.003), jnp.ones(1000)
-    checks.assert_expectation_kept(drop, key(), x)
-    with pytest.raises(AssertionError, match="off by"):
-        checks.assert_expectation_kept(drop, key(), x, false_alarm_rate=1e-4)
-
-
-def test_right_drops_are_rejected_no_more_often_than_asked():
-    alarms = 0
-    for seed in range(40):
-        try:
-            checks.assert_keep_rate(
-                partial(dropout, rate=0.5),
-                jax.random.key(seed),
-                jnp.ones(4),
-                0.5,
-                num_samples=64,
-                false_alarm_rate=0.5,
-            )
-        except AssertionError:
-            alarms += 1
-    # Binomial(40, 0.5) exceeds 37 with probability 7e-10.
-    assert alarms <= 37
-
-
 @pytest.mark.quick
-@pytest.mark.parametrize("name", [n for n in checks.__all__ if n != "assert_shape_and_dtype_kept"])
+@pytest.mark.parametrize("name", JUDGE_VALUES)
 def test_a_batch_of_keys_is_refused(name):
     options = {"assert_keep_rate": [0.3], "assert_mask_shared_along": [0]}
     options["assert_masks_differ_along"] = [0]

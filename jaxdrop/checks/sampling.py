@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdrop.base.describe import describe
 from jaxdrop.base.types import Drop, Key
 from jaxdrop.base.validate import Check
 from jaxdrop.core.words import unconsumed
@@ -76,9 +77,13 @@ class Deviations:
         log = np.log(4 / false_alarm_rate)
         # The bound needs the possible range, which is `span`. A draw may have shown a larger range.
         span = np.maximum(span, self.high - self.low)
-        return np.sqrt(2 * self.variance * log / self.count) + 7 * span * log / (
-            3 * (self.count - 1)
-        )
+        spread = np.sqrt(2 * self.variance * log / self.count)
+        return spread + span * radius_without_spread(false_alarm_rate, self.count)
+
+
+def radius_without_spread(false_alarm_rate: float, count: int) -> float:
+    """How far the mean may be off, of a range of 1, where all draws are equal."""
+    return 7 * float(np.log(4 / false_alarm_rate)) / (3 * (count - 1))
 
 
 def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray) -> None:
@@ -91,25 +96,43 @@ def reject(check: Check, what: str, deviations: Deviations, allowed: np.ndarray)
     expected = float(deviations.expected[at])
     mean = expected + float(deviations.bias[at])
     place = f" at {tuple(int(i) for i in at)}" if at else ""
-    errors, most = (float(v) / error if error else np.inf for v in (off[at], allowed[at]))
+    in_errors = f": {off[at] / error:.3g} standard errors" if error else ""
     raise AssertionError(
         f"{check}: the mean {what}{place} over {deviations.count} draws is"
-        f" {mean:.6g}, expected {expected:.6g}: off by {errors:.3g}"
-        f" standard errors, where {most:.3g} are allowed."
+        f" {mean:.6g}, expected {expected:.6g}: off by {off[at]:.3g}"
+        f" where {allowed[at]:.3g} is allowed{in_errors}."
     )
 
 
+def too_few(check: Check, num_samples: int, why: str) -> ValueError:
+    """The error where no defect of the kind that an assertion looks for could be found."""
+    return ValueError(
+        f"{check}: num_samples must be large enough for a decision; got {num_samples}. {why}"
+    )
+
+
+def alarm_rate(check: Check, false_alarm_rate: Any) -> float:
+    """The false-alarm rate as a float above 0: at 0 nothing could ever be rejected."""
+    rate = check.known_probability("false_alarm_rate", false_alarm_rate)
+    if rate == 0:
+        raise ValueError(f"{check}: false_alarm_rate must be above 0; got {rate}.")
+    return rate
+
+
 def arguments(check: Check, drop: Drop, key: Key, x: ArrayLike) -> tuple[Key, Array]:
-    """The key and the input, if they and the drop are such."""
+    """The key and the input, if they and the drop are such and there is something to see."""
     check.function_of("drop", drop, "(key, x)")
-    return check.one_key(key), check.inexact_array("x", x)
+    key, x = check.one_key(key), check.inexact_array("x", x)
+    if x.size == 0:
+        raise ValueError(f"{check}: x must not be empty; got shape {x.shape}.")
+    if not np.all(np.isfinite(wide(x))):
+        raise ValueError(f"{check}: x must be finite; got a NaN or an infinity.")
+    return key, x
 
 
 def outputs(check: Check, drop: Drop, key: Key, x: Array, num_samples: int) -> Iterator[np.ndarray]:
     """Outputs for `num_samples` keys split from `key`, a batch of them at a time."""
     num_samples = check.whole_number("num_samples", num_samples, 2)
-    if x.size == 0:
-        raise ValueError(f"{check}: x must not be empty; got shape {x.shape}.")
     keys = jax.random.split(unconsumed(check.one_key(key)), num_samples)
     batch = max(1, min(num_samples, _ELEMENTS_AT_ONCE // x.size))
     run = jax.jit(lambda keys: jax.lax.map(lambda k: drop(k, x), keys))
@@ -141,6 +164,12 @@ def require_no_zeros(check: Check, x: Array) -> None:
     """Raises if an element of the input would look dropped."""
     if not np.all(np.asarray(x) != 0):
         raise ValueError(f"{check}: x must have no zeros; got some. Use jnp.ones.")
+
+
+def require_array(check: Check, output: Any) -> None:
+    """Raises if a drop gave something else than one array."""
+    if not hasattr(output, "shape"):
+        raise AssertionError(f"{check}: the output must be one array; got {describe(output)}.")
 
 
 def require_finite(check: Check, output: np.ndarray) -> None:

@@ -6,8 +6,8 @@ argument `probabilities` need only the mean over the samples, which
 
 The samples of dropout are a heuristic posterior. Their spread is set by the rate and
 need not shrink with more data (Osband 2016). The mutual information of T samples is too
-low: by a factor of 1 - 1/T if it is small, and by more if the samples disagree. Only a
-measured calibration shows whether the spread is right for your data.
+low: by a factor of 1 - 1/T if it is small, and it is at most ln T. Only a measured
+calibration shows whether the spread is right for your data.
 
 References:
   Gal, "Uncertainty in deep learning", thesis, Cambridge (2016), section 3.3;

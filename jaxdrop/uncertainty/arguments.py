@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdrop.base.validate import Check
@@ -41,6 +42,9 @@ def checked_means(check: Check, means: Any, name: str = "means") -> Array:
 def labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Array, Array]:
     """Returns probabilities, labels as int32 or wider, and which of the labels are a class."""
     p = real_with_axes(check, "probabilities", probabilities, 1)
+    if isinstance(labels, np.ndarray | np.generic) and labels.dtype.kind in "iu":
+        # Without x64, a label of 64 bits would lose its upper half, and could become a class.
+        labels = np.where((labels >= 0) & (labels < p.shape[-1]), labels, -1).astype(np.int32)
     labels = check.integer_array("labels", labels)
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)

@@ -130,13 +130,13 @@ GOOD = {
     "uncertainty.regression": {"means": P, "variances": P},
     "uncertainty.top_label_calibration_error": {"probabilities": P, "labels": LABELS, "bins": 3},
     "uncertainty.variation_ratio": {"samples": P},
-    "checks.assert_expectation_kept": CHECKED | {"num_samples": 9, "false_alarm_rate": 0.1},
+    "checks.assert_expectation_kept": CHECKED | {"num_samples": 99, "false_alarm_rate": 0.1},
     "checks.assert_gradient_uses_same_mask": CHECKED,
-    "checks.assert_keep_rate": CHECKED | {"rate": 0.5, "num_samples": 9, "false_alarm_rate": 0.1},
+    "checks.assert_keep_rate": CHECKED | {"rate": 0.5, "num_samples": 99, "false_alarm_rate": 0.1},
     "checks.assert_key_determines_output": CHECKED | {"num_samples": 9},
     "checks.assert_mask_shared_along": CHECKED | {"axis": 0, "num_samples": 9},
     "checks.assert_masks_differ_along": (
-        CHECKED | {"axis": 0, "num_samples": 9, "false_alarm_rate": 0.1}
+        CHECKED | {"axis": 0, "num_samples": 99, "false_alarm_rate": 0.1}
     ),
     "checks.assert_same_under_jit": CHECKED,
     "checks.assert_shape_and_dtype_kept": CHECKED,
