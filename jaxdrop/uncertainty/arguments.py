@@ -44,7 +44,8 @@ def labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Arra
     p = real_with_axes(check, "probabilities", probabilities, 1)
     if isinstance(labels, np.ndarray | np.generic) and labels.dtype.kind in "iu":
         # Without x64, a label of 64 bits would lose its upper half, and could become a class.
-        labels = np.where((labels >= 0) & (labels < p.shape[-1]), labels, -1).astype(np.int32)
+        known: np.ndarray = np.asarray(labels)
+        labels = np.where((known >= 0) & (known < p.shape[-1]), known, -1).astype(np.int32)
     labels = check.integer_array("labels", labels)
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
