@@ -45,7 +45,8 @@ def labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Arra
     if isinstance(labels, np.ndarray | np.generic) and labels.dtype.kind in "iu":
         # Without x64, a label of 64 bits would lose its upper half, and could become a class.
         known: np.ndarray = np.asarray(labels)
-        labels = np.where((known >= 0) & (known < p.shape[-1]), known, -1).astype(np.int32)
+        is_class = (known >= 0) & (known < p.shape[-1])
+        labels = np.where(is_class, known.astype(np.int32), np.int32(-1))
     labels = check.integer_array("labels", labels)
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)

@@ -69,7 +69,7 @@ def test_negative_axes_are_shared_too():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.001])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.005])
 def test_every_element_is_kept_at_the_rate_asked_for(rate):
     def drop(key, x):
         return jaxdrop.draw_mask(key, x.shape, rate).unpack().astype(float)
