@@ -152,6 +152,16 @@ def test_gaussian_noise_is_drawn_again_in_the_backward_pass():
     assert compiled.memory_analysis().temp_size_in_bytes <= MIB / 4
 
 
+def test_gaussian_noise_is_not_kept_where_forward_and_backward_pass_are_one_program():
+    def gradient(key, x):
+        y, pull = jax.vjp(lambda x: jaxdrop.gaussian_dropout(key, x, 0.1), x)
+        return pull(jnp.full_like(x, y.sum()))[0]  # after all of the forward pass
+
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    compiled = jax.jit(gradient).lower(make_key("raw"), x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * MIB  # one array, of 4 MiB
+
+
 def test_eager_vjp_keeps_a_bit_an_element():
     x = jnp.ones((256, 256))
     _, pull = jax.vjp(lambda x: dropout(make_key("raw"), x, 0.1), x)

@@ -8,7 +8,7 @@ from modes import enable_x64, quick_jit
 
 import jaxdrop
 from jaxdrop import Mask, apply_mask, rescale
-from jaxdrop.rescale import expected, none, preserve_norm, preserve_sum, realized
+from jaxdrop.rescale import _norm, expected, none, preserve_norm, preserve_sum, realized
 
 pytestmark = pytest.mark.quick
 
@@ -125,6 +125,12 @@ def test_complex_sums_and_norms_are_kept():
     )
     expected = np.where(kept, x / kept.mean(1, keepdims=True), 0)
     np.testing.assert_allclose(by_count, expected, rtol=1e-6)
+
+
+def test_norm_is_the_root_of_the_sum_of_the_squares_of_all_parts():
+    x, z = jnp.array([[3.0, -4.0], [0.0, 0.0]]), jnp.array([[3.0, -4j], [0.0, 0.0]])
+    for norm in quick_jit(lambda *all: [_norm(x, (1,)) for x in all])(x, z):
+        assert norm.tolist() == [[5], [0]]
 
 
 def test_factors_are_those_of_float32_and_results_are_rounded_once():

@@ -7,7 +7,7 @@ import pytest
 from lowering import lowered
 
 import jaxdrop
-from jaxdrop.core.by_rows import draw_by_rows, unpack_by_rows
+from jaxdrop.core.by_rows import can_draw_by_rows, draw_by_rows, unpack_by_rows
 from jaxdrop.core.layout import Layout
 from jaxdrop.core.words import grid_address
 
@@ -62,6 +62,12 @@ def test_bits_of_rows_are_those_of_the_words(rows, columns):
 def test_words_drawn_to_be_turned_have_the_addresses_of_the_grid(shape):
     words = draw_by_rows(lambda address: address.low, shape)
     np.testing.assert_array_equal(words, grid_address(shape).low)
+
+
+@pytest.mark.quick
+def test_whole_groups_of_rows_are_drawn_by_rows():
+    assert all(map(can_draw_by_rows, [(32, 1), (64, 3), (3, 96, 2)]))
+    assert not any(map(can_draw_by_rows, [(32,), (33, 3), (40, 3), (0, 2), (64, 0)]))
 
 
 def test_elements_are_written_with_half_a_byte_and_never_as_words():

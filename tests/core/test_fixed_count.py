@@ -13,7 +13,13 @@ from reference import masks as reference
 import jaxdrop
 from jaxdrop.base.validate import Check
 from jaxdrop.checks import assert_keep_rate
-from jaxdrop.core.fixed_count import _checked_count, _smallest, count_axes, nearest_count
+from jaxdrop.core.fixed_count import (
+    _checked_count,
+    _find_digits,
+    _smallest,
+    count_axes,
+    nearest_count,
+)
 from jaxdrop.core.layout import Layout
 
 pytestmark = pytest.mark.quick
@@ -227,3 +233,17 @@ def test_gpus_take_equal_words_in_order_of_position(axes, words):
         keep = on_gpu(jnp.int32(count))
         np.testing.assert_array_equal(keep, smallest(jnp.int32(count)))
         assert (keep.sum(axes) == count).all()
+
+
+@pytest.mark.parametrize(("shape", "passes"), [((2**31 - 1, 1), 6), ((1, 2**31 - 1), 2)])
+def test_gpus_find_as_many_bits_in_a_pass_as_its_counts_allow(shape, passes):
+    # Two counts of 31 bits share a word: one word of them finds one bit, four find three.
+    def find(words, among, rank, zeros):
+        return _find_digits(lambda: words, 6, axes, among, rank, zeros)
+
+    axes = (shape.index(2**31 - 1),)
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    operands = jax.ShapeDtypeStruct(shape, jnp.uint32), jax.ShapeDtypeStruct(shape, bool), one
+    program = jax.make_jaxpr(find)(*operands, one.update(dtype=jnp.uint32))
+    assert program.out_avals[0].shape == (1, 1)
+    assert [eqn.primitive.name for eqn in program.eqns].count("reduce") == passes
