@@ -196,6 +196,26 @@ def test_wrong_argument_is_named(name, argument):
     assert kind.__name__ in said, f"{name} raises it, and its docstring does not say so"
 
 
+TYPED = jax.random.key(0)
+# The second argument of the functions that begin with a key.
+SECOND = {name: [*good][1] for name, good in GOOD.items() if next(iter(good)) == "key"}
+del SECOND["site_key"]  # which takes a name
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_arguments_in_the_order_of_other_libraries_are_named(name):
+    second, good = SECOND[name], GOOD[name]
+    value = good[second]
+    shown = f"float32{[*value.shape]}" if isinstance(value, jax.Array) else f"{value}"
+    message = f"{name}: key must come before {second}; got {shown} before key<fry>[]."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call(name, good | {"key": value, second: TYPED})
+    if "rate" in good and isinstance(value, jax.Array):  # Haiku has the rate first
+        message = f"{name}: {second} must come before rate; got 0.1 before {shown}."
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            call(name, good | {second: 0.1, "rate": value})
+
+
 TEXTS = np.array(["?"])
 # What is no number, no integer or no array, though it looks like one.
 ODD = {
@@ -224,21 +244,12 @@ def test_what_looks_like_a_number_or_an_array_is_named(name):
 
 
 SPARSE = sparse.BCOO((jnp.ones(2), jnp.zeros((2, 1), int)), shape=(3,))
-TYPED = jax.random.key(0)
 OTHER = {
-    "key and x in the wrong order": (
-        lambda: dropout(X, TYPED, 0.1),
-        "dropout: key must come before x; got float32[2, 3, 4, 5] before key<fry>[].",
-    ),
     "a raw key": (
         lambda: jaxdrop.drop_connect(X, KEY, 0.1),
         "drop_connect: key must come before params; got float32[2, 3, 4, 5] before uint32[2].",
     ),
-    "the order of Haiku": (
-        lambda: dropout(KEY, 0.1, X),
-        "dropout: x must come before rate; got 0.1 before float32[2, 3, 4, 5].",
-    ),
-    "the order of Haiku, of a scalar": (
+    "a scalar behind the rate": (
         lambda: dropout(KEY, 0.1, jnp.float32(2)),
         "dropout: x must come before rate; got 0.1 before float32[].",
     ),

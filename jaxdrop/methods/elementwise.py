@@ -282,7 +282,7 @@ def _fixed_count_dropout(
 
     # One division is rounded once. `keep_prob` is a quotient, so 1 / `keep_prob` is rounded twice.
     def by_count(mask: Mask, x: Array) -> Array:
-        return jnp.where(count == 0, 0, size / jnp.maximum(count, 1).astype(compute_dtype(x)))
+        return size / jnp.maximum(count, 1).astype(compute_dtype(x))
 
     return rescale_and_select(fixed_count_mask(key, count, layout, axes), x, by_count)
 

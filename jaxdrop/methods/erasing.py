@@ -71,8 +71,8 @@ def random_erasing(
       TypeError: `x` is not an array, `key` is not one key, `fill` is of a wider kind,
         such as a float for integers, or another argument is no known number.
       ValueError: a known `rate` lies outside [0, 1], `area` or `aspect` are not two rising
-        numbers in their range, an axis is out of range, both are the same, or they do not
-        leave two.
+        numbers in their range, an axis is out of range, both are the same, they do not
+        leave two, or `fill` does not broadcast to `x`.
 
     Example:
       >>> images = jnp.full((4, 32, 32, 3), 7, jnp.uint8)

@@ -117,12 +117,13 @@ def zoneout(
       activations", arXiv:1606.01305 (2016).
     """
     check = Check("zoneout")
-    new = check.inexact_array("new", new)
-    old = check.like("old", old, new, "new")
     if key is not None:
         key, rate = key_and_rate(check, key, new, rate, name="new")
-        return replace_with(key, new, old, rate)
-    return _mean(new, old, grid_rate(check.probability("rate", rate)))
+    new = check.inexact_array("new", new)
+    old = check.like("old", old, new, "new")
+    if key is None:
+        return _mean(new, old, grid_rate(check.probability("rate", rate)))
+    return replace_with(key, new, old, rate)
 
 
 @jax.jit

@@ -115,7 +115,8 @@ def drop_spans(
         `where` is not boolean, or another argument is no number.
       ValueError: both or none of `rate` and `num_spans` are given, a known `rate` lies
         outside [0, 1], `width` is too small or falls, `num_spans` is negative, an axis
-        is out of range, or `axis` is a batch axis too.
+        is out of range, `axis` is a batch axis too, or `fill` or `where` does not
+        broadcast to `x`.
 
     Example:
       Words of one to three tokens, of which a fifth is dropped in all:

@@ -215,11 +215,12 @@ def shake_drop(
       arXiv:1802.02375 (2018).
     """
     check = Check("shake_drop")
+    if key is not None:
+        key, rate = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     samples = check.distinct_axes(x, batch_axis=batch_axis)
     if key is None:
         return _mean_branch(x, grid_rate(check.probability("rate", rate)))
-    key, rate = key_and_rate(check, key, x, rate)
     on_grid = grid_rate(rate)
     if on_grid.is_zero:
         return x

@@ -11,7 +11,7 @@ from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Shaped
 
-from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_swapped
+from jaxdrop.base.arguments import key_and_rate, key_unless, refuse_rate_first, refuse_swapped
 from jaxdrop.base.axes import lies_inside
 from jaxdrop.base.compat import debug_check, vary_as
 from jaxdrop.base.sharding import laid_like, whole_along
@@ -70,6 +70,7 @@ def drop_tokens(
     """
     check = Check("drop_tokens")
     refuse_swapped(check, key, x, "x")
+    refuse_rate_first(check, x, rate, "x")
     x = check.any_array("x", x)
     rate = check.known_probability("rate", rate)
     key = key_unless(check, key, idle=rate in (0, 1))
@@ -252,7 +253,7 @@ def _inverse(places: Array, size: int) -> Array:
     # That place is there for a while, since `checkify.index_checks` refuses indices of
     # places that do not exist.
     unnamed = jnp.full(size + 1, number, jnp.int32)
-    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32), mode="drop")[:size]
+    return unnamed.at[places].set(jnp.arange(number, dtype=jnp.int32))[:size]
 
 
 def _for_batches(function: Callable[..., Array], axes: int) -> Callable[..., Array]:

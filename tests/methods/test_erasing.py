@@ -176,6 +176,13 @@ def test_key_is_needed_to_place_what_is_erased_for_sure():
 
 
 @pytest.mark.quick
+def test_images_without_pixels_and_a_known_rate_of_zero_change_nothing():
+    for shape, rate in [((2, 0, 6, 3), 0.5), ((2, 5, 0, 3), 1), ((2, 5, 6, 3), 0)]:
+        x = jnp.ones(shape)
+        assert random_erasing(KEY, x, rate) is x
+
+
+@pytest.mark.quick
 def test_sizes_must_be_known_and_may_be_of_numpy():
     x = jnp.ones((2, 5, 6, 3))
     with pytest.raises(

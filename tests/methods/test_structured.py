@@ -328,6 +328,10 @@ def test_drop_block_keeps_the_sum_of_a_constant_map_in_every_draw():
     np.testing.assert_allclose(sums[sums != 0], 144, rtol=1e-5)
 
 
+def test_drop_block_drops_a_map_of_one_element():
+    assert not drop_block(KEY, jnp.ones((1, 1, 1, 1)), 1, block_size=3).any()
+
+
 def centres(size, spatial, keys):
     """Squares that `cutout` leaves out of ones, by the centre that explains each."""
     found = {}
