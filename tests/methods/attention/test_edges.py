@@ -183,6 +183,14 @@ def test_logits_are_not_rounded_to_the_dtype_of_the_query(implementation, dtype)
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("features", [1, 4])
+def test_products_are_divided_by_the_root_of_the_features(features):
+    x = jnp.ones((1, 1, features))
+    _, residual = dot_product_attention(None, x, x, x, 0, return_residual=True)
+    np.testing.assert_allclose(residual[0, 0], features**0.5, rtol=1e-6)
+
+
+@pytest.mark.quick
 @both
 def test_rate_zero_draws_nothing_and_needs_no_key(attend):
     def jaxpr(rng, derivative):
@@ -245,6 +253,18 @@ def test_empty_arrays_give_zeros(attend, empty):
 
     zeros = tuple(map(jnp.zeros_like, (moving[0], *moving)))
     chex.assert_trees_all_equal(derivatives(*moving), zeros)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("batch", [(3,), (1, 3), (2, 1)], ids=str)
+def test_bias_and_mask_may_vary_along_some_axes_of_the_batch(batch):
+    query, pair = normal(2, 3, 4, 1, 2), normal(2, 3, 5, 1, 2, seed=1)
+    bias, shape = normal(*batch, 1, 4, 5), (2, 3, 1, 4, 5)
+
+    def run(bias):
+        return whole(None, query, pair, pair, 0, bias=bias, mask=bias > -0.5)
+
+    np.testing.assert_array_equal(run(bias), run(jnp.broadcast_to(bias, shape)))
 
 
 @both

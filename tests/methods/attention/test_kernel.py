@@ -5,7 +5,7 @@ import re
 import warnings
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,10 @@ from meshes import COLLECTIVE, mesh
 from modes import enable_x64, make_key, make_keys, quick_jit
 from scripts import run as run_process
 
-from jaxdrop import dot_product_attention, dropout
+from jaxdrop import Part, dot_product_attention, dropout
+from jaxdrop.core.layout import WORD_BITS
+from jaxdrop.methods.attention.kernel.blocks import _SIZES, LEAST_WIDTH
+from jaxdrop.methods.attention.kernel.call import Dims, Launch, call, load, store
 from jaxdrop.methods.attention.kernel.operands import Operands
 from jaxdrop.methods.attention.kernel.spans import spans_of_documents
 from jaxdrop.methods.attention.kernel.tiles import KernelTiles
@@ -101,6 +104,14 @@ def test_mask_is_that_of_dropout_at_every_kind_of_rate(rate, is_traced):
     found = quick_jit(lambda rng, traced: dropped(rng, shape, 1, traced if is_traced else rate))
     expected = dropout(make_key("rbg", 5), jnp.ones(shape), rate) == 0
     np.testing.assert_array_equal(found(make_key("rbg", 5), jnp.float32(rate)), expected)
+
+
+def test_mask_of_a_part_is_that_of_the_larger_weights():
+    larger, start, shape = (2, 3, 40, 90), (1, 1, 5, 7), (1, 2, 20, 40)
+    found = quick_jit(partial(dropped, shape=shape, key_heads=1, part=Part(start, larger)))
+    spans = (slice(first, first + size) for first, size in zip(start, shape, strict=True))
+    expected = dropped_by_dropout(make_key("raw"), larger)[tuple(spans)]
+    np.testing.assert_array_equal(found(make_key("raw")), expected)
 
 
 def test_derivatives_have_the_mask_of_the_output():
@@ -261,6 +272,30 @@ def test_blocks_span_all_that_have_a_document_in_common(sign):
         inside = (number >= found[..., :1]) & (number < found[..., 1:])
         np.testing.assert_array_equal(inside, reached)
         assert not reached.all()
+
+
+def test_tiles_are_of_sizes_that_a_gpu_computes():
+    """Powers of two, no smaller than tensor cores need, and columns of whole words."""
+    assert set(_SIZES) == set(product((2, 4), (32, 64, 128, 256)))
+    for sizes in chain(*_SIZES.values()):
+        assert sizes.rows >= LEAST_WIDTH
+        assert sizes.columns >= WORD_BITS
+        powers = sizes.rows, sizes.columns, sizes.warps, sizes.parts
+        assert [n.bit_count() for n in powers] == [1, 1, 1, 1]
+
+
+def test_stores_write_only_what_is_seen():
+    """What a block has beyond the end of an array belongs to others on a GPU."""
+
+    def body(x, y):
+        every, seen = ((0, 4),), jax.lax.iota(jnp.int32, 4) < np.int32(3)
+        store(y, every, load(x, every, None), None)
+        store(y, every, 5 - load(x, every, seen), seen)
+
+    launch = Launch("stores", (1, 1, 1), heads_per_key=1, blocks={}, warps=1, stages=1)
+    results = [Dims("w", (4,), jnp.float32)]
+    (found,) = call(body, launch, [("w", jnp.arange(4.0))], results, interpret=True)
+    np.testing.assert_array_equal(found, [5, 4, 3, 3])
 
 
 # Transforms

@@ -43,13 +43,29 @@ def test_tiles_in_which_nothing_is_seen_are_skipped(implementation, hidden_by):
     chex.assert_trees_all_equal(found, expected)
 
 
+def test_traced_start_moves_the_keys_that_a_window_reaches():
+    query, pair = normal(1, 8, 1, 2), normal(1, 96, 1, 2, seed=1)
+
+    def attend(start, **options):
+        part = Part((0, 0, start, 0), (1, 1, 100, 96))
+        options |= {"part": part, "local_window_size": (3, 0)}
+        return dot_product_attention(None, query, pair, pair, 0, **options)
+
+    tiled = partial(attend, query_block_size=4, key_block_size=8)
+    expected = attend(50, implementation="whole")
+    np.testing.assert_allclose(quick_jit(tiled)(50), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", ["tiled", "whole", "kernel"])
-@pytest.mark.parametrize(("rate", "keys"), [(1, 5), (1.0, 0), (0.3, 0)])
-def test_log_sum_exp_where_the_output_is_zeros(implementation, rate, keys):
+@pytest.mark.parametrize(
+    ("rate", "keys", "features"), [(1, 5, 4), (1.0, 0, 4), (0.3, 0, 4), (0.3, 5, 0)]
+)
+def test_log_sum_exp_where_the_output_is_zeros(implementation, rate, keys, features):
+    """Or where it is empty."""
     query, pair = normal(2, 3, 2, 4), normal(2, keys, 2, 4, seed=1)
     attend = partial(dot_product_attention, return_residual=True, implementation=implementation)
-    out, residual = attend(make_key("raw"), query, pair, pair, rate)
-    np.testing.assert_array_equal(out, jnp.zeros_like(query))
+    out, residual = attend(make_key("raw"), query, pair, pair[..., :features], rate)
+    np.testing.assert_array_equal(out, jnp.zeros((2, 3, 2, features)))
     expected = jax.nn.logsumexp(jnp.einsum("btnh,bsnh->btns", query, pair) / 2, axis=-1)
     np.testing.assert_allclose(residual, expected, rtol=1e-6)
 

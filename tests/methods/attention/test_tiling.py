@@ -172,6 +172,7 @@ def sizes_of_tiles(batch, queries, keys, heads, features, asked=(None, None), bu
         ((1, 16384, 16384, 1, 64), (512, 1024), (2048, 2048)),
         ((8, 100, 7, 2, 64), (100, 7), (100, 7)),  # no larger than the weights
         ((1, 1000, 5000, 64, 1), (128, 128), (512, 1024)),  # in equal parts of whole words
+        ((64, 4096, 4096, 64, 64), (128, 128), (128, 128)),  # no smaller, of many heads
         ((4096, 8, 64, 16, 1), (8, 64), (8, 64)),  # as large as 32 x 32, however many heads
         ((1, 300, 3000, 256, 8), (64, 64), (160, 768)),
     ],
@@ -189,6 +190,15 @@ def test_tiles_are_as_large_as_asked_but_not_larger_than_the_weights():
     assert sizes_of_tiles(*shape, asked=(1001, 7)) == (1000, 7)
     rows, columns = sizes_of_tiles(*shape, asked=(7, None))
     assert (rows, columns) == (7, 1696)  # a third of 5000, in whole words
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("keys", "block", "expected"),
+    [(64, 32, True), (64, 64, True), (40, 40, True), (64, 16, False), (40, 32, False)],
+)
+def test_columns_of_tiles_start_at_words_or_not(keys, block, expected):
+    assert Tiling(1, keys, 1, block, None, None).columns_start_words == expected
 
 
 def equations(jaxpr):
