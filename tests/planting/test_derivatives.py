@@ -447,6 +447,27 @@ def test_integer_sites_have_no_derivative():
     chex.assert_trees_all_equal(plant(jax.grad(model), {"s": flip})(new_key(), X), outside)
 
 
+def test_integer_arguments_have_no_derivative():
+    def model(x):
+        return site(x, "s").sum().astype(jnp.float32)
+
+    n = jnp.arange(6)
+    slope = plant(jax.grad(model, allow_int=True), {"s": lambda key, x: x + 1})(new_key(), n)
+    assert (slope.shape, slope.dtype) == (n.shape, jax.dtypes.float0)
+
+
+def test_tangent_that_a_rule_marks_may_be_in_a_checkpoint():
+    triple = jax.custom_jvp(lambda x: 3 * x)
+    triple.defjvp(lambda primals, tangents: (triple(*primals), site(3 * tangents[0], "t")))
+
+    def tangent(x):
+        return jax.linearize(jax.checkpoint(triple), x)[1](x)
+
+    chex.assert_trees_all_equal(
+        plant(tangent, {"t": drop})(new_key(), X), drop(site_key(new_key(), "t"), 3 * X)
+    )
+
+
 def test_complex_sites():
     def model(x):
         z = site(x * (1 + 2j), "s")

@@ -18,6 +18,8 @@ from jaxdrop import (
     dropout,
     monte_carlo,
     multi_sample,
+    site,
+    sites,
     symmetric_kl,
     two_views,
 )
@@ -64,6 +66,14 @@ def test_samples_are_computed_together():
     mean = multi_sample(fn, 2)(make_key("raw"), X, scale=2.0)
     np.testing.assert_array_equal(mean, sum(views) / 2)
     assert len(calls) == 2  # one for each of the two
+
+
+def test_views_are_no_more_samples_than_two():
+    def model(x):
+        return two_views(lambda key: site(dropout(key, x, 0.5), "h"))(make_key("raw"))
+
+    (row,) = sites(model, X)
+    assert (row.where, row.shape) == ("vmap[2]", X.shape)
 
 
 def test_average_of_equal_samples_is_each_of_them():
