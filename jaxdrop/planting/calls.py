@@ -55,7 +55,10 @@ class Call:
         # In order, and not a set: the order of a set of strings differs between processes, and
         # so would the programs, which compilation caches and several hosts need to be equal.
         names = dict.fromkeys(name for body in bodies for name in body.runs)
-        return {name: max(self._counted(body, name, counted) for body in bodies) for name in names}
+        return {
+            name: max(self._counted(body, name, counted) for body in bodies if name in body.runs)
+            for name in names
+        }
 
     def shared_runs(self, bodies: Sequence[Plan]) -> Runs:
         """Of these runs, those that the steps of the next loop around share."""
@@ -66,7 +69,7 @@ class Call:
 
     def _counted(self, body: Plan, name: str, times: int) -> int:
         shared = body.shared_runs.get(name, 0) if self.loops else 0
-        return times * (body.runs.get(name, 0) - shared) + shared
+        return times * (body.runs[name] - shared) + shared
 
 
 def rebuild_jit(params: Params, bodies: Bodies) -> Evaluate:

@@ -113,8 +113,9 @@ class RunningMoments(NamedTuple):
 
 
 def _apart(a: Array, b: Array) -> Array:
-    """The difference `b - a`; of equal infinities it is 0."""
-    return jnp.where(jnp.isinf(a) & (a == b), 0, b - a)
+    """The difference `b - a`; 0 if `a` is an infinity that `b` does not change."""
+    stays = jnp.isinf(a) & ((a == b) | jnp.isfinite(b))
+    return jnp.where(stays, 0, b - a)
 
 
 def _summed(total: Any, terms: Any, lost: Any) -> tuple[Any, Any]:

@@ -139,6 +139,15 @@ def test_inner_jit_compiles_once_over_keys_and_calls():
     assert second.names == []
 
 
+def test_inner_jit_donates_the_operands_that_it_donated():
+    inner = jax.jit(lambda x, y: site(x * 2, "s") + y, donate_argnums=0)
+    planted = plant(inner, RULES)
+    for call in (inner, lambda *xs: planted(new_key(), *xs)):
+        x, y = jnp.arange(4.0), jnp.ones(4)
+        call(x, y)
+        assert (x.is_deleted(), y.is_deleted()) == (True, False)
+
+
 @pytest.mark.parametrize("loop", ["scan", "while", "cond"])
 def test_loops_compile_once_over_keys_outside_of_jit(loop):
     def step(carry, _):

@@ -74,6 +74,15 @@ def test_planted_jacobians_and_hessians_agree(name, derivative):
     chex.assert_trees_all_equal(inside, jax.jit(derivative(loss_by_hand(name)))(X))
 
 
+def test_backward_pass_of_a_backward_pass_has_the_mask():
+    def second(mark):
+        return jax.jacrev(jax.grad(lambda x: (mark(x * x) ** 2).sum()))
+
+    planted = plant(second(lambda y: site(y, "s")), {"s": drop})
+    by_hand = second(partial(drop, site_key(new_key(), "s")))
+    chex.assert_trees_all_equal(jax.jit(planted)(new_key(), X), jax.jit(by_hand)(X))
+
+
 def test_gradients_agree_through_while_loops_forwards():
     def model(x):
         return loss(
@@ -445,6 +454,18 @@ def test_integer_sites_have_no_derivative():
 
     outside = jax.grad(plant(model, {"s": flip}), argnums=1)(new_key(), X)
     chex.assert_trees_all_equal(plant(jax.grad(model), {"s": flip})(new_key(), X), outside)
+
+
+def test_tangent_that_a_rule_marks_may_be_in_a_checkpoint():
+    triple = jax.custom_jvp(lambda x: 3 * x)
+    triple.defjvp(lambda primals, tangents: (triple(*primals), site(3 * tangents[0], "t")))
+
+    def tangent(x):
+        return jax.linearize(jax.checkpoint(triple), x)[1](x)
+
+    chex.assert_trees_all_equal(
+        plant(tangent, {"t": drop})(new_key(), X), drop(site_key(new_key(), "t"), 3 * X)
+    )
 
 
 def test_complex_sites():

@@ -95,6 +95,13 @@ def test_key_implementations_are_hashed_down_to_threefry():
         assert site_key(key, "s").dtype == jax.random.key(0).dtype
 
 
+def test_keys_of_sites_are_threefry_whatever_the_default():
+    key = new_key()
+    with jax.default_prng_impl("rbg"):
+        y = plant(block, RULES)(key, X)
+    chex.assert_trees_all_equal(y, block(X, ByHand(new_key())))
+
+
 @pytest.mark.quick
 def test_occurrence_may_be_traced_and_must_be_a_whole_number():
     key = new_key()  # not consumed

@@ -314,6 +314,20 @@ class TestFunction:
         y = run(model, {named_scope("s"): half})
         assert_equal(y, drop("named_scope:s", 2 * drop("named_scope:s", 2 * X), 1))
 
+    def test_one_call_may_run_several_functions_from_one_line(self):
+        def long(x):
+            x = x + 1
+            x = x * 3
+            return x - 2
+
+        def layer(x):
+            for step in (long, lambda x: x * 2):
+                x = step(x)
+            return x
+
+        y = run(lambda x: layer(x) + 1, {function("layer"): half})
+        assert_equal(y, drop("function:layer", 6 * X + 2) + 1)
+
     def test_goes_by_the_last_name_of_a_method(self):
         class Layer:
             def forward(self, x):
@@ -632,6 +646,22 @@ class TestBranches:
         message = "'function:layer' runs the line .* again on its own result, so it loops or"
         with pytest.raises(NotImplementedError, match=message):
             run(jax.jit(model) if jit else model, {function("layer"): half})
+
+    def test_a_call_that_returned_nothing_has_ended(self):
+        def layer(values, i):
+            if i:
+                values.append(values[-1] * 2)
+                return
+            values.append(values[-1] + 1)
+
+        def model(x):
+            values = [x]
+            for i in (1, 0):
+                layer(values, i)
+            return values[-1] * 3
+
+        with pytest.raises(NotImplementedError, match="again on its own result"):
+            run(model, {function("layer"): half})
 
     def test_one_call_may_take_a_branch_and_go_on(self):
         def layer(x, i):

@@ -145,6 +145,9 @@ def test_inner_jit_keeps_its_shardings():
         y = plant(jax.jit(mark, **options), RULES)(new_key(), ONES)
         chex.assert_trees_all_equal(np.asarray(y), np.asarray(plant(mark, RULES)(new_key(), ONES)))
         assert y.sharding.is_equivalent_to(sharding, 2)
+    both = jax.jit(lambda x: (mark(x), x + 1), out_shardings=(sharding, None))
+    y, _ = plant(both, RULES)(new_key(), ONES)
+    assert y.sharding.is_equivalent_to(sharding, 2)
 
 
 def test_unknown_mesh_axes_are_refused():

@@ -95,6 +95,7 @@ def test_table_prints_one_line_a_row():
     (state,) = [line for line in lines if line.startswith("state")]
     assert state.split()[:4] == ["state", "float32[4,6]", "5", "scan[5]/checkpoint"]
     assert state.split()[4] == "st*"
+    assert state.split()[5].startswith("tests/planting/test_report.py:")
     by_name = {row.site: row.rule for row in table}
     assert by_name["checkpoint_name:tag"] == "match.checkpoint_name('tag')"
     assert by_name["row"] is None
@@ -349,6 +350,21 @@ class TestUnmarked:
         assert [line.split()[0] for line in lines] == [
             "named_scope:dense",
             "named_scope:dense_out",
+        ]
+
+    def test_a_function_is_not_offered_if_a_scope_shows_one_of_its_outputs(self):
+        def two(x):
+            with jax.named_scope("first"):
+                y = x * 2
+            return y, x[0] + 1
+
+        def model(x):
+            y, z = two(x)
+            return y + z.sum() * 2
+
+        assert [row.site for row in sites(model, X).unmarked] == [
+            "named_scope:first",
+            "function:model",
         ]
 
     def test_what_cannot_be_planted_is_not_offered(self):

@@ -18,6 +18,8 @@ from jaxdrop import (
     dropout,
     monte_carlo,
     multi_sample,
+    site,
+    sites,
     symmetric_kl,
     two_views,
 )
@@ -64,6 +66,14 @@ def test_samples_are_computed_together():
     mean = multi_sample(fn, 2)(make_key("raw"), X, scale=2.0)
     np.testing.assert_array_equal(mean, sum(views) / 2)
     assert len(calls) == 2  # one for each of the two
+
+
+def test_views_are_no_more_samples_than_two():
+    def model(x):
+        return two_views(lambda key: site(dropout(key, x, 0.5), "h"))(make_key("raw"))
+
+    (row,) = sites(model, X)
+    assert (row.where, row.shape) == ("vmap[2]", X.shape)
 
 
 def test_average_of_equal_samples_is_each_of_them():
@@ -149,7 +159,8 @@ LOGITS = np.random.default_rng(1).normal(size=(2, 50, 7)) * 3
 def test_divergence_is_the_mean_of_both():
     a, b = jnp.asarray(LOGITS, jnp.float32)
     np.testing.assert_allclose(symmetric_kl(a, b), reference(*LOGITS), rtol=1e-5)
-    np.testing.assert_array_equal(symmetric_kl(a, b), symmetric_kl(b, a))
+    for other in (b, a + b / 10):
+        np.testing.assert_array_equal(symmetric_kl(a, other), symmetric_kl(other, a))
     turned = symmetric_kl(jnp.moveaxis(a, -1, 0), jnp.moveaxis(b, -1, 0), axis=0)
     np.testing.assert_allclose(turned, symmetric_kl(a, b), rtol=1e-6)
 

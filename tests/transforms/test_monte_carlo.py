@@ -171,6 +171,16 @@ def test_infinite_samples_have_an_infinite_mean():
         np.testing.assert_array_equal(moments.mean, [-np.inf, 0])
 
 
+def test_infinite_samples_join_others_in_any_order():
+    inf, nan = np.inf, np.nan
+    one, other = (
+        Moments(jnp.uint32(1), jnp.array(mean), jnp.zeros(6))
+        for mean in ([inf, 1, -inf, inf, inf, nan], [1, inf, -inf, -inf, nan, inf])
+    )
+    for merged in (one.merge(other), other.merge(one)):
+        np.testing.assert_array_equal(merged.mean, [inf, inf, -inf, nan, nan, nan])
+
+
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
 def test_drops_of_other_keys_do_not_depend_on_the_batch(implementation, batch_size):
@@ -396,7 +406,7 @@ def test_keywords_and_dtypes_pass():
 
 def test_complex_samples_have_a_real_variance():
     def turn(key, x):
-        return dropout(key, x, 0.5).astype(jnp.complex64) * 1j
+        return dropout(key, x, 0.5).astype(jnp.complex64) * (2 + 1j)
 
     moments = monte_carlo_moments(turn, 50, batch_size=8)(make_key("raw"), X)
     samples = monte_carlo(turn, 50)(make_key("raw", 0), X)
