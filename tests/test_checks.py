@@ -100,6 +100,12 @@ class TestExpectation:
             checks.assert_expectation_kept(biased, key(), jnp.ones((8, 16)))
 
     @pytest.mark.quick
+    def test_names_the_place_that_is_farthest_beyond_what_is_allowed(self):
+        x = jnp.array([1.0, 1000.0])  # far more is allowed at the second
+        with pytest.raises(AssertionError, match=r"output at \(0,\) over 512 draws is 2, "):
+            checks.assert_expectation_kept(lambda key, x: x.at[0].add(1), key(), x, num_samples=512)
+
+    @pytest.mark.quick
     @pytest.mark.parametrize("rule", [rescale.none, rescale.realized(), rescale.preserve_sum()])
     def test_fails_on_rules_that_are_biased(self, rule):
         x = jnp.arange(1.0, 4.0)
@@ -248,6 +254,22 @@ class TestGradient:
 
         with pytest.raises(AssertionError, match="the forward pass with the same key changes by"):
             checks.assert_gradient_uses_same_mask(straight_through, key(), X)
+
+    @pytest.mark.quick
+    def test_moves_inputs_by_the_cube_root_of_eps_of_the_largest_but_at_least_of_1(self):
+        for size, step in ((0.5, 2 ** (-23 / 3)), (1000.0, 1000 * 2 ** (-23 / 3))):
+            points = []
+
+            def watched(key, x, points=points):
+                if not isinstance(x, jax.core.Tracer):
+                    points.append(np.asarray(x, np.float64))
+                return x
+
+            checks.assert_gradient_uses_same_mask(watched, key(), jnp.full(8, size).at[0].set(0))
+            ahead, behind = points
+            moved = (ahead - behind) / 2 / step  # each element by another share
+            assert moved.min() >= 0.499
+            assert moved.max() <= 1.001
 
     def test_fails_on_a_gradient_that_is_not_finite(self):
         def unguarded(key, x):

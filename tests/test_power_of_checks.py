@@ -130,43 +130,46 @@ def test_outputs_that_are_always_alike_are_rejected_where_the_bound_says(verdict
 
 def test_defect_of_the_size_that_the_formula_gives_is_noticed_and_hardly_a_smaller_one(verdict):
     draws, rate, options = 2048, 0.3, {"num_samples": 2048, "false_alarm_rate": 1e-6}
-    by_rate = [
-        verdict(checks.assert_keep_rate, given, rate, **options) for given in of_one_element(draws)
-    ]
-    noticed_rate = lambda off: chance_of(by_rate, 1 - rate - off)  # noqa: E731
+
+    def noticed(assertion, *args, keep_prob, scale=1.0):
+        usual = round(draws * keep_prob)
+        kept = np.arange(usual - 100, usual + 101)  # all but a chance of 1e-5
+        given = [(np.arange(draws) < k)[:, None] * scale for k in kept]
+        rejected = [verdict(assertion, each, *args, **options) == "rejected" for each in given]
+        return binom.pmf(kept, draws, keep_prob)[rejected].sum()
+
+    def noticed_rate(off):
+        return noticed(checks.assert_keep_rate, rate, keep_prob=1 - rate - off)
 
     def noticed_scale(off):
         scale = (1 + off) / (1 - rate)
-        kept = np.arange(int(draws * (1 - rate)) - 160, int(draws * (1 - rate)) + 160)
-        given = of_one_element(draws, scale)
-        found = [verdict(checks.assert_expectation_kept, given[k], **options) for k in kept]
-        return binom.pmf(kept, draws, 1 - rate)[np.array(found) == "rejected"].sum()
+        return noticed(checks.assert_expectation_kept, keep_prob=1 - rate, scale=scale)
 
-    for noticed, size in (
+    for noticed_by, size in (
         (noticed_rate, power.wrong_rate(rate, 1, draws, 1e-6)),
         (noticed_scale, power.wrong_scale(rate, 1, draws, 1e-6)),
     ):
-        assert noticed(1.04 * size) > power.POWER > noticed(0.96 * size)
+        assert noticed_by(1.04 * size) > power.POWER > noticed_by(0.96 * size)
 
 
 def test_defaults_notice_what_their_docstrings_say(verdict):
     u = np.random.default_rng(0).random((DRAWS, MANY), np.float32)
     kept = u >= RATE
 
-    def scaled(factor, place=slice(None)):
-        y = kept / np.float32(1 - RATE)
-        y[:, place] *= np.float32(factor)
+    def scaled(all_of_them, one):
+        y = kept * np.float32(all_of_them / (1 - RATE))
+        y[:, 7] *= np.float32(one / all_of_them)
         return verdict(checks.assert_expectation_kept, y)
 
-    def dropped(rate, place=slice(None)):
-        y = kept.astype(np.float32)
-        y[:, place] = u[:, place] >= rate
+    def dropped(all_of_them, one):
+        y = u >= all_of_them
+        y[:, 7] = u[:, 7] >= one
         return verdict(checks.assert_keep_rate, y, RATE)
 
-    assert scaled(1.0036) == scaled(1.022, 7) == "passed"
-    assert scaled(1.0044) == scaled(1.032, 7) == "rejected"
-    assert dropped(0.1035) == dropped(0.12, 7) == "passed"
-    assert dropped(0.1040) == dropped(0.131, 7) == "rejected"
+    assert scaled(1.0036, 1.022) == "passed"
+    assert scaled(1.0044, 1) == scaled(1, 1.032) == "rejected"
+    assert dropped(0.1035, 0.12) == "passed"
+    assert dropped(0.1040, 0.1) == dropped(0.1, 0.131) == "rejected"
 
 
 def test_figures_of_the_docstrings_are_those_of_the_formulas():

@@ -158,6 +158,15 @@ def test_crps_of_samples_far_from_zero_does_not_cancel(estimator):
 
 
 @pytest.mark.quick
+@each_estimator
+def test_crps_of_samples_scales_with_them_however_small_they_are(estimator):
+    rng, unit = np.random.default_rng(0), np.float32(2**-60)
+    y, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4,), (3, 4)))
+    small = crps_ensemble(y * unit, x * unit, estimator=estimator)
+    np.testing.assert_array_equal(small, crps_ensemble(y, x, estimator=estimator) * unit)
+
+
+@pytest.mark.quick
 def test_scores_of_sure_predictions_are_absolute_errors_with_gradients():
     targets, means = jnp.array([1.0, 2.0, -1.0]), jnp.array([1.0, 0.5, 0.5])
     np.testing.assert_array_equal(crps_normal(targets, means, 0.0), [0, 1.5, 1.5])

@@ -76,6 +76,15 @@ def test_arguments_of_every_score_of_labels_are_refused_alike(score):
             score(P, labels, bins=1.5)
 
 
+@pytest.mark.parametrize("score", OF_LABELS[:3], ids=lambda score: score.__name__)
+def test_axes_of_the_batch_are_one_batch_and_one_example_needs_none(score):
+    rng = np.random.default_rng(0)
+    p, labels = rng.dirichlet(np.ones(3), 6).astype(np.float32), rng.integers(0, 3, 6)
+    found = quick_jit(score)(p.reshape(3, 2, 3), labels.reshape(3, 2))
+    of_each = quick_jit(jax.vmap(score))(p, labels)
+    np.testing.assert_allclose(found, of_each.mean(0), rtol=1e-6)
+
+
 # Bins.
 
 
@@ -91,14 +100,15 @@ def test_probabilities_of_0_and_1_and_just_outside_are_in_the_first_and_last_bin
 
 
 def test_bins_are_15_of_equal_width_unless_asked_otherwise():
-    p = np.linspace(1 / 30, 29 / 30, 15, dtype=np.float32)
-    p = np.stack([p, np.zeros(15, np.float32)], -1)
-    found = uncertainty.expected_calibration_error(p, np.zeros(15, int))
-    assert found.count.tolist() == [1] * 15
+    p = np.linspace(1 / 30, 29 / 30, 15, dtype=np.float32)[np.minimum(np.arange(16), 14)]
+    p, labels = np.stack([p, np.zeros(16, np.float32)], -1), np.zeros(16, int)
+    expected = [1] * 14 + [2]  # of equal mass, the first bin would have two
+    found = uncertainty.expected_calibration_error(p, labels)
+    assert found.count.tolist() == expected
     for error in ERRORS[1:]:
-        count = error(p, np.zeros(15, int)).count
+        count = error(p, labels).count
         assert count.shape == (2, 15)
-        assert count[0].tolist() == [1] * 15
+        assert count[0].tolist() == expected
 
 
 # Tiny probabilities, and samples that nearly agree.
@@ -143,6 +153,17 @@ def test_moments_of_probabilities_and_entropies_are_the_parts():
 def test_votes_of_logits_are_those_of_probabilities_and_ties_go_to_the_first_class():
     logits = jnp.array([[-3.0, -1.0, -2.0], [-9.0, -8.0, 5.0], [0.0, 2.0, 2.0]])
     np.testing.assert_allclose(uncertainty.variation_ratio(logits), 1 / 3, rtol=1e-6)
+
+
+def test_votes_are_counted_in_integers():
+    program = jax.make_jaxpr(uncertainty.variation_ratio)(jnp.zeros((5, 2, 3)))
+    assert "i32[2,3] = reduce_sum" in str(program)
+
+
+def test_information_has_a_curvature_where_samples_agree():
+    """Of each class it is (1 / p - 1 / T p) / T by one of T samples, and -1 / T p / T by two."""
+    bend = quick_jit(jax.hessian(uncertainty.mutual_information))(jnp.full((2, 2), 0.5))
+    np.testing.assert_allclose(bend, np.einsum("tu,kl->tkul", np.eye(2) - 0.5, np.eye(2)), 1e-6)
 
 
 # Widths, and settings that are not named.

@@ -140,7 +140,7 @@ def assert_keep_rate(
     elements = Deviations(np.full(x.shape, 1 - rate))
     whole = Deviations(np.full((), 1 - rate))
     for samples in outputs(check, drop, key, x, num_samples):
-        kept = (samples != 0).astype(np.float64)
+        kept = samples != 0
         elements.add(kept)
         whole.add(kept.reshape(len(kept), -1).mean(axis=1))
     reject(check, "share kept overall", whole, whole.radius(false_alarm_rate / 2, 1))
