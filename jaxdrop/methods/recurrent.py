@@ -117,13 +117,15 @@ def zoneout(
       activations", arXiv:1606.01305 (2016).
     """
     check = Check("zoneout")
-    if key is not None:
-        key, rate = key_and_rate(check, key, new, rate, name="new")
+    if key is None:
+        p = check.probability("rate", rate)
+    else:
+        key, p = key_and_rate(check, key, new, rate, name="new")
     new = check.inexact_array("new", new)
     old = check.like("old", old, new, "new")
     if key is None:
-        return _mean(new, old, grid_rate(check.probability("rate", rate)))
-    return replace_with(key, new, old, rate)
+        return _mean(new, old, grid_rate(p))
+    return replace_with(key, new, old, p)
 
 
 @jax.jit

@@ -215,13 +215,15 @@ def shake_drop(
       arXiv:1802.02375 (2018).
     """
     check = Check("shake_drop")
-    if key is not None:
-        key, rate = key_and_rate(check, key, x, rate)
+    if key is None:
+        p = check.probability("rate", rate)
+    else:
+        key, p = key_and_rate(check, key, x, rate)
     x = check.inexact_array("x", x)
     samples = check.distinct_axes(x, batch_axis=batch_axis)
+    on_grid = grid_rate(p)
     if key is None:
-        return _mean_branch(x, grid_rate(check.probability("rate", rate)))
-    on_grid = grid_rate(rate)
+        return _mean_branch(x, on_grid)
     if on_grid.is_zero:
         return x
     return _shake_drop(key, x, on_grid, mask_layout(x.shape, other_axes(x.ndim, samples)))
