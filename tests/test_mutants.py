@@ -101,6 +101,16 @@ def test_edits_change_what_runs_and_nothing_else():
     }
 
 
+def test_edits_of_which_no_test_can_notice_anything_are_edits_of_the_package():
+    shown = {}
+    for line in (TESTS / "mutants/equivalent.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            shown.setdefault(line.partition(": ")[0], set()).add(line.partition(": ")[2])
+    for file, lines in shown.items():
+        source = (runner.ROOT / file).read_text()
+        assert lines <= {edit.shown(source) for edit in edits(source)}, file
+
+
 def test_every_edit_gives_another_program():
     source = (runner.ROOT / "jaxdrop" / "rescale.py").read_text()
     programs = {ast.dump(ast.parse(edit.applied(source))) for edit in edits(source)}

@@ -63,9 +63,17 @@ class Edit:
     def applied(self, source: str) -> str:
         return source[: self.start] + self.text + source[self.stop :]
 
+    def shown(self, source: str) -> str:
+        """The lines that it changes, before and after."""
+        first, last = source.rfind("\n", 0, self.start) + 1, source.find("\n", self.stop)
+        new = source[first : self.start] + self.text + source[self.stop : last]
+        return " ".join(f"{source[first:last]} => {new}".split())
+
 
 def edits(source: str) -> Iterator[Edit]:
-    """All edits of a module: none in annotations, docstrings and texts of messages."""
+    """All edits of a module: none in annotations, docstrings, texts of messages and `strict` of
+    `zip`, which never raises.
+    """
     starts = _starts_of_lines(source)
 
     def at(line, column):
@@ -101,6 +109,8 @@ def _code(node, statement=None):
         yield node, statement
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        if isinstance(node, ast.keyword) and node.arg == "strict":
             continue
         if isinstance(node, ast.AnnAssign) and name == "target":
             continue
@@ -159,7 +169,7 @@ def _changed(node, statement):
             yield "statement", "return None"
     if isinstance(node, ast.Call):
         for argument in node.keywords:
-            if argument.arg:
+            if argument.arg not in (None, "strict"):
                 left = [other for other in node.keywords if other is not argument]
                 yield "argument", _with(node, keywords=left)
     if isinstance(statement, ast.If | ast.While) and node is statement.test:

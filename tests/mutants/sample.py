@@ -80,11 +80,7 @@ class Drawn:
     edit: Edit
 
     def __str__(self):
-        source, edit = (ROOT / self.file).read_text(), self.edit
-        first = source.rfind("\n", 0, edit.start) + 1
-        last = source.find("\n", edit.stop)
-        new = source[first : edit.start] + edit.text + source[edit.stop : last]
-        return " ".join(f"{self.file}: {source[first:last]} => {new}".split())
+        return f"{self.file}: {self.edit.shown((ROOT / self.file).read_text())}"
 
 
 def drawn(place, asked):
