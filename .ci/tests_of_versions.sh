@@ -4,7 +4,7 @@
 
 tests_of_versions=(
   base/test_{compat,sharding_parts}.py core/test_words.py
-  test_golden.py test_laws.py test_sharding.py test_compilation.py test_versions.py
+  test_golden.py test_keys.py test_laws.py test_sharding.py test_compilation.py test_versions.py
   test_platforms.py methods/attention/test_{meshes,platforms,transforms,weights_mask}.py
   transforms/test_policies.py frameworks
   planting/test_{combined,derivatives,keys,mark,meshes,rates,report,versions}.py
