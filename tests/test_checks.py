@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from modes import enable_x64
 
 import jaxdrop
 from jaxdrop import checks, dropout, rescale
@@ -113,8 +114,18 @@ class TestExpectation:
             checks.assert_expectation_kept(partial(dropout, rate=0.5, rescale=rule), key(), x)
 
     def test_fails_on_nan(self):
-        with pytest.raises(AssertionError, match="the output is not finite"):
-            checks.assert_expectation_kept(lambda k, x: x * jnp.nan, key(), X)
+        for check in (checks.assert_expectation_kept, checks.assert_key_determines_output):
+            with pytest.raises(AssertionError, match="the output is not finite"):
+                check(lambda k, x: x * jnp.nan, key(), X)
+
+    def test_scale_of_numbers_whose_squares_are_zero_is_judged(self):
+        with enable_x64():
+            x = jnp.array([0, 1e-200])
+            checks.assert_expectation_kept(right, key(), x, num_samples=2048)
+            with pytest.raises(AssertionError, match="projection of the output on the input"):
+                checks.assert_expectation_kept(
+                    lambda k, x: 1.5 * right(k, x), key(), x, num_samples=2048
+                )
 
     def test_fails_on_another_shape(self):
         with pytest.raises(AssertionError, match=r"shape \(1, 16\), the input \(8, 16\)"):
