@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from nodes import Pair
 from programs import NAMES, PROGRAMS, ROWS, RULES, ByHand, X, block, cell, drop, new_key
 
 import jaxdrop
@@ -59,26 +60,11 @@ def test_each_array_of_a_pytree_is_a_site_of_its_own():
     assert out["b"][1:] == [None, "text", 3.0]
 
 
-@jax.tree_util.register_pytree_node_class
-class Pair:
-    """A node of a pytree that has no names for its parts."""
-
-    def __init__(self, *parts):
-        self.parts = parts
-
-    def tree_flatten(self):
-        return self.parts, None
-
-    @classmethod
-    def tree_unflatten(cls, _, parts):
-        return cls(*parts)
-
-
 @pytest.mark.quick
 def test_parts_of_a_node_of_the_user_are_sites_by_their_numbers():
     out = plant(lambda x: site(Pair(x, "text"), "h"), {"h[0]": drop})(new_key(), X)
-    chex.assert_trees_all_equal(out.parts[0], drop(site_key(new_key(), "h[0]"), X))
-    assert (type(out), out.parts[1]) == (Pair, "text")
+    chex.assert_trees_all_equal(out.children[0], drop(site_key(new_key(), "h[0]"), X))
+    assert (type(out), out.children[1]) == (Pair, "text")
 
 
 @pytest.mark.quick
