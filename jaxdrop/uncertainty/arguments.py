@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdrop.base.axes import lies_inside
 from jaxdrop.base.validate import Check
 from jaxdrop.core.apply import widen
 
@@ -54,4 +55,4 @@ def labelled(check: Check, probabilities: Any, labels: Any) -> tuple[Array, Arra
         raise ValueError(f"{check}: labels must have shape {p.shape[:-1]}; got {labels.shape}.")
     if p.size == 0:
         raise ValueError(f"{check}: probabilities must not be empty; got shape {p.shape}.")
-    return p, labels, (labels >= 0) & (labels < p.shape[-1])
+    return p, labels, lies_inside(labels, p.shape[-1])
