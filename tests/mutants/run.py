@@ -78,13 +78,14 @@ def all_mutants():
 
 
 @contextmanager
-def copied():
+def copied(folders=("jaxdrop", "tests"), files=("pyproject.toml",)):
     """A copy of what the tests need, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         root = Path(folder).resolve()
-        for name in ("jaxdrop", "tests"):
+        for name in folders:
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", root)
+        for name in files:
+            shutil.copy(ROOT / name, root)
         yield root
 
 

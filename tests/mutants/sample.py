@@ -22,11 +22,9 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from pathlib import Path
 
 import pytest
 from edits import Edit, edits
+from run import copied
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -190,9 +189,7 @@ def tried(root, names, seconds):
         os.killpg(child, signal.SIGKILL)  # what a test left behind
     if os.WIFSIGNALED(status):
         return "late" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed"
-    return {0: "survived", 1: "killed", 2: "killed", 3: "killed"}.get(
-        os.WEXITSTATUS(status), "error"
-    )
+    return VERDICTS.get(os.WEXITSTATUS(status), "error")
 
 
 def outcome(root, drawn, tests, seconds):
@@ -222,14 +219,7 @@ def work(folder, job, jobs, places, asked):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     tests, known = Tests(folder), equivalent()
-    with tempfile.TemporaryDirectory(prefix="mutant-") as copy:
-        root = Path(copy).resolve()
-        for name in SHARED:
-            if (ROOT / name).exists():
-                shutil.copytree(ROOT / name, root / name, dirs_exist_ok=True)
-        for name in ROOT.glob("*.*"):
-            if name.is_file():
-                shutil.copy(name, root)
+    with copied(SHARED, [path.name for path in ROOT.glob("*.*") if path.is_file()]) as root:
         for place in places:
             kept = folder / f"{place.replace('/', '-')}.{asked.seed}.{job}.jsonl"
             with kept.open("w") as lines:
