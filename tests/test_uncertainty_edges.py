@@ -54,28 +54,6 @@ def test_labels_of_64_bits_are_not_cut_off():
         assert jnp.isnan(uncertainty.expected_calibration_error(P, labels).error)
 
 
-@of_labels
-def test_arguments_of_every_score_of_labels_are_refused_alike(score):
-    name, labels = score.__name__, np.array([0, 1])
-    for p, wrong, error, message in (
-        (P.astype(complex), labels, TypeError, "probabilities must be real; got complex64"),
-        (P > 0, labels, TypeError, "probabilities must be floating or complex; got bool"),
-        (P, labels * 1.0, TypeError, "labels must be integers; got float"),
-        (P, labels > 0, TypeError, "labels must be integers; got bool"),
-        (P, labels[:1], ValueError, r"labels must have shape \(2,\); got \(1,\)"),
-        (P, labels[:, None], ValueError, r"labels must have shape \(2,\); got \(2, 1\)"),
-        (P[:0], labels[:0], ValueError, r"probabilities must not be empty; got shape \(0, 3\)"),
-        (P[:, :0], labels, ValueError, r"probabilities must not be empty; got shape \(2, 0\)"),
-    ):
-        with pytest.raises(error, match=f"^{name}: {message}"):
-            score(p, wrong)
-    if score in ERRORS:
-        with pytest.raises(ValueError, match=f"^{name}: bins must be at least 1; got 0"):
-            score(P, labels, bins=0)
-        with pytest.raises(TypeError, match=rf"^{name}: bins must be integers; got 1\.5"):
-            score(P, labels, bins=1.5)
-
-
 @pytest.mark.parametrize("score", OF_LABELS[:3], ids=lambda score: score.__name__)
 def test_axes_of_the_batch_are_one_batch_and_one_example_needs_none(score):
     rng = np.random.default_rng(0)

@@ -424,25 +424,6 @@ def test_key_is_consumed(transform):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("transform", [monte_carlo, monte_carlo_moments])
-def test_bad_arguments_are_named(transform):
-    name = transform.__name__
-    for options, message in (
-        ({"num_samples": 0}, "num_samples must be at least 1; got 0"),
-        ({"num_samples": 2, "batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"num_samples": 2, "start": -1}, "start must be at least 0; got -1"),
-    ):
-        with pytest.raises(ValueError, match=rf"^{name}: {message}"):
-            transform(network, **options)
-    with pytest.raises(TypeError, match=rf"^{name}: progress must be a function .*; got True"):
-        transform(network, 2, progress=True)
-    with pytest.raises(TypeError, match=rf"^{name}: num_samples must be integers; got 2.5"):
-        transform(network, 2.5)
-    with pytest.raises(TypeError, match=rf"^{name}: key must be one key; got a batch"):
-        transform(network, 2)(jax.random.split(make_key("raw")), X)
-
-
-@pytest.mark.quick
 def test_moments_merge_exactly():
     pairs = ((2, 1, 1), (2, 3, 1))
     one, other, none = (

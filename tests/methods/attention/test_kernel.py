@@ -183,10 +183,10 @@ def test_output_and_gradients_are_those_of_the_whole(case):
 
 @pytest.mark.parametrize(
     ("dtype", "features"),
-    [*product(("float32", "bfloat16"), (32, 64, 80, 128, 256)), ("float16", 64)],
+    [*product(("float32", "bfloat16"), (32, 64, 80, 256)), ("float16", 64)],
 )
 def test_all_head_sizes_and_dtypes(dtype, features):
-    """With tiles as they are chosen for them."""
+    """With tiles as they are chosen for them, once filled up with zeros: 80 features to 128."""
     arrays = [normal(1, 70, 1, features, seed=seed).astype(dtype) for seed in range(4)]
     found, expected = (
         quick_jit(partial(output_and_pull, attend, is_causal=True))(*arrays)
