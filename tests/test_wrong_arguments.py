@@ -249,6 +249,14 @@ OTHER = {
         lambda: jaxdrop.drop_connect(X, KEY, 0.1),
         "drop_connect: key must come before params; got float32[2, 3, 4, 5] before uint32[2].",
     ),
+    "no key before an array of the shape of one": (
+        lambda: dropout(None, jnp.ones(2), 0.1),
+        "dropout: key must be one key; got None. Make one with jax.random.key.",
+    ),
+    "no key before an array of the dtype of one": (
+        lambda: jaxdrop.replace_tokens(None, jnp.ones(3, jnp.uint32), 0.1, replacement=0),
+        "replace_tokens: key must be one key; got None. Make one with jax.random.key.",
+    ),
     "a scalar behind the rate": (
         lambda: dropout(KEY, 0.1, jnp.float32(2)),
         "dropout: x must come before rate; got 0.1 before float32[].",

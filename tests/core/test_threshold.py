@@ -44,6 +44,8 @@ def units(threshold):
 @example(rate=1 - 2**-24)
 @example(rate=1 - 2**-30)  # 1 in float32
 @example(rate=1e-300)
+@example(rate=0.9999694472595215)  # whose complement is off by .08 % in float32
+@example(rate=0.9999846999649048)  # by .12 %
 def test_known_threshold_is_the_nearest_on_the_grid(rate):
     threshold = grid_rate(rate).threshold
     assert units(threshold) == reference.keep_units(rate)

@@ -75,6 +75,8 @@ def keep_tile(
     places = first + _count(1, column_count // WORD_BITS)
     if at_words and len(merged) == 1:
         return _bits(source.words(apart, places, layout))
+    # Those along the rows get the axis of the two words of a pair too.
+    apart = [lax.expand_dims(index, [2]) if jnp.ndim(index) else index for index in apart]
     return _bits(_from_bit(partial(source.words, apart, layout=layout), places, offset))
 
 
