@@ -56,9 +56,26 @@ def test_radius_is_the_empirical_bernstein_bound():
         deviations.add(part)
     np.testing.assert_allclose(deviations.bias, samples.mean(0) - np.arange(5), rtol=1e-12)
     variances = samples.var(0, ddof=1)
-    for alarm_rate in (1e-9, 1.0):
-        expected = [power.radius(variance, 50, 40, alarm_rate) for variance in variances]
-        np.testing.assert_allclose(deviations.radius(alarm_rate, 50), expected, rtol=1e-12)
+    off = samples - np.arange(5)
+    # The ranges that the draws have shown, with what is dropped and what is kept as it is.
+    ranges = np.maximum(off.max(0), 0) - np.minimum(off.min(0), -np.arange(5))
+    assert np.all((ranges > 5) & (ranges < 50))
+    for span in (5, 50):
+        spans = np.maximum(ranges, span)
+        for alarm_rate in (1e-9, 1.0):
+            expected = [
+                power.radius(variance, one, 40, alarm_rate)
+                for variance, one in zip(variances, spans, strict=True)
+            ]
+            np.testing.assert_allclose(deviations.radius(alarm_rate, span), expected, rtol=1e-12)
+
+
+def test_span_of_ratios_is_that_of_all_draws_with_0_and_1():
+    deviations = sampling.Deviations(np.array([2.0, -2.0, 0.0]))
+    assert deviations.ratio_span() == 1
+    for draws, span in (([[-2, 2, 0], [6, -2, 0]], 4), ([[2, -2, 0]], 4), ([[0, -9, 0]], 5.5)):
+        deviations.add(np.array(draws))
+        assert deviations.ratio_span() == span
 
 
 def of_one_element(draws, scale=1.0):

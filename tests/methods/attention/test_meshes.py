@@ -123,6 +123,14 @@ def test_batch_that_is_split_in_any_input_is_split_in_the_output(implementation,
         assert not COLLECTIVE.findall(compiled.as_text())
 
 
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b")], ids=str)
+def test_of_several_axes_of_the_batch_the_first_stays_split(spec):
+    arrays = inputs(3, (4, 4, 5, 2, 3))
+    y = jax.jit(attend)(*put(arrays, spec, AxisType.Explicit))
+    np.testing.assert_allclose(y, attend(*arrays), rtol=1e-5, atol=1e-6)
+    assert jax.typeof(y).sharding.spec == P(spec[0], None, None, None, None)
+
+
 @pytest.mark.parametrize(
     ("specs", "of_output", "of_rows"),
     [

@@ -135,3 +135,15 @@ def test_windows_wider_than_the_sequence_hide_nothing(size):
     arguments = (make_key("raw"), x, x, x, 0.3)
     y = dot_product_attention(*arguments, local_window_size=size)
     np.testing.assert_array_equal(y, dot_product_attention(*arguments))
+
+
+@pytest.mark.parametrize("implementation", ["tiled", "kernel"])
+def test_log_sum_exp_of_rows_that_see_something_is_finite_at_every_value(implementation):
+    """Passes mark a row that sees nothing by a number that no other row may have."""
+    rows, zeros = np.arange(-20, 20, dtype=np.float32), jnp.zeros((1, 40, 1, 1))
+    third = np.log(np.e - 2) + 1e-7 * rows  # of three logits, so that the sum is e
+    bias = jnp.stack([jnp.zeros(40), jnp.zeros(40), jnp.asarray(third, jnp.float32)], 1)
+    attend = partial(dot_product_attention, None, zeros, zeros[:, :3], zeros[:, :3], 0)
+    _, found = attend(bias=bias, return_residual=True, implementation=implementation)
+    np.testing.assert_allclose(found, jnp.ones((1, 40, 1)), rtol=1e-6)
+    assert np.any(found == 1)

@@ -56,6 +56,16 @@ def test_traced_start_moves_the_keys_that_a_window_reaches():
     np.testing.assert_allclose(quick_jit(tiled)(50), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_lengths_count_from_the_first_of_the_larger_weights(start):
+    rows = normal(1, 12, 1, 2)
+    part, seen = Part((0, 0, 0, start), (1, 1, 12, 12)), jnp.arange(start, 12) < 7
+    attend = partial(dot_product_attention, None, rows, rows[:, start:], rows[:, start:], 0)
+    found = attend(part=part, key_value_seq_lengths=jnp.array([7]))
+    expected = attend(mask=seen[None, None, None], implementation="whole")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", ["tiled", "whole", "kernel"])
 @pytest.mark.parametrize(
     ("rate", "keys", "features"), [(1, 5, 4), (1.0, 0, 4), (0.3, 0, 4), (0.3, 5, 0)]
