@@ -65,6 +65,9 @@ class TestExpectation:
     def test_passes_in_other_dtypes(self, dtype):
         checks.assert_expectation_kept(right, key(), X.astype(dtype), num_samples=2048)
 
+    def test_passes_on_one_complex_number(self):
+        checks.assert_expectation_kept(right, key(), jnp.complex64(1 - 2j), num_samples=2048)
+
     def test_passes_on_one_mask_for_all_and_on_normal_noise(self):
         shared = partial(dropout, rate=0.001, broadcast_dims=(0, 1))
         checks.assert_expectation_kept(shared, key(), X)

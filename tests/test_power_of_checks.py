@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import binom
 
 from jaxdrop import checks, dropout
+from jaxdrop.base.validate import Check
 from jaxdrop.checks import exact, sampling, statistical
 
 pytestmark = pytest.mark.quick
@@ -76,6 +77,17 @@ def test_span_of_ratios_is_that_of_all_draws_with_0_and_1():
     for draws, span in (([[-2, 2, 0], [6, -2, 0]], 4), ([[2, -2, 0]], 4), ([[0, -9, 0]], 5.5)):
         deviations.add(np.array(draws))
         assert deviations.ratio_span() == span
+
+
+def test_worst_place_is_named_with_its_figures():
+    deviations = sampling.Deviations(np.ones(3))
+    deviations.add(np.array([[1.0, 3, 1], [1.5, 1, 1], [1, 3, 1], [1.5, 1, 1]]))
+    with pytest.raises(AssertionError) as raised:
+        sampling.reject(Check("c"), "output", deviations, np.full(3, 0.2))
+    assert str(raised.value) == (
+        "c: the mean output at (1,) over 4 draws is 2, expected 1: off by 1 where 0.2 is allowed:"
+        " 1.73 standard errors."
+    )
 
 
 def of_one_element(draws, scale=1.0):

@@ -136,6 +136,28 @@ def test_foreign_match_inside_of_a_derivative_is_refused():
         refused(jax.grad(model), {match.named_scope("*net"): drop}, X)
 
 
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        lambda f, x: jax.grad(f)(x),
+        lambda f, x: jax.value_and_grad(f)(x),
+        lambda f, x: jax.vjp(f, x)[0],
+        lambda f, x: jax.jvp(f, (x,), (x,)),
+        lambda f, x: jax.linearize(f, x)[0],
+    ],
+    ids=["grad", "value_and_grad", "vjp", "jvp", "linearize"],
+)
+def test_function_to_plant_instead_of_its_derivative_is_named(derivative):
+    def model(x):
+        return checkpoint_name(jnp.tanh(x), "tag").sum()
+
+    def step(x):
+        return derivative(model, x)
+
+    with pytest.raises(NotImplementedError, match=r"grad\(plant\(model, rules\)\)"):
+        refused(step, {match.checkpoint_name("tag"): drop}, X)
+
+
 def test_backward_rule_that_runs_a_site_again_is_refused_after_differentiation():
     @jax.custom_vjp
     def odd(x):

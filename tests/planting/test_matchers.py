@@ -549,6 +549,11 @@ def test_values_inside_of_a_derivative_are_refused(matcher):
         run(jax.grad(lambda x: layer(x).sum()), {matcher: half})
 
 
+def test_a_drop_of_a_matched_value_may_shift_it():
+    y = run(jnp.tanh, {primitive("tanh"): lambda key, x: 2 * x + 1})
+    np.testing.assert_array_equal(y, 2 * run(jnp.tanh, {}) + 1)
+
+
 def norm(x, mean):
     """Returns its output and a running mean."""
     mean = mean / 2 + x / 2

@@ -413,6 +413,17 @@ def test_planted_function_has_a_name_and_a_signature_with_a_key_in_front():
     assert others == list(inspect.signature(model).parameters.values())
 
 
+def test_function_without_a_signature_is_planted_all_the_same():
+    class Odd:
+        __signature__ = 3
+
+        def __call__(self, x):
+            return site(x, "hidden")
+
+    y = plant(Odd(), {"hidden": half})(jax.random.key(0), jnp.ones(SIZE))
+    np.testing.assert_array_equal(y, half(site_key(jax.random.key(0), "hidden"), jnp.ones(SIZE)))
+
+
 def test_function_may_take_a_key_of_its_own():
     def model(x, key):
         return site(x, "hidden") + jax.random.normal(key, x.shape)

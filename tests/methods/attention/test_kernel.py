@@ -198,6 +198,21 @@ def test_all_head_sizes_and_dtypes(dtype, features):
     assert_close(found, expected, {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.004}[dtype])
 
 
+def test_documents_that_end_in_other_tiles_of_queries_than_of_keys():
+    query, key, value, cotangent = (
+        normal(1, size, 1, 16, seed=seed) for seed, size in enumerate((100, 200, 200, 100))
+    )
+    ids = jnp.arange(200)[None] // 50
+    options = {"segment_ids": (ids[:, 1::2] + 1, ids)}  # queries see the document that follows
+    found, expected = (
+        quick_jit(partial(output_and_pull, attend, **options, **sizes))(
+            query, key, value, cotangent
+        )
+        for attend, sizes in ((kernel, {"query_block_size": 32, "key_block_size": 32}), (whole, {}))
+    )
+    assert_close(found, expected)
+
+
 def test_rows_beyond_the_last_add_nothing_at_a_large_bias():
     """And what a bias of minus infinity hides adds nothing either."""
     arrays = [normal(1, 35, 1, 4, seed=seed) for seed in range(4)]
