@@ -33,8 +33,16 @@ FILLS = {
     "replace_tokens": {"replacement": 0.5},
     "restore_tokens": {"fill": 0.5},
 }
+
+
+def as_by_default(name, arguments):
+    """The arguments of a good call, but rescaled by what the rate says."""
+    kept = {argument: value for argument, value in arguments.items() if argument != "rescale"}
+    return kept | FILLS.get(name, {})
+
+
 CALLS = {
-    name: (partial(call, name), arguments | FILLS.get(name, {}))
+    name: (partial(call, name), as_by_default(name, arguments))
     for name, arguments in GOOD.items()
     if not name.startswith("checks.")  # which take known arrays
 }

@@ -103,22 +103,6 @@ def test_site_rejects_bad_names(name, error, match):
         site(X, name)
 
 
-def test_mark_of_a_tangent_inside_of_a_checkpoint():
-    """Its token is not known before the backward pass."""
-
-    @jax.custom_jvp
-    def double(x):
-        return x * 2
-
-    double.defjvp(lambda primals, tangents: (double(*primals), site(tangents[0] * 3, "s")))
-
-    def model(x):
-        return jnp.sin(double(x)).sum()
-
-    gradient = jax.grad(jax.checkpoint(model))(X)
-    np.testing.assert_allclose(gradient, 3 * jnp.cos(2 * X), rtol=1e-6)
-
-
 def test_cotangent_that_all_examples_share_gets_the_mask_of_each():
     def marked(x):
         return site(x, "s")

@@ -421,6 +421,26 @@ class TestUnmarked:
         assert [row.matcher for row in rows] == [match.function("silu"), match.function("layer")]
         assert len(sites(model, X, rules={row.matcher: drop for row in rows})) == 2
 
+    def test_of_functions_in_a_scope_those_of_jax_are_shown_and_outside_all_are(self):
+        def inner(x):
+            return jax.nn.softmax(x)
+
+        def outer(x):
+            return inner(x)
+
+        def model(x):
+            with jax.named_scope("net"):
+                return outer(x)
+
+        assert [row.site for row in sites(model, X).unmarked] == [
+            "named_scope:net",
+            "function:softmax",
+        ]
+        rows = sites(lambda x: outer(x) * 2, X).unmarked
+        assert [row.site for row in rows] == [
+            f"function:{name}" for name in ("outer", "inner", "softmax")
+        ]
+
     def test_a_line_is_never_a_dot(self):
         lines = repr(sites(lambda x: jax.nn.relu6(x) + jax.nn.gelu(x), X)).splitlines()
         assert not any(line.endswith(" .") for line in lines)

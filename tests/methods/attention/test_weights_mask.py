@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from modes import make_key, quick_jit
 
-from jaxdrop import dot_product_attention, dropout
+from jaxdrop import Part, dot_product_attention, dropout
 
 RATE = 0.5
 
@@ -50,6 +50,14 @@ def test_mask_is_that_of_dropout_for_any_blocks(shape, key_heads, shared, blocks
     whole = dropped_by_dropout(make_key("raw"), shape, broadcast_dims=shared)
     np.testing.assert_array_equal(tiled(make_key("raw")), np.broadcast_to(whole, shape))
     assert 0.1 < np.mean(whole) < 0.9
+
+
+@pytest.mark.parametrize("first", [32, 39])
+def test_mask_of_tiles_of_a_part_that_starts_at_a_word_or_within_one(first):
+    options = {"part": Part((0, 0, first), (2, 5, 128)), "query_block_size": 2}
+    tiled = quick_jit(partial(dropped, shape=(2, 5, 64), key_heads=1, key_block_size=32, **options))
+    larger = dropped_by_dropout(make_key("raw"), (2, 5, 128))
+    np.testing.assert_array_equal(tiled(make_key("raw")), larger[..., first : first + 64])
 
 
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])  # one place takes all kinds
