@@ -53,7 +53,7 @@ def test_rates_fall_with_the_number_of_examples(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
         "import json, learned_rate as example\n"
-        "options = '--seeds 2 --steps 700 --sizes 10 10000 --out'.split()\n"
+        "options = '--seeds 1 --steps 500 --sizes 10 3000 --out'.split()\n"
         f"found = example.main([*options, {str(tmp_path)!r}])\n"
         "print(json.dumps([[r['rates'].tolist() for r in of.values()] for of in found.values()]))"
     )
