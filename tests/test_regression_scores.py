@@ -324,19 +324,6 @@ def test_nan_is_not_hidden(name):
     assert jnp.isfinite(call(y, x)).all()
 
 
-@every_call
-@pytest.mark.parametrize(
-    ("dtype", "kept"), [("bfloat16", "float32"), ("float16", "float32"), ("float64", "float64")]
-)
-def test_scores_are_computed_in_single_precision_or_better(name, dtype, kept):
-    rng = np.random.default_rng(0)
-    with enable_x64():
-        y, x = (jnp.asarray(rng.normal(size=s), dtype) for s in ((3,), (4, 3)))
-        found, jitted = CALLS[name](y, x), jax.jit(CALLS[name])(y, x)
-    assert found.dtype == kept
-    np.testing.assert_allclose(found, jitted, rtol=1e-6)
-
-
 def test_examples_may_be_split_over_explicit_axes():
     rng = np.random.default_rng(0)
     y, x = (rng.normal(size=s).astype(np.float32) for s in ((16,), (8, 16)))

@@ -329,7 +329,9 @@ def small():
     return {name: normal(1, 35, 2, 4, seed=seed) for seed, name in enumerate(names)}
 
 
-DERIVATIVES = {"forwards": forwards, "of bias and scale": jax.grad, **ORDERS}
+# Tangents are computed in tiles, whose own derivatives `test_transforms` has.
+DERIVATIVES = {"forwards": forwards, "of bias and scale": jax.grad}
+DERIVATIVES |= {name: ORDERS[name] for name in ORDERS if name.endswith("of backwards")}
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)
