@@ -75,15 +75,20 @@ def keep_tile(
     places = first + _count(1, column_count // WORD_BITS)
     if at_words and len(merged) == 1:
         return _bits(source.words(apart, places, layout))
-    # Those along the rows get the axis of the two words of a pair too.
-    apart = [lax.expand_dims(index, [2]) if jnp.ndim(index) else index for index in apart]
-    return _bits(_from_bit(partial(source.words, apart, layout=layout), places, offset))
+    return _bits(_from_bit(partial(source.words, layout=layout), apart, places, offset))
 
 
-def _from_bit(words_at: Callable[[Words], Words], places: Words, offset: Words) -> Words:
+def _from_bit(
+    words_at: Callable[[Sequence[Words], Words], Words],
+    apart: Sequence[Words],
+    places: Words,
+    offset: Words,
+) -> Words:
     """Words that start at bit `offset` of those at the places; each is made from two neighbours."""
     side = lax.broadcasted_iota(jnp.uint32, (*places.shape, 2), 2)
-    pair, offset = words_at(lax.expand_dims(places, [2]) + side), lax.expand_dims(offset, [2])
+    places, offset = (lax.expand_dims(x, [2]) for x in (places, offset))
+    apart = [lax.expand_dims(index, [2]) if index.ndim else index for index in apart]
+    pair = words_at(apart, places + side)
     # Two shifts to the left, because a shift by 32, at offset 0, is undefined.
     after = pair << np.uint32(1) << (np.uint32(WORD_BITS - 1) - offset)
     # The two parts have no bit in common, so their sum is their union.
