@@ -35,42 +35,42 @@ def attend(data, query, key, value):
     return jaxdrop.dot_product_attention(rng, query, key, value, 0.3, is_causal=True)
 
 
-def forward(attend, data, *arrays):
+def forward(data, *arrays):
     return attend(data, *arrays[:3])
 
 
-def gradient(attend, data, *arrays):
+def gradient(data, *arrays, attend=attend):
     y, pull = jax.vjp(partial(attend, data), *arrays[:3])
     return y, pull(arrays[3])
 
 
-def tangent(attend, data, *arrays):
+def tangent(data, *arrays):
     return jax.jvp(partial(attend, data), arrays[:3], arrays[1:])
 
 
-def second(attend, data, *arrays):
+def second(data, *arrays):
     def loss(*arrays):
         return jnp.sum(attend(data, *arrays) ** 2)
 
     return jax.jvp(jax.grad(loss), arrays[:3], arrays[1:])
 
 
-def second_in_reverse(attend, data, *arrays):
+def second_in_reverse(data, *arrays):
     def steepness(query):
         return jnp.sum(jax.grad(lambda q: jnp.sum(attend(data, q, *arrays[1:3]) ** 2))(query) ** 2)
 
     return jax.grad(steepness)(arrays[0])
 
 
-def mapped(attend, data, *arrays):
-    return jax.vmap(partial(gradient, attend), in_axes=(None, 0, 0, 0, 0))(data, *arrays)
+def mapped(data, *arrays):
+    return jax.vmap(gradient, in_axes=(None, 0, 0, 0, 0))(data, *arrays)
 
 
-def rematerialised(attend, data, *arrays):
-    return gradient(jax.checkpoint(attend), data, *arrays)
+def rematerialised(data, *arrays):
+    return gradient(data, *arrays, attend=jax.checkpoint(attend))
 
 
-def scanned(attend, data, *arrays):
+def scanned(data, *arrays):
     def step(query, _):
         return attend(data, query, *arrays[1:3]), None
 
@@ -81,10 +81,10 @@ def scanned(attend, data, *arrays):
     return y, pull(y)
 
 
-def manual(attend, data, *arrays):
+def manual(data, *arrays):
     split = P("a", None, "b")
     specs = {"in_specs": (P(), *[split] * 4), "out_specs": (split, (split,) * 3)}
-    return jax.shard_map(partial(gradient, attend), mesh=mesh(), **specs)(data, *arrays)
+    return jax.shard_map(gradient, mesh=mesh(), **specs)(data, *arrays)
 
 
 PROGRAMS = [
@@ -101,7 +101,7 @@ PROGRAMS = [
 
 
 def lower_program(platform, program, arrays=ARRAYS):
-    return lowered(platform, partial(program, attend), KEY_DATA, *arrays)
+    return lowered(platform, program, KEY_DATA, *arrays)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
