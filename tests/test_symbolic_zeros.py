@@ -4,7 +4,6 @@ which JAX computes nothing.
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from good_calls import GOOD, call
 from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import keystr, tree_leaves_with_path
-from modes import make_key, quick_jit
+from modes import make_key
 
 import jaxdrop
 
@@ -116,37 +115,3 @@ def test_only_what_depends_on_an_argument_has_a_tangent(name, argument):
     if argument == "rate" or not jnp.issubdtype(x.dtype, jnp.inexact):
         fixed = found.keys()
     assert found == {result: result not in fixed for result in found}
-
-
-def test_derivatives_by_each_array_of_attention_alone_are_those_by_all_together():
-    tiled = partial(
-        jaxdrop.dot_product_attention, query_block_size=2, key_block_size=3, return_residual=True
-    )
-    names = ("query", "key", "value", "bias", "scale")
-    random = np.random.default_rng(0)
-    shapes = {name: np.shape(ATTENTION[name]) for name in names}
-    at, along = (
-        {
-            name: jnp.asarray(random.normal(size=shape), jnp.float32)
-            for name, shape in shapes.items()
-        }
-        for _ in range(2)
-    )
-
-    def derivatives(chosen):
-        fixed = {name: ATTENTION[name] for name in ("rate", "rng")}
-        fixed |= {name: x for name, x in at.items() if name not in chosen}
-        out, tangent = jax.linearize(
-            lambda x: tiled(**fixed, **x), {name: at[name] for name in chosen}
-        )
-        moving = {name: along[name] for name in chosen}
-        return tangent(moving), jax.linear_transpose(tangent, moving)(out)[0]
-
-    @quick_jit
-    def all_and_each():
-        return derivatives(names), [derivatives((name,)) for name in names]
-
-    (tangent, cotangents), each = all_and_each()
-    close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
-    close(jax.tree.map(lambda *parts: sum(parts), *(alone for alone, _ in each)), tangent)
-    close({name: x for _, alone in each for name, x in alone.items()}, cotangents)

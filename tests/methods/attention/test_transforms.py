@@ -63,6 +63,22 @@ def assert_equals_a_loop(axes, *operands):
     close(batched, jax.tree.map(lambda *rows: jnp.stack(rows), *loop))
 
 
+def test_derivatives_by_each_array_alone_are_those_by_all_together():
+    every, rng = arrays(), make_key("raw")
+
+    def by(*names):
+        fixed = {name: x for name, x in every.items() if name not in names}
+        attend = partial(tiled, return_residual=True, **fixed)
+        return output_and_pull(attend, {name: every[name] for name in names}, 0.5, None, None, rng)
+
+    _, tangent, cotangents = quick_jit(partial(by, *every))()
+    each = {name: quick_jit(partial(by, name))() for name in every}
+    close(
+        jax.tree.map(lambda *parts: sum(parts), *(along for _, along, _ in each.values())), tangent
+    )
+    close({name: pulled[name] for name, (_, _, pulled) in each.items()}, cotangents)
+
+
 def test_vmap_over_everything_equals_a_loop():
     axes = {"query": 2, "key": 0, "value": -1, "bias": 1, "scale": 0}
     together = {
